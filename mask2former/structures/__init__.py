@@ -1,0 +1,33 @@
+"""Containers that travel between data, model, evaluation and drawing."""
+
+from mask2former.structures.boxes import Boxes
+from mask2former.structures.image_list import ImageList
+from mask2former.structures.instances import Instances
+from mask2former.structures.masks import (
+    BitMasks,
+    PolygonMasks,
+    bitmasks_to_rles,
+    masks_to_boxes_xyxy,
+    polygons_to_bitmask,
+    segmentation_to_bitmask,
+)
+from mask2former.structures.metadata import Metadata, MetadataCatalog
+from mask2former.structures.panoptic_ids import id_to_rgb, rgb_to_id
+from mask2former.structures.shape_spec import ShapeSpec
+
+__all__ = [
+    "BitMasks",
+    "Boxes",
+    "ImageList",
+    "Instances",
+    "Metadata",
+    "MetadataCatalog",
+    "PolygonMasks",
+    "ShapeSpec",
+    "bitmasks_to_rles",
+    "id_to_rgb",
+    "masks_to_boxes_xyxy",
+    "polygons_to_bitmask",
+    "rgb_to_id",
+    "segmentation_to_bitmask",
+]

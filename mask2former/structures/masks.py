@@ -1,0 +1,184 @@
+"""Masks as bitmaps, polygons and run-length codes, interchangeable.
+
+Run-length codes and the rasterisation of polygons are those of pycocotools, on which COCO's numbers rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+
+from mask2former.errors import DatasetError
+from mask2former.structures.boxes import Boxes
+
+
+class BitMasks:
+    """Masks (N, H, W) bool of the instances of one image."""
+
+    def __init__(self, tensor: torch.Tensor | np.ndarray) -> None:
+        masks = torch.as_tensor(tensor)
+        if masks.ndim != 3:
+            raise ValueError(f"masks must have shape (N, H, W), found {tuple(masks.shape)}")
+        self.tensor = masks.bool()
+
+    @classmethod
+    def from_polygon_masks(cls, polygons: PolygonMasks, height: int, width: int) -> BitMasks:
+        bitmaps = [polygons_to_bitmask(instance, height, width) for instance in polygons.polygons]
+        return cls(np.stack(bitmaps) if bitmaps else np.zeros((0, height, width), dtype=bool))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return (self.tensor.shape[1], self.tensor.shape[2])
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensor.device
+
+    def get_bounding_boxes(self) -> Boxes:
+        return Boxes(masks_to_boxes_xyxy(self.tensor))
+
+    def nonempty(self) -> torch.Tensor:
+        """Which masks (N,) bool hold a pixel."""
+        return self.tensor.flatten(1).any(dim=1)
+
+    def to(self, *args: Any, **kwargs: Any) -> BitMasks:
+        return BitMasks(self.tensor.to(*args, **kwargs))
+
+    @classmethod
+    def cat(cls, masks: Sequence[BitMasks]) -> BitMasks:
+        return cls(torch.cat([m.tensor for m in masks]))
+
+    def __getitem__(self, item: int | slice | torch.Tensor) -> BitMasks:
+        """A selection; an integer keeps the first axis."""
+        return BitMasks(self.tensor[item].reshape(-1, *self.image_size))
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+
+class PolygonMasks:
+    """Masks of the instances of one image, each a list of polygons (x0, y0, x1, y1, …) in pixels."""
+
+    def __init__(self, polygons: Sequence[Sequence[Sequence[float] | np.ndarray]]) -> None:
+        self.polygons = [[np.asarray(p, dtype=np.float64).reshape(-1) for p in instance] for instance in polygons]
+
+    def get_bounding_boxes(self) -> Boxes:
+        boxes = np.zeros((len(self.polygons), 4), dtype=np.float32)
+        for box, instance in zip(boxes, self.polygons, strict=True):
+            if instance:
+                points = np.concatenate(instance).reshape(-1, 2)
+                box[:] = [*points.min(axis=0), *points.max(axis=0)]
+        return Boxes(torch.from_numpy(boxes))
+
+    def nonempty(self) -> torch.Tensor:
+        """Which masks (N,) bool hold a polygon."""
+        return torch.tensor([bool(instance) for instance in self.polygons], dtype=torch.bool)
+
+    def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
+        """Itself: polygons live on the host."""
+        return self
+
+    @classmethod
+    def cat(cls, masks: Sequence[PolygonMasks]) -> PolygonMasks:
+        return cls([instance for part in masks for instance in part.polygons])
+
+    def __getitem__(self, item: int | slice | torch.Tensor) -> PolygonMasks:
+        """A selection; an integer keeps the first axis."""
+        if isinstance(item, int):
+            return PolygonMasks([self.polygons[item]])
+        if isinstance(item, slice):
+            return PolygonMasks(self.polygons[item])
+        indices = item.nonzero().flatten() if item.dtype == torch.bool else item
+        return PolygonMasks([self.polygons[i] for i in indices.tolist()])
+
+    def __len__(self) -> int:
+        return len(self.polygons)
+
+
+def polygons_to_bitmask(polygons: Sequence[Sequence[float] | np.ndarray], height: int, width: int) -> np.ndarray:
+    """Union (H, W) bool of polygons (x0, y0, x1, y1, …) in pixels; no polygon gives an empty mask."""
+    if len(polygons) == 0:
+        return np.zeros((height, width), dtype=bool)
+    rles = coco_mask.frPyObjects([np.asarray(p, dtype=np.float64).tolist() for p in polygons], height, width)
+    return coco_mask.decode(coco_mask.merge(rles)).astype(bool)
+
+
+def segmentation_to_bitmask(segmentation: Any, height: int, width: int, *, context: str = "") -> np.ndarray:
+    """Mask (H, W) bool of a COCO annotation: polygons, a run-length code (compressed or not), or a bitmap.
+
+    ``context`` says in an error whose segmentation it is ("annotation 7 of instances.json").
+
+    Raises:
+        DatasetError: the form is none of these, a polygon has fewer than three points, or the size is another.
+    """
+    where = f"{context}: " if context else ""
+    if isinstance(segmentation, np.ndarray):
+        mask = segmentation.astype(bool)
+    elif isinstance(segmentation, dict):
+        mask = _decode_rle(segmentation, where)
+    elif isinstance(segmentation, (list, tuple)):
+        _check_polygons(segmentation, where)
+        mask = polygons_to_bitmask(segmentation, height, width)
+    else:
+        raise DatasetError(
+            f"{where}segmentation must be polygons, RLE or a bitmap, found {type(segmentation).__name__}"
+        )
+    if mask.shape != (height, width):
+        raise DatasetError(f"{where}segmentation has size {mask.shape}, its image (height, width) = {(height, width)}")
+    return mask
+
+
+def _check_polygons(polygons: Sequence[Any], where: str) -> None:
+    for polygon in polygons:
+        if not isinstance(polygon, (list, tuple, np.ndarray)):
+            raise DatasetError(f"{where}a polygon must be a list of numbers, found {type(polygon).__name__}")
+        if len(polygon) % 2 or len(polygon) < 6:
+            raise DatasetError(
+                f"{where}a polygon needs at least 3 points (6 numbers, x and y), found {len(polygon)} numbers"
+            )
+        try:
+            finite = np.isfinite(np.asarray(polygon, dtype=np.float64)).all()
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise DatasetError(f"{where}a polygon holds something else than finite numbers")
+
+
+def _decode_rle(rle: dict[str, Any], where: str) -> np.ndarray:
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+        if isinstance(counts, (list, tuple)):
+            total = sum(int(c) for c in counts)
+            if total != height * width:
+                raise DatasetError(f"{where}RLE counts sum to {total}, expected {height} x {width} = {height * width}")
+            rle = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+        return coco_mask.decode(rle).astype(bool)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{where}RLE needs 'size' [height, width] and 'counts', found keys {sorted(rle)}") from error
+
+
+def bitmasks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
+    """Compressed run-length codes, counts as text ready for JSON, of masks (N, H, W) bool."""
+    array = masks.cpu().numpy() if isinstance(masks, torch.Tensor) else masks
+    # One transposed copy for all: the encoder wants (H, W, N) in Fortran order, which is (N, W, H) in C order.
+    encoded = coco_mask.encode(np.ascontiguousarray(array.transpose(0, 2, 1)).astype(np.uint8, copy=False).T)
+    return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
+
+
+def masks_to_boxes_xyxy(masks: torch.Tensor) -> torch.Tensor:
+    """Boxes (N, 4) float32 around masks (N, H, W) bool: x1, y1 one past the last pixel; zeros for an empty mask."""
+    num_masks, height, width = masks.shape
+    if num_masks == 0 or height == 0 or width == 0:
+        return torch.zeros((num_masks, 4), dtype=torch.float32, device=masks.device)
+    rows, columns = masks.any(dim=2).to(torch.uint8), masks.any(dim=1).to(torch.uint8)  # (N, H), (N, W)
+    x0, y0 = columns.argmax(dim=1), rows.argmax(dim=1)
+    x1, y1 = width - columns.flip(1).argmax(dim=1), height - rows.flip(1).argmax(dim=1)
+    boxes_xyxy = torch.stack([x0, y0, x1, y1], dim=1).float()
+    return boxes_xyxy * rows.any(dim=1, keepdim=True)

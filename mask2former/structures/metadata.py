@@ -1,0 +1,66 @@
+"""Facts about a data set that its images share: class names, colours, ids, paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MISSING = object()
+
+
+class Metadata:
+    """An attribute bag that refuses to change a value it holds, so that two readers cannot disagree."""
+
+    name: str
+
+    def __init__(self, name: str = "N/A", **attributes: Any) -> None:
+        self.__dict__["name"] = name
+        self.set(**attributes)
+
+    def __getattr__(self, key: str) -> Any:
+        known = sorted(k for k in self.__dict__ if k != "name")
+        raise AttributeError(f"data set {self.__dict__.get('name')!r} has no metadata {key!r}, it has {known}")
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        held = self.__dict__.get(key, _MISSING)
+        if held is not _MISSING and held != value:
+            raise ValueError(f"metadata {key!r} of data set {self.name!r} is {held!r} and cannot become {value!r}")
+        self.__dict__[key] = value
+
+    def set(self, **attributes: Any) -> Metadata:
+        """Set several attributes; returns the object itself."""
+        for key, value in attributes.items():
+            setattr(self, key, value)
+        return self
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.__dict__.get(key, default)
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+class _MetadataCatalog:
+    """Metadata by data-set name; asking for an unknown name creates an empty one, as detectron2 does."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Metadata] = {}
+
+    def get(self, name: str) -> Metadata:
+        if not name:
+            raise ValueError("a data set needs a name")
+        return self._entries.setdefault(name, Metadata(name))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def list(self) -> list[str]:
+        return list(self._entries)
+
+    def pop(self, name: str) -> Metadata:
+        return self._entries.pop(name)
+
+    def remove(self, name: str) -> None:
+        self.pop(name)
+
+
+MetadataCatalog = _MetadataCatalog()

@@ -1,0 +1,15 @@
+"""What a module promises about a feature map it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ShapeSpec:
+    """Channels of a feature map, its stride to the image in pixels, and its size where that is fixed."""
+
+    channels: int | None = None
+    height: int | None = None
+    width: int | None = None
+    stride: int | None = None
