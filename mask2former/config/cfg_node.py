@@ -102,7 +102,7 @@ def _read_yaml(filename: str, *, inherited_by: tuple[str, ...]) -> dict[str, Any
         origin = f" ({BASE_KEY} of {inherited_by[-1]})" if inherited_by else ""
         raise ConfigError(f"cannot read config file {filename}{origin}: {reason}") from error
     try:
-        content = yaml.load(text, Loader=_ConfigLoader)  # noqa: S506 - a subclass of the safe loader
+        content = yaml.load(text, Loader=_ConfigLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{filename}: not a readable config file: {error}") from error
     if content is None:

@@ -68,6 +68,7 @@ def _compute(node: ast.expr, variables: dict[str, float]) -> float:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_compute(node.operand, variables)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _ROUNDINGS:
-        if len(node.args) == 1 and not node.keywords:
-            return _ROUNDINGS[node.func.id](_compute(node.args[0], variables))
+        if len(node.args) != 1 or node.keywords:
+            raise ValueError(f"{node.func.id}() takes one argument here, found {ast.unparse(node)!r}")
+        return _ROUNDINGS[node.func.id](_compute(node.args[0], variables))
     raise ValueError(f"only arithmetic is understood, found {ast.unparse(node)!r}")

@@ -38,17 +38,21 @@ class Boxes:
         self.tensor = self.tensor * self.tensor.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
     def clone(self) -> Boxes:
+        """A copy that shares no memory."""
         return Boxes(self.tensor.clone())
 
     def to(self, device: torch.device | str) -> Boxes:
+        """The same boxes on ``device``."""
         return Boxes(self.tensor.to(device))
 
     @property
     def device(self) -> torch.device:
+        """Where the coordinates are."""
         return self.tensor.device
 
     @classmethod
     def cat(cls, boxes: Sequence[Boxes]) -> Boxes:
+        """The boxes of all parts, in order; no part gives no box."""
         return cls(torch.cat([b.tensor for b in boxes]) if boxes else torch.empty(0, 4))
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> Boxes:

@@ -48,7 +48,9 @@ class ImageList:
 
     @property
     def device(self) -> torch.device:
+        """Where the batch is."""
         return self.tensor.device
 
     def to(self, *args: object, **kwargs: object) -> ImageList:
+        """The same batch after ``Tensor.to``."""
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)  # type: ignore[call-overload]

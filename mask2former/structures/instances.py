@@ -23,6 +23,7 @@ class Instances:
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """(height, width) of the image in pixels."""
         return self._image_size
 
     def set(self, name: str, value: Any) -> None:
@@ -36,12 +37,15 @@ class Instances:
         self._fields[name] = value
 
     def get(self, name: str) -> Any:
+        """The field ``name``; KeyError where there is none."""
         return self._fields[name]
 
     def has(self, name: str) -> bool:
+        """Whether there is a field ``name``."""
         return name in self._fields
 
     def remove(self, name: str) -> None:
+        """Drop the field ``name``; KeyError where there is none."""
         del self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:

@@ -27,18 +27,22 @@ class BitMasks:
 
     @classmethod
     def from_polygon_masks(cls, polygons: PolygonMasks, height: int, width: int) -> BitMasks:
+        """Rasterise polygons at (height, width) pixels."""
         bitmaps = [polygons_to_bitmask(instance, height, width) for instance in polygons.polygons]
         return cls(np.stack(bitmaps) if bitmaps else np.zeros((0, height, width), dtype=bool))
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
         return (self.tensor.shape[1], self.tensor.shape[2])
 
     @property
     def device(self) -> torch.device:
+        """Where the bitmaps are."""
         return self.tensor.device
 
     def get_bounding_boxes(self) -> Boxes:
+        """Boxes around the masks; zeros for an empty one."""
         return Boxes(masks_to_boxes_xyxy(self.tensor))
 
     def nonempty(self) -> torch.Tensor:
@@ -46,10 +50,12 @@ class BitMasks:
         return self.tensor.flatten(1).any(dim=1)
 
     def to(self, *args: Any, **kwargs: Any) -> BitMasks:
+        """The same masks after ``Tensor.to``."""
         return BitMasks(self.tensor.to(*args, **kwargs))
 
     @classmethod
     def cat(cls, masks: Sequence[BitMasks]) -> BitMasks:
+        """The masks of all parts, in order."""
         return cls(torch.cat([m.tensor for m in masks]))
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> BitMasks:
@@ -67,6 +73,7 @@ class PolygonMasks:
         self.polygons = [[np.asarray(p, dtype=np.float64).reshape(-1) for p in instance] for instance in polygons]
 
     def get_bounding_boxes(self) -> Boxes:
+        """Boxes around the polygons; zeros for an instance without one."""
         boxes = np.zeros((len(self.polygons), 4), dtype=np.float32)
         for box, instance in zip(boxes, self.polygons, strict=True):
             if instance:
@@ -84,6 +91,7 @@ class PolygonMasks:
 
     @classmethod
     def cat(cls, masks: Sequence[PolygonMasks]) -> PolygonMasks:
+        """The masks of all parts, in order."""
         return cls([instance for part in masks for instance in part.polygons])
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> PolygonMasks:

@@ -33,9 +33,11 @@ class Metadata:
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
+        """The attribute ``key``, or ``default`` where there is none."""
         return self.__dict__.get(key, default)
 
     def as_dict(self) -> dict[str, Any]:
+        """A copy of the attributes, the name included."""
         return dict(self.__dict__)
 
 
@@ -54,12 +56,15 @@ class _MetadataCatalog:
         return name in self._entries
 
     def list(self) -> list[str]:
+        """Names of all data sets known so far."""
         return list(self._entries)
 
     def pop(self, name: str) -> Metadata:
+        """Forget a data set; returns its metadata."""
         return self._entries.pop(name)
 
     def remove(self, name: str) -> None:
+        """Forget a data set; KeyError where it is not known."""
         self.pop(name)
 
 
