@@ -1,0 +1,83 @@
+"""Data sets by name: a name stands for a function that returns dataset dicts.
+
+A dataset dict describes one image: ``file_name``, ``height``, ``width``, ``image_id``, and what is known of it:
+``annotations`` (instances), ``pan_seg_file_name`` with ``segments_info``, ``sem_seg_file_name``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mask2former.errors import DatasetError
+from mask2former.structures import Metadata, MetadataCatalog
+
+__all__ = ["DatasetCatalog", "DatasetDict", "Metadata", "MetadataCatalog", "dataset_root"]
+
+DatasetDict = dict[str, Any]
+
+
+def dataset_root() -> Path:
+    """The folder below which data sets lie: ``$DETECTRON2_DATASETS``, or ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+class _DatasetCatalog:
+    """Functions that load a data set, by its name. Nothing is read before ``get``."""
+
+    def __init__(self) -> None:
+        self._loaders: dict[str, Callable[[], list[DatasetDict]]] = {}
+
+    def register(self, name: str, func: Callable[[], list[DatasetDict]]) -> None:
+        """Let ``name`` stand for what ``func()`` returns.
+
+        Raises:
+            DatasetError: the name is taken.
+        """
+        if name in self._loaders:
+            raise DatasetError(
+                f"data set {name!r} is registered already; DatasetCatalog.remove({name!r}) frees the name"
+            )
+        self._loaders[name] = func
+
+    def get(self, name: str) -> list[DatasetDict]:
+        """Load a data set; names of the built-in ones need no registration.
+
+        Raises:
+            DatasetError: no data set has this name, or its files are missing or wrong.
+        """
+        if name not in self._loaders:
+            # Imported late: the built-in tables register themselves here.
+            from mask2former.data.datasets.builtin import register_builtin_datasets
+
+            register_builtin_datasets()
+        if name not in self._loaders:
+            raise DatasetError(f"no data set is called {name!r}{self._suggestion(name)}")
+        try:
+            return self._loaders[name]()
+        except DatasetError as error:
+            raise DatasetError(f"data set {name!r}: {error}") from error
+
+    def remove(self, name: str) -> None:
+        self._loaders.pop(name)
+
+    def list(self) -> list[str]:
+        return list(self._loaders)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._loaders
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaders)
+
+    def _suggestion(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self._loaders, n=3, cutoff=0.5)
+        if close:
+            return f"; did you mean {' or '.join(close)}?"
+        return f"; known are {', '.join(sorted(self._loaders))}"
+
+
+DatasetCatalog = _DatasetCatalog()
