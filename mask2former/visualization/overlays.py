@@ -1,0 +1,143 @@
+"""Pictures of results: panoptic, instance and semantic overlays with class names and scores.
+
+Dimension letters: N instances, K classes, H W image size, h w picture size (small images are enlarged).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask2former.errors import InputError
+from mask2former.structures import Instances, Metadata
+from mask2former.visualization.canvas import paint_segments
+from mask2former.visualization.palette import class_color, instance_color
+from mask2former.visualization.segment import Segment
+
+# A class that covers less than this part of the picture in a semantic map is painted but not named.
+MIN_NAMED_PART = 0.002
+
+
+def draw_panoptic(
+    image: np.ndarray,
+    panoptic_seg: tuple[torch.Tensor | np.ndarray, list[dict[str, Any]]],
+    metadata: Metadata | None = None,
+    *,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """Overlay a panoptic result.
+
+    image: (H, W, 3) uint8 RGB; panoptic_seg: ids (H, W), segments_info with id, category_id, isthing, maybe score.
+    Returns (h, w, 3) uint8 RGB. Void is left as it is. Raises InputError where the sizes differ.
+    """
+    ids, segments_info = panoptic_seg
+    ids = _to_numpy(ids)
+    _check_sizes(image, ids.shape, what="panoptic ids")
+    seen: dict[int, int] = {}
+    segments = []
+    # Things over stuff, so that their halos are not cut.
+    for info in sorted(segments_info, key=lambda info: bool(info.get("isthing"))):
+        class_id, is_thing = int(info["category_id"]), bool(info.get("isthing"))
+        ordinal = seen.get(class_id, 0) if is_thing else 0
+        seen[class_id] = ordinal + 1
+        segments.append(
+            Segment(
+                mask=ids == info["id"],
+                color=instance_color(color_of_class(metadata, class_id), ordinal),
+                label=_label(metadata, class_id, info.get("score")),
+                is_thing=is_thing,
+            )
+        )
+    return paint_segments(image, segments, alpha=alpha)
+
+
+def draw_instances(
+    image: np.ndarray,
+    instances: Instances,
+    metadata: Metadata | None = None,
+    *,
+    score_threshold: float = 0.0,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """Overlay an instance result.
+
+    image: (H, W, 3) uint8 RGB; instances: pred_masks (N, H, W), pred_classes (N,), scores (N,) in 0..1.
+    Instances whose score is below the threshold are left out; better ones lie above worse ones.
+    Returns (h, w, 3) uint8 RGB. Raises InputError where the sizes differ.
+    """
+    masks, scores = _to_numpy(instances.pred_masks).astype(bool), _to_numpy(instances.scores)
+    classes = _to_numpy(instances.pred_classes)
+    _check_sizes(image, masks.shape[1:], what="instance masks")
+    seen: dict[int, int] = {}
+    segments = []
+    for index in np.argsort(-scores, kind="stable"):
+        if scores[index] < score_threshold:
+            break
+        class_id = int(classes[index])
+        color = instance_color(color_of_class(metadata, class_id), seen.get(class_id, 0))
+        seen[class_id] = seen.get(class_id, 0) + 1
+        label = _label(metadata, class_id, float(scores[index]))
+        segments.append(Segment(mask=masks[index], color=color, label=label, is_thing=True))
+    return paint_segments(image, segments[::-1], alpha=alpha)
+
+
+def draw_semantic(
+    image: np.ndarray, sem_seg: torch.Tensor | np.ndarray, metadata: Metadata | None = None, *, alpha: float = 0.55
+) -> np.ndarray:
+    """Overlay a semantic result.
+
+    image: (H, W, 3) uint8 RGB; sem_seg: scores (K, H, W), or labels (H, W) of an integer type.
+    Labels outside the known classes (such as the ignore label) are left as they are. Returns (h, w, 3) uint8 RGB.
+    """
+    values = _to_numpy(sem_seg)
+    labels = values.argmax(axis=0) if values.ndim == 3 else values
+    _check_sizes(image, labels.shape, what="semantic map")
+    ignore_label = metadata.get("ignore_label") if metadata is not None else None
+    segments = []
+    for class_id in np.unique(labels):
+        if class_id == ignore_label or class_id < 0:
+            continue
+        mask = labels == class_id
+        named = mask.mean() >= MIN_NAMED_PART
+        label = class_name(metadata, int(class_id)) if named else ""
+        segments.append(Segment(mask=mask, color=color_of_class(metadata, int(class_id)), label=label, is_thing=False))
+    return paint_segments(image, segments, alpha=alpha)
+
+
+def class_name(metadata: Metadata | None, class_id: int) -> str:
+    """Name of a contiguous class id; "class 7" where the metadata does not say."""
+    names = _of_all_classes(metadata, "stuff_classes", "thing_classes")
+    return str(names[class_id]) if 0 <= class_id < len(names) else f"class {class_id}"
+
+
+def color_of_class(metadata: Metadata | None, class_id: int) -> np.ndarray:
+    """Colour (3,) uint8 RGB of a contiguous class id: the data set's own, or one derived from the id."""
+    colors = _of_all_classes(metadata, "stuff_colors", "thing_colors")
+    if 0 <= class_id < len(colors):
+        return np.asarray(colors[class_id], dtype=np.uint8)
+    return class_color(class_id)
+
+
+def _of_all_classes(metadata: Metadata | None, all_classes_key: str, things_key: str) -> list[Any]:
+    """In panoptic and semantic metadata the "stuff" lists name all classes; instance metadata has things alone."""
+    if metadata is None:
+        return []
+    return list(metadata.get(all_classes_key, None) or metadata.get(things_key, None) or [])
+
+
+def _label(metadata: Metadata | None, class_id: int, score: float | None) -> str:
+    name = class_name(metadata, class_id)
+    return name if score is None else f"{name} {100 * float(score):.0f}%"
+
+
+def _to_numpy(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _check_sizes(image: np.ndarray, found: tuple[int, ...], *, what: str) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(f"image to draw on: expected (H, W, 3) uint8 RGB, found {image.shape} {image.dtype}")
+    if tuple(found) != image.shape[:2]:
+        raise InputError(f"{what}: expected the size of the image {image.shape[:2]}, found {tuple(found)}")
