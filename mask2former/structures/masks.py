@@ -149,7 +149,7 @@ def _check_polygons(polygons: Sequence[Any], where: str) -> None:
                 f"{where}a polygon needs at least 3 points (6 numbers, x and y), found {len(polygon)} numbers"
             )
         try:
-            finite = np.isfinite(np.asarray(polygon, dtype=np.float64)).all()
+            finite = bool(np.isfinite(np.asarray(polygon, dtype=np.float64)).all())
         except (TypeError, ValueError):
             finite = False
         if not finite:
