@@ -6,7 +6,8 @@ translates a config into those arguments. Registries hold the names that configs
 
 from __future__ import annotations
 
-from typing import Any, Callable, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fvcore.common.registry import Registry
 

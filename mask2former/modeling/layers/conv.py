@@ -1,0 +1,77 @@
+"""A convolution with the norm and activation that follow it, as one module with published state-dict names.
+
+Letters: N batch, C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.modeling.layers.norms import FrozenBatchNorm2d
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution, then `norm`, then `activation`: (N, C_in, H, W) -> (N, C_out, H', W').
+
+    State-dict names: weight, bias and, below norm., those of the norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+    @torch.no_grad()
+    def fold_norm(self) -> None:
+        """Merges a FrozenBatchNorm2d into weight and bias, equal up to rounding; other norms stay as they are."""
+        if not isinstance(self.norm, FrozenBatchNorm2d):
+            return
+        scale, shift = self.norm.scale_and_shift()
+        bias = shift if self.bias is None else shift + self.bias * scale
+        self.weight.mul_(scale.to(self.weight.dtype)[:, None, None, None])
+        self.bias = nn.Parameter(bias.to(self.weight.dtype), requires_grad=self.weight.requires_grad)
+        self.norm = None
+
+
+def fold_frozen_batch_norm(module: nn.Module) -> nn.Module:
+    """Merges every frozen batch norm in `module` into its convolution, in place, for inference; returns `module`.
+
+    Afterwards the state dict has other names than a checkpoint: load weights first.
+    """
+    for child in module.modules():
+        if isinstance(child, Conv2d):
+            child.fold_norm()
+    return module
