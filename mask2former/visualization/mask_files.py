@@ -47,7 +47,7 @@ def save_panoptic(
         }
         for info in segments_info
     ]
-    _write_png(png, id_to_rgb(ids))
+    write_png(png, id_to_rgb(ids))
     _write_json(description, {"image": image_name, "file_name": png.name, "segments_info": segments})
     return [png, description]
 
@@ -61,7 +61,7 @@ def save_semantic(stem: str | os.PathLike[str], sem_seg: torch.Tensor | np.ndarr
     num_classes = values.shape[0] if values.ndim == 3 else int(values.max(initial=0)) + 1
     labels = values.argmax(axis=0) if values.ndim == 3 else values
     png = Path(f"{stem}_semantic_labels.png")
-    _write_png(png, labels.astype(np.uint8 if num_classes <= 256 else np.uint16))
+    write_png(png, labels.astype(np.uint8 if num_classes <= 256 else np.uint16))
     return [png]
 
 
@@ -108,7 +108,8 @@ def _dataset_ids(metadata: Metadata | None) -> dict[int, int]:
     return {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
 
 
-def _write_png(path: Path, pixels: np.ndarray) -> None:
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB pixels to a PNG file, replacing it at once."""
     partial = path.with_name(path.name + ".part")
     Image.fromarray(pixels).save(partial, format="PNG")
     partial.replace(path)

@@ -1,0 +1,72 @@
+# `make quickstart` and `make test` are all a newcomer needs; both make the environment first.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUTPUT ?= output/quickstart
+CONFIG ?= configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml
+OPTS ?=
+DETECTRON2_DATASETS ?= datasets
+export DETECTRON2_DATASETS
+
+PY := $(VENV)/bin/python
+# What is installed follows from these files: another content, another stamp, another installation.
+SOURCES := pyproject.toml setup.py $(sort $(shell find mask2former/ops/csrc -type f 2>/dev/null))
+KEY := $(shell cat $(SOURCES) 2>/dev/null | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/.installed-$(KEY)
+SHAPES := $(DETECTRON2_DATASETS)/shapes
+
+.PHONY: help env quickstart test test-all check fix bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart   train, evaluate and draw on an embedded data set"
+	@echo "make test         run the tests"
+	@echo "make check        linter, formatter, types, import layers"
+	@echo "make fix          let linter and formatter mend what they can"
+	@echo "make bench        measure speed"
+	@echo "make clean        remove builds and caches; the environment ($(VENV)), data and output stay"
+	@echo "PYTHON=python3.12 and VENV=path choose interpreter and environment."
+
+env: $(STAMP)
+
+$(STAMP): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
+	  { echo "error: $(PYTHON) cannot make virtual environments; install its venv package" >&2; exit 1; }
+	$(PY) -m pip install --quiet --upgrade pip
+# torch and torchvision in one request, and before anything that asks for torch alone: only so are they a matching pair.
+	$(PY) -m pip install torch torchvision
+	$(PY) -m pip install -e '.[dev]'
+	@$(PY) -c 'import torch, torchvision; torchvision.ops.nms' || \
+	  { echo "error: torch and torchvision in $(VENV) do not fit together; remove $(VENV) and run make again" >&2; exit 1; }
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+quickstart: $(STAMP)
+	$(PY) tools/quickstart.py --config-file $(CONFIG) --output $(OUTPUT) --opts $(OPTS)
+
+test: $(STAMP)
+	$(PY) -m pytest -m "not slow and not gpu" $(OPTS)
+
+test-all: $(STAMP)
+	$(PY) -m pytest $(OPTS)
+
+check: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+fix: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache htmlcov .coverage .coverage.* coverage.xml
+	rm -rf mask2former/ops/lib
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/.installed-*

@@ -1,0 +1,22 @@
+#!/usr/bin/env python
+"""Predicts images and writes overlays: demo.py --config-file F --input FILES|DIR|GLOB --output DIR [--opts KEY VALUE ...]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mask2former.cli import run_cli
+from mask2former.predict_command import add_predict_arguments, run_predict
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Predict images and write panoptic, instance and semantic overlays.")
+    add_predict_arguments(parser)
+    args = parser.parse_args(argv)
+    return run_cli(lambda: run_predict(args), verbose=args.verbose)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

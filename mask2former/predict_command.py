@@ -1,0 +1,156 @@
+"""Predicts image files: writes an overlay per image and task, and on request the masks themselves."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mask2former.config import get_cfg
+from mask2former.errors import InputError
+from mask2former.image_input import to_rgb_array
+from mask2former.predictor import TASKS, Predictor
+from mask2former.structures import Metadata
+from mask2former.visualization import (
+    draw_instances,
+    draw_panoptic,
+    draw_semantic,
+    save_instances,
+    save_panoptic,
+    save_semantic,
+    write_png,
+)
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Every query yields an instance, so a picture of all of them would show mostly wrong ones.
+DEFAULT_INSTANCE_THRESHOLD = 0.5
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="PATH", help="image files, directories, or quoted patterns"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory for the pictures; made if missing")
+    parser.add_argument(
+        "--task", nargs="+", choices=TASKS, help="what to predict; by default what the config's TEST section turns on"
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        metavar="T",
+        help="0..1, hide what scores less (default: panoptic as the config says, instances "
+        f"{DEFAULT_INSTANCE_THRESHOLD})",
+    )
+    parser.add_argument("--save-masks", action="store_true", help="also write the masks as PNG and json")
+    parser.add_argument(
+        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides, such as MODEL.WEIGHTS model.pth"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks and more of the log")
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """Predict all images of the command line.
+
+    An image that cannot be read is reported and the others are done all the same.
+    Raises InputError before the model is built where an input, option or the output is wrong, and at the end where
+    images could not be read.
+    """
+    images = find_images(args.input)
+    output = _prepare_output(args.output)
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    predictor = Predictor(cfg, task=args.task, score_threshold=args.confidence_threshold)
+    threshold = DEFAULT_INSTANCE_THRESHOLD if args.confidence_threshold is None else args.confidence_threshold
+    failures, num_written = [], 0
+    for image_path, stem in tqdm(list(zip(images, _unique_stems(images), strict=True)), desc="predict", unit="image"):
+        try:
+            image = to_rgb_array(image_path)
+        except InputError as error:
+            failures.append(str(error))
+            continue
+        results = predictor(image)
+        num_written += _write_pictures(output / stem, image, results, predictor.metadata, threshold=threshold)
+        if args.save_masks:
+            num_written += _write_masks(output / stem, image_path, results, predictor.metadata, threshold=threshold)
+    logging.getLogger(__name__).info("%d files of %d images in %s", num_written, len(images) - len(failures), output)
+    if failures:
+        raise InputError(f"{len(failures)} of {len(images)} images could not be read: " + "; ".join(failures))
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """Image files named by paths, directories (their images, sorted, not those of folders below) and patterns.
+
+    Raises InputError naming the input that does not exist or holds no image.
+    """
+    found: dict[Path, None] = {}
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            matches = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+            if not matches:
+                raise InputError(f"{given}: no image in this directory (looked for {', '.join(IMAGE_SUFFIXES)})")
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+            if not matches:
+                raise InputError(f"{given}: no such file or directory, and no file matches it as a pattern")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _prepare_output(given: str) -> Path:
+    output = Path(given).expanduser()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{given}: cannot be the output directory: {error.strerror}") from error
+    return output
+
+
+def _unique_stems(images: Sequence[Path]) -> Iterator[str]:
+    """File name without suffix; images of the same name get a number, so that none overwrites another."""
+    taken: set[str] = set()
+    for image in images:
+        stem, number = image.stem, 2
+        while stem in taken:
+            stem, number = f"{image.stem}_{number}", number + 1
+        taken.add(stem)
+        yield stem
+
+
+def _write_pictures(
+    stem: Path, image: np.ndarray, results: dict[str, Any], metadata: Metadata, *, threshold: float
+) -> int:
+    pictures = {}
+    if "panoptic_seg" in results:
+        pictures["panoptic"] = draw_panoptic(image, results["panoptic_seg"], metadata)
+    if "instances" in results:
+        pictures["instance"] = draw_instances(image, results["instances"], metadata, score_threshold=threshold)
+    if "sem_seg" in results:
+        pictures["semantic"] = draw_semantic(image, results["sem_seg"], metadata)
+    for task, picture in pictures.items():
+        write_png(Path(f"{stem}_{task}.png"), picture)
+    return len(pictures)
+
+
+def _write_masks(stem: Path, image_path: Path, results: dict[str, Any], metadata: Metadata, *, threshold: float) -> int:
+    written = []
+    if "panoptic_seg" in results:
+        written += save_panoptic(stem, results["panoptic_seg"], metadata=metadata, image_name=image_path.name)
+    if "instances" in results:
+        written += save_instances(
+            stem, results["instances"], metadata=metadata, image_name=image_path.name, score_threshold=threshold
+        )
+    if "sem_seg" in results:
+        written += save_semantic(stem, results["sem_seg"])
+    return len(written)

@@ -1,0 +1,144 @@
+"""One image or clip in, results out: a config, its weights, and the preparation an image needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask2former.checkpoint import load_weights
+from mask2former.config import CfgNode, get_cfg
+from mask2former.data import MetadataCatalog
+from mask2former.data.datasets import register_builtin_datasets
+from mask2former.data.transforms import ResizeShortestEdge
+from mask2former.errors import ConfigError, InputError
+from mask2former.image_input import ImageInput, to_rgb_array
+from mask2former.modeling import build_model
+from mask2former.structures import Metadata
+
+TASKS = ("panoptic", "instance", "semantic")
+
+
+class Predictor:
+    """Predicts single images, in lists too, and clips.
+
+    Example:
+        predictor = Predictor("configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml", "model_final.pkl")
+        ids, segments_info = predictor("photo.jpg")["panoptic_seg"]
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode | str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        task: str | Sequence[str] | None = None,
+        score_threshold: float | None = None,
+    ) -> None:
+        """Build the model and load its weights.
+
+        cfg: a config, which is not changed, or the path of a config file; weights, device, task and score_threshold go
+            before what it says. task: one or several of "panoptic", "instance", "semantic".
+            score_threshold: 0..1, instances below it are dropped and panoptic segments must exceed it.
+        Raises ConfigError for a wrong config or argument, CheckpointError for weights that cannot be used.
+        """
+        self.cfg = _resolve_config(cfg, weights=weights, device=device, task=task, score_threshold=score_threshold)
+        self.model = build_model(self.cfg).eval()
+        if self.cfg.MODEL.WEIGHTS:
+            load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+        else:
+            logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
+        self.metadata = _find_metadata(self.cfg)
+        self._resize = ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+
+    def __call__(self, image: ImageInput | Sequence[ImageInput], *, channel_order: str = "RGB") -> Any:
+        """Predict one image, or each image of a list.
+
+        image: as `to_rgb_array` takes it; channel_order: "RGB" or "BGR", for arrays and tensors.
+        Returns for an image the dict of the model's results at the size of the image (those of "sem_seg" (K, H, W),
+        "panoptic_seg" (ids (H, W), segments_info), "instances" that the config asks for), for a list a list of them.
+        Raises InputError where an image is missing, corrupt or of a wrong form.
+        """
+        if isinstance(image, (list, tuple)):
+            return [self._predict(item, channel_order=channel_order) for item in image]
+        return self._predict(image, channel_order=channel_order)
+
+    def predict_clip(self, frames: Iterable[ImageInput], *, channel_order: str = "RGB") -> dict[str, Any]:
+        """Predict T frames of one clip together; needs the config of a video model.
+
+        Returns "image_size", and lists "pred_scores", "pred_labels", "pred_masks" ((T, H, W) each).
+        Raises InputError where there is no frame, a frame is wrong, or frames differ in size.
+        """
+        arrays = [to_rgb_array(frame, channel_order=channel_order) for frame in frames]
+        if not arrays:
+            raise InputError("clip: expected at least one frame, found none")
+        sizes = sorted({array.shape[:2] for array in arrays})
+        if len(sizes) > 1:
+            raise InputError(f"clip: expected frames of one size, found (height, width) {sizes}")
+        height, width = sizes[0]
+        inputs = {"image": [self._to_model_input(array) for array in arrays], "height": height, "width": width}
+        return self._run(inputs)
+
+    def _predict(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
+        array = to_rgb_array(image, channel_order=channel_order)
+        height, width = array.shape[:2]
+        return self._run({"image": self._to_model_input(array), "height": height, "width": width})
+
+    def _run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        with torch.inference_mode():
+            results = self.model([inputs])
+        return results if isinstance(results, dict) else results[0]
+
+    def _to_model_input(self, rgb: np.ndarray) -> torch.Tensor:
+        """Image (3, h, w) uint8 at test size, in the channel order of the config."""
+        ordered = np.ascontiguousarray(rgb[:, :, ::-1]) if self.cfg.INPUT.FORMAT == "BGR" else rgb
+        # One length to choose from: nothing random is left.
+        transform = self._resize.sample(np.random.default_rng(0), ordered.shape[:2])
+        resized = transform.apply_image(ordered)
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def _find_metadata(cfg: CfgNode) -> Metadata:
+    """Class names and colours of the first data set of the config; empty where nobody registered it."""
+    register_builtin_datasets()
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
+
+
+def _resolve_config(
+    cfg: CfgNode | str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None,
+    device: str | torch.device | None,
+    task: str | Sequence[str] | None,
+    score_threshold: float | None,
+) -> CfgNode:
+    if isinstance(cfg, (str, os.PathLike)):
+        resolved = get_cfg()
+        resolved.merge_from_file(os.fspath(cfg))
+    else:
+        resolved = cfg.clone()
+    resolved.defrost()
+    if weights is not None:
+        resolved.MODEL.WEIGHTS = os.fspath(weights)
+    if device is not None:
+        resolved.MODEL.DEVICE = str(device)
+    test = resolved.MODEL.MASK_FORMER.TEST
+    if task is not None:
+        tasks = [task] if isinstance(task, str) else list(task)
+        if not tasks or set(tasks) - set(TASKS):
+            raise ConfigError(f"task: expected one or several of {', '.join(TASKS)}, found {task!r}")
+        test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = (name in tasks for name in TASKS)
+    if score_threshold is not None:
+        if not 0 <= score_threshold <= 1:
+            raise ConfigError(f"score_threshold: expected 0..1, found {score_threshold}")
+        resolved.TEST.SCORE_THRESHOLD = test.OBJECT_MASK_THRESHOLD = float(score_threshold)
+    if resolved.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.FORMAT: expected RGB or BGR, found {resolved.INPUT.FORMAT!r}")
+    resolved.freeze()
+    return resolved
