@@ -1,0 +1,40 @@
+"""Augmentations sample once; the transform they return is applied to image, segmentation, boxes and polygons alike."""
+
+from mask2former.data.transforms.augmentation import Augmentation, AugmentationList
+from mask2former.data.transforms.color import ColorAugSSD, SSDColorTransform
+from mask2former.data.transforms.crop import FixedSizeCrop, RandomCrop, RandomCropCategoryAreaConstraint
+from mask2former.data.transforms.geometry import (
+    CropTransform,
+    HFlipTransform,
+    PadTransform,
+    ResizeTransform,
+    RotationTransform,
+    VFlipTransform,
+)
+from mask2former.data.transforms.resize import ResizeScale, ResizeShortestEdge
+from mask2former.data.transforms.spatial import PadToDivisible, RandomFlip, RandomRotation
+from mask2former.data.transforms.transform import NoOpTransform, Transform, TransformList
+
+__all__ = [
+    "Augmentation",
+    "AugmentationList",
+    "ColorAugSSD",
+    "CropTransform",
+    "FixedSizeCrop",
+    "HFlipTransform",
+    "NoOpTransform",
+    "PadToDivisible",
+    "PadTransform",
+    "RandomCrop",
+    "RandomCropCategoryAreaConstraint",
+    "RandomFlip",
+    "RandomRotation",
+    "ResizeScale",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "RotationTransform",
+    "SSDColorTransform",
+    "Transform",
+    "TransformList",
+    "VFlipTransform",
+]

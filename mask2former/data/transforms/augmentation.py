@@ -1,0 +1,52 @@
+"""What an augmentation is: the distribution of a transform, sampled from an explicit random generator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from mask2former.data.transforms.transform import IGNORE_FILL, Transform, TransformList
+
+
+class Augmentation(ABC):
+    """Samples its randomness once and returns the transform.
+
+    All randomness comes from the generator handed in, never from a global one: training resumes bit-equal because
+    the generator of a sample is a function of the seed and the sample's position alone.
+    """
+
+    needs_sem_seg: bool = False
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
+        """The transform for an image of ``size`` (height, width) with the class labels ``sem_seg`` (H, W).
+
+        ``sem_seg`` is given where ``needs_sem_seg`` is set.
+        """
+
+
+class AugmentationList(Augmentation):
+    """Augmentations one after the other; each sees the size and labels that those before it leave."""
+
+    def __init__(self, augmentations: Sequence[Augmentation]) -> None:
+        self.augmentations = list(augmentations)
+        self.needs_sem_seg = any(a.needs_sem_seg for a in self.augmentations)
+
+    def sample(
+        self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None
+    ) -> TransformList:
+        """The composed transform; labels are carried along only as far as an augmentation looks at them."""
+        last_reader = max((i for i, a in enumerate(self.augmentations) if a.needs_sem_seg), default=-1)
+        transforms = []
+        for index, augmentation in enumerate(self.augmentations):
+            transform = augmentation.sample(rng, size, sem_seg)
+            transforms.append(transform)
+            size = transform.output_size(size)
+            if sem_seg is not None and index < last_reader:
+                sem_seg = transform.apply_segmentation(sem_seg, fill=IGNORE_FILL)
+        return TransformList(transforms)
+
+    def __repr__(self) -> str:
+        return f"AugmentationList({self.augmentations})"

@@ -1,0 +1,104 @@
+"""Colour jitter as in SSD (Liu et al., 2016, https://arxiv.org/abs/1512.02325, and its reference training).
+
+Brightness, then contrast before or after saturation and hue; each with probability one half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from mask2former.data.transforms.augmentation import Augmentation
+from mask2former.data.transforms.transform import IGNORE_FILL, Transform
+
+_NUM_HUES = 180  # OpenCV keeps half degrees
+
+
+@dataclass(frozen=True)
+class SSDColorTransform(Transform):
+    """Sampled colour changes; None leaves that one out.
+
+    ``brightness`` is added; ``contrast`` and ``saturation`` are factors; ``hue`` is added in steps of two degrees.
+    """
+
+    brightness: float | None = None
+    contrast: float | None = None
+    saturation: float | None = None
+    hue: int | None = None
+    contrast_first: bool = True
+    is_rgb: bool = False
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        if image.ndim != 3 or image.shape[2] != 3:
+            return image  # grey images have no colour
+        if self.brightness is not None:
+            image = _linear_table(1.0, self.brightness)[image]
+        if self.contrast is not None and self.contrast_first:
+            image = _linear_table(self.contrast, 0.0)[image]
+        if self.saturation is not None:
+            image = self._change_hsv(image, 1, _linear_table(self.saturation, 0.0))
+        if self.hue is not None:
+            shifted = (np.arange(256) + self.hue) % _NUM_HUES
+            image = self._change_hsv(image, 0, shifted.astype(np.uint8))
+        if self.contrast is not None and not self.contrast_first:
+            image = _linear_table(self.contrast, 0.0)[image]
+        return image
+
+    def apply_segmentation(self, segmentation: np.ndarray, *, fill: int = IGNORE_FILL) -> np.ndarray:
+        return segmentation
+
+    def apply_coords(self, coords_xy: np.ndarray) -> np.ndarray:
+        return coords_xy
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
+    def _change_hsv(self, image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+        # Parity: saturation and hue each convert there and back, with the rounding of both.
+        forth, back = (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if self.is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
+        hsv = cv2.cvtColor(np.ascontiguousarray(image), forth)
+        hsv[..., channel] = table[hsv[..., channel]]
+        return cv2.cvtColor(hsv, back)
+
+
+def _linear_table(factor: float, offset: float) -> np.ndarray:
+    """What becomes of every byte: factor × value + offset, clipped and cut to whole numbers, (256,) uint8."""
+    values = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset)
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+class ColorAugSSD(Augmentation):
+    """Random brightness, contrast, saturation and hue; ``image_format`` is BGR or RGB."""
+
+    def __init__(
+        self,
+        image_format: str,
+        *,
+        brightness_delta: int = 32,
+        contrast_range: tuple[float, float] = (0.5, 1.5),
+        saturation_range: tuple[float, float] = (0.5, 1.5),
+        hue_delta: int = 18,
+    ) -> None:
+        self.is_rgb = image_format == "RGB"
+        self.brightness_delta = brightness_delta
+        self.contrast_range = contrast_range
+        self.saturation_range = saturation_range
+        self.hue_delta = hue_delta
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
+        # Everything is drawn whether it is used or not, so that one draw does not move the others.
+        takes = rng.random(4) < 0.5
+        brightness = float(rng.uniform(-self.brightness_delta, self.brightness_delta))
+        contrast = float(rng.uniform(*self.contrast_range))
+        saturation = float(rng.uniform(*self.saturation_range))
+        hue = int(rng.integers(-self.hue_delta, self.hue_delta + 1))
+        return SSDColorTransform(
+            brightness=brightness if takes[0] else None,
+            contrast=contrast if takes[1] else None,
+            saturation=saturation if takes[2] else None,
+            hue=hue if takes[3] else None,
+            contrast_first=bool(rng.random() < 0.5),
+            is_rgb=self.is_rgb,
+        )
