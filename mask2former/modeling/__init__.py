@@ -1,0 +1,30 @@
+"""The model: backbones, decoders, criterion and post-processing. Importing it registers the parts that configs name."""
+
+from mask2former.modeling import backbone as backbone
+from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.modeling.meta_arch import MaskFormer, MaskFormerHead, build_model
+from mask2former.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+from mask2former.modeling.prediction import QueryPrediction
+from mask2former.modeling.registry import (
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    TRANSFORMER_DECODER_REGISTRY,
+)
+from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
+
+__all__ = [
+    "BACKBONE_REGISTRY",
+    "META_ARCH_REGISTRY",
+    "SEM_SEG_HEADS_REGISTRY",
+    "TRANSFORMER_DECODER_REGISTRY",
+    "HungarianMatcher",
+    "MSDeformAttnPixelDecoder",
+    "MaskFormer",
+    "MaskFormerHead",
+    "MultiScaleMaskedTransformerDecoder",
+    "QueryPrediction",
+    "SetCriterion",
+    "build_model",
+]

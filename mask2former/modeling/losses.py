@@ -1,0 +1,40 @@
+"""Losses and matching costs of masks, given as logits at sampled points (Mask2Former, section 3.3).
+
+Letters: N masks, M targets, Q queries, P points (of all frames together where costs are meant).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dice_losses(mask_logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice losses (..., N) in 0..1 of logits (..., N, P) against targets (..., N, P) in 0..1, smoothed by one point."""
+    probs = mask_logits.sigmoid()
+    overlap = (probs * targets).sum(-1)
+    return 1 - (2 * overlap + 1) / (probs.sum(-1) + targets.sum(-1) + 1)
+
+
+def sigmoid_ce_losses(mask_logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropies (..., N), means over points, of logits (..., N, P) against targets (..., N, P) in 0..1."""
+    return F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none").mean(-1)
+
+
+def dice_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:
+    """Dice losses (..., Q, M) of every pair of logits (..., Q, P) and targets (M, P)."""
+    probs = mask_logits.sigmoid()
+    overlap = probs @ targets.T  # (..., Q, M)
+    return 1 - (2 * overlap + 1) / (probs.sum(-1, keepdim=True) + targets.sum(-1) + 1)
+
+
+def sigmoid_ce_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropies (..., Q, M), means over points, of every pair of logits (..., Q, P) and targets (M, P)."""
+    # ce(x, t) = softplus(x) - x t: the first term knows no target and the second is one product.
+    num_points = mask_logits.shape[-1]
+    return (F.softplus(mask_logits).sum(-1, keepdim=True) - mask_logits @ targets.T) / num_points
+
+
+def class_costs(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Negated class probabilities (..., Q, M) of logits (..., Q, K + 1) for target classes (M,)."""
+    return -class_logits.softmax(-1)[..., labels]

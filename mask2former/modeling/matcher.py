@@ -1,0 +1,111 @@
+"""Assignment of targets to queries at least cost (DETR, section 3.1; sampled points: Mask2Former, section 3.3).
+
+Letters: L prediction layers, B batch, T frames, Q queries, N targets of an image, M targets of all images, K classes,
+C channels, P points, H W size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from mask2former.errors import NonFiniteError
+from mask2former.modeling.losses import class_costs, dice_costs, sigmoid_ce_costs
+from mask2former.modeling.prediction import QueryPrediction
+from mask2former.ops import point_sample
+
+UNMATCHED = -1
+
+
+class HungarianMatcher:
+    """Matches every target with one query, in every prediction layer, by class, mask and dice cost.
+
+    Masks are compared at random points that the layers share and the images do not.
+    """
+
+    def __init__(self, *, class_weight: float, mask_weight: float, dice_weight: float, num_points: int) -> None:
+        if class_weight == mask_weight == dice_weight == 0:
+            raise ValueError("matching needs a cost: class, mask and dice weight are all zero")
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.num_points = num_points
+
+    @torch.no_grad()
+    def __call__(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        """The query of each target: (L, M) int64 on the host, targets of all images one after another.
+
+        Targets hold `labels` (N,) and `masks` (N, T, H, W). No query is given twice in an image; where an image has
+        more targets than queries, the costliest stay `UNMATCHED`.
+
+        Raises:
+            NonFiniteError: a cost is not finite; names the layer, the image of the batch and the tensor.
+        """
+        device_type = predictions[0].class_logits.device.type
+        with torch.autocast(device_type, enabled=False):
+            costs = [self.costs(predictions, image, target) for image, target in enumerate(targets)]
+        # One copy to the host for all layers and images.
+        on_host = torch.cat([cost.flatten() for cost in costs]).cpu().split([cost.numel() for cost in costs])
+        tables = [
+            _assign(values.view(cost.shape).numpy(), predictions, image)
+            for image, (cost, values) in enumerate(zip(costs, on_host, strict=True))
+        ]
+        return torch.from_numpy(np.concatenate(tables, axis=1))
+
+    def costs(self, predictions: Sequence[QueryPrediction], image: int, target: dict[str, Tensor]) -> Tensor:
+        """Costs (L, Q, N) float32 of giving each target of one image to each query."""
+        labels, masks = target["labels"], target["masks"]
+        class_logits = torch.stack([prediction.class_logits[image] for prediction in predictions]).float()
+        points_xy = torch.rand(1, self.num_points, 2, device=class_logits.device)
+        masks = masks.flatten(0, 1)[None].float()  # (1, NT, H, W)
+        mask_targets = point_sample(masks, points_xy)[0].view(len(labels), -1)  # (N, TP)
+        mask_logits = _logits_at_points(predictions, image, points_xy)  # (L, Q, TP)
+        return (
+            self.class_weight * class_costs(class_logits, labels)
+            + self.mask_weight * sigmoid_ce_costs(mask_logits, mask_targets)
+            + self.dice_weight * dice_costs(mask_logits, mask_targets)
+        )
+
+
+def _logits_at_points(predictions: Sequence[QueryPrediction], image: int, points_xy: Tensor) -> Tensor:
+    """Mask logits (L, Q, TP): features are sampled first and multiplied after, once for all layers that share them."""
+    sampled: dict[int, Tensor] = {}
+    logits = []
+    for prediction in predictions:
+        features = prediction.mask_features
+        if id(features) not in sampled:
+            points = point_sample(features[image].float(), points_xy.expand(features.shape[1], -1, -1))  # (T, C, P)
+            sampled[id(features)] = points.transpose(0, 1).flatten(1)  # (C, TP)
+        logits.append(prediction.mask_embed[image].float() @ sampled[id(features)])
+    return torch.stack(logits)
+
+
+def _assign(costs: np.ndarray, predictions: Sequence[QueryPrediction], image: int) -> np.ndarray:
+    """The query of each target, (L, N) int64, for the costs (L, Q, N) of one image."""
+    if not np.isfinite(costs).all():
+        raise NonFiniteError(_describe_non_finite(costs, predictions, image))
+    table = np.full((costs.shape[0], costs.shape[2]), UNMATCHED, dtype=np.int64)
+    for row, layer_costs in zip(table, costs):
+        queries, targets = linear_sum_assignment(layer_costs)
+        row[targets] = queries
+    return table
+
+
+def _describe_non_finite(costs: np.ndarray, predictions: Sequence[QueryPrediction], image: int) -> str:
+    layer = int(np.flatnonzero(~np.isfinite(costs).all(axis=(1, 2)))[0])
+    prediction = predictions[layer]
+    parts = {
+        "class logits": prediction.class_logits[image],
+        "mask embeddings": prediction.mask_embed[image],
+        "mask features": prediction.mask_features[image],
+    }
+    broken = [name for name, tensor in parts.items() if not tensor.isfinite().all()]
+    where = " and ".join(broken) or "masks (their product overflows)"
+    return (
+        f"matching costs must be finite: found a non-finite value in the {where} of prediction layer {layer} "
+        f"of {len(predictions)} (counted from 0), image {image} of the batch"
+    )

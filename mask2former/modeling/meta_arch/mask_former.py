@@ -1,0 +1,167 @@
+"""Mask2Former as one module: backbone, pixel decoder, transformer decoder, then losses or results.
+
+Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022. Images and clips take the
+same path: a clip's T frames are folded into the batch up to the pixel decoder.
+
+Letters: B batch, T frames, Q queries, N targets, K classes, C channels, H W size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.modeling.backbone import build_backbone
+from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.meta_arch.assembly import build_criterion, build_sem_seg_head
+from mask2former.modeling.meta_arch.inputs import count_frames, pad_images, pad_targets
+from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_clip, infer_image
+from mask2former.modeling.prediction import QueryPrediction
+from mask2former.modeling.registry import META_ARCH_REGISTRY
+from mask2former.structures import MetadataCatalog
+
+_logger = logging.getLogger(__name__)
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """The published meta-architecture: list of dictionaries in; losses out in training, list of results otherwise."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        sem_seg_head: Any,
+        criterion: SetCriterion,
+        inference: InferenceOptions,
+        size_divisibility: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        dataset_names: Sequence[str] = (),
+        channels_last: bool = False,
+    ) -> None:
+        """`dataset_names`: the metadata of the first that knows its things says which classes are things.
+
+        A negative `size_divisibility` stands for the backbone's.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.inference = inference
+        self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
+        self.dataset_names = tuple(dataset_names)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self.memory_format)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self._warned_about_things = False
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """The architecture figure: a backbone, a head of two decoders, a criterion, and what inference returns."""
+        backbone = build_backbone(cfg)
+        test = cfg.MODEL.MASK_FORMER.TEST
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": build_criterion(cfg),
+            "inference": InferenceOptions(
+                semantic=test.SEMANTIC_ON,
+                panoptic=test.PANOPTIC_ON,
+                instance=test.INSTANCE_ON,
+                object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+                overlap_threshold=test.OVERLAP_THRESHOLD,
+                detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+                score_threshold=cfg.TEST.SCORE_THRESHOLD,
+                resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+            ),
+            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "dataset_names": [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST],
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; inputs are moved there."""
+        return self.pixel_mean.device
+
+    def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Weighted scalar losses in training, one dictionary of results per sample otherwise.
+
+        Each sample holds `image`, (C, H, W) or a clip's T frames, 0..255; in training `instances`, Instances with
+        gt_classes (N,) and gt_masks (N, H, W), a list of T of them for a clip; otherwise `height` and `width`, the
+        output size, which is that of the image where they are left out.
+
+        Raises:
+            InputError: samples are malformed, or images and clips are mixed.
+            NonFiniteError: matching met a value that is infinite or not a number.
+        """
+        num_frames = count_frames(batch)
+        images, sizes = pad_images(
+            batch, mean=self.pixel_mean, std=self.pixel_std, size_divisibility=self.size_divisibility
+        )
+        predictions = self.sem_seg_head.predict(self.features(images.tensor, num_frames=num_frames))
+        padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
+        if self.training:
+            return self.losses(predictions, batch, size=padded)
+        geometries = [
+            MaskGeometry(padded, size, (int(sample.get("height", size[0])), int(sample.get("width", size[1]))))
+            for sample, size in zip(batch, sizes, strict=True)
+        ]
+        return self.results(predictions[-1], geometries, as_clips=num_frames is not None)
+
+    def features(self, images: Tensor, *, num_frames: int | None = None) -> dict[str, Tensor]:
+        """Backbone maps (B, C, h, w) by name of images; for clips, folded as (BT, 3, H, W): (B, T, C, h, w)."""
+        features = self.backbone(images.contiguous(memory_format=self.memory_format))
+        if num_frames is None:
+            return features
+        return {name: maps.unflatten(0, (-1, num_frames)) for name, maps in features.items()}
+
+    def losses(
+        self, predictions: Sequence[QueryPrediction], batch: Sequence[dict[str, Any]], *, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Weighted losses of all prediction layers against the batch's instances; `size` is the padded input's."""
+        targets = pad_targets(batch, size=size, num_classes=self.sem_seg_head.num_classes, device=self.device)
+        return self.criterion.weight(self.criterion(predictions, targets))
+
+    @torch.no_grad()
+    def results(
+        self, prediction: QueryPrediction, geometries: Sequence[MaskGeometry], *, as_clips: bool
+    ) -> list[dict[str, Any]]:
+        """Results of each sample at its output size."""
+        with torch.autocast(self.device.type, enabled=False):
+            mask_logits = prediction.mask_logits()  # (B, Q, T, H, W)
+            samples = zip(prediction.class_logits, mask_logits, geometries, strict=True)
+            if as_clips:
+                return [infer_clip(classes, masks, geometry=geometry) for classes, masks, geometry in samples]
+            thing_ids = self.thing_ids() if self.inference.panoptic else None
+            return [
+                infer_image(classes, masks.squeeze(1), geometry=geometry, options=self.inference, thing_ids=thing_ids)
+                for classes, masks, geometry in samples
+            ]
+
+    def thing_ids(self) -> set[int] | None:
+        """Contiguous ids of the classes that are things, by the first data set that knows; None: all are."""
+        for name in self.dataset_names:
+            things = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+            if things is not None:
+                return set(things.values())
+        if not self._warned_about_things:
+            names = ", ".join(self.dataset_names) or "none"
+            _logger.warning("no metadata on things (data sets: %s): every class is treated as a thing", names)
+            self._warned_about_things = True
+        return None
+
+
+# The published name of the same model in video configs.
+META_ARCH_REGISTRY._do_register("VideoMaskFormer", MaskFormer)

@@ -1,0 +1,160 @@
+"""The pixel decoder of Mask2Former (section 3.2.2): deformable attention over the deeper maps, then a small pyramid.
+
+Letters: N images (batch times frames), C channels, H W size, L levels, S tokens of all levels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mask2former.errors import ConfigError
+from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm
+from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoder, MSDeformAttnEncoderLayer
+from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
+from mask2former.structures import ShapeSpec
+
+_FEED_FORWARD_CHANNELS = 1024  # Mask2Former, appendix: the pixel decoder's own, whatever DIM_FEEDFORWARD says
+_NUM_GROUPS = 32
+_NUM_MAPS = 3  # maps that the transformer decoder attends to
+
+
+class DeformableTransformer(nn.Module):
+    """Maps of several levels as one sequence of tokens through the encoder."""
+
+    def __init__(self, channels: int, *, num_levels: int, encoder: MSDeformAttnEncoder) -> None:
+        super().__init__()
+        self.level_embed = nn.Parameter(torch.randn(num_levels, channels))
+        self.encoder = encoder
+
+    def forward(self, maps: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
+        """Maps (N, C, h, w) and their encodings (1, C, h, w) -> maps of the same shapes."""
+        shapes = [(features.shape[-2], features.shape[-1]) for features in maps]
+        tokens = torch.cat([_map_to_tokens(features) for features in maps], dim=1)  # (N, S, C)
+        places = [_map_to_tokens(place) + embed for place, embed in zip(positions, self.level_embed, strict=True)]
+        tokens = self.encoder(tokens, torch.cat(places, dim=1), shapes=shapes)
+        levels = tokens.split([height * width for height, width in shapes], dim=1)
+        return [level.transpose(1, 2).unflatten(-1, shape) for level, shape in zip(levels, shapes, strict=True)]
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class MSDeformAttnPixelDecoder(nn.Module):
+    """From backbone maps to mask features at `common_stride` and to the maps the transformer decoder attends to."""
+
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        transformer_in_features: list[str],
+        transformer_enc_layers: int,
+        transformer_nheads: int,
+        transformer_num_points: int = 4,
+        transformer_dim_feedforward: int = _FEED_FORWARD_CHANNELS,
+        transformer_dropout: float = 0.0,
+        conv_dim: int = 256,
+        mask_dim: int = 256,
+        norm: str = "GN",
+        common_stride: int = 4,
+    ) -> None:
+        """`input_shape` names channels and stride of each map; those of the transformer must be among them."""
+        super().__init__()
+        by_stride = sorted(input_shape, key=lambda name: _stride(input_shape, name))
+        # From low to high resolution, as everything behind the transformer is ordered.
+        self.transformer_in_features = [name for name in reversed(by_stride) if name in transformer_in_features]
+        num_levels = len(self.transformer_in_features)
+        self.input_proj = nn.ModuleList(
+            _project_to_tokens(_channels(input_shape, name), conv_dim) for name in self.transformer_in_features
+        )
+        layers = [
+            MSDeformAttnEncoderLayer(
+                conv_dim,
+                num_levels=num_levels,
+                num_heads=transformer_nheads,
+                num_points=transformer_num_points,
+                hidden_channels=transformer_dim_feedforward,
+                dropout=transformer_dropout,
+            )
+            for _ in range(transformer_enc_layers)
+        ]
+        self.transformer = DeformableTransformer(conv_dim, num_levels=num_levels, encoder=MSDeformAttnEncoder(layers))
+        self.position = PositionEmbeddingSine(conv_dim // 2, normalize=True)
+        self.mask_features = _xavier(Conv2d(conv_dim, mask_dim, 1))
+        finest = min(_stride(input_shape, name) for name in self.transformer_in_features)
+        self.pyramid_features = by_stride[: int(math.log2(finest) - math.log2(common_stride))]
+        for level, name in enumerate(self.pyramid_features, start=1):
+            adapter = Conv2d(_channels(input_shape, name), conv_dim, 1, bias=not norm, norm=get_norm(norm, conv_dim))
+            output = Conv2d(
+                conv_dim, conv_dim, 3, padding=1, bias=not norm, norm=get_norm(norm, conv_dim), activation=F.relu
+            )
+            self.add_module(f"adapter_{level}", _xavier(adapter))
+            self.add_module(f"layer_{level}", _xavier(output))
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Arguments from MODEL.SEM_SEG_HEAD and MODEL.MASK_FORMER for a backbone of `input_shape`."""
+        head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+        missing = {*head.IN_FEATURES, *head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES} - set(input_shape)
+        if missing:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD: IN_FEATURES and DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES expect features of "
+                f"the backbone ({', '.join(input_shape)}), found {', '.join(sorted(missing))}"
+            )
+        return {
+            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "transformer_enc_layers": head.TRANSFORMER_ENC_LAYERS,
+            "transformer_nheads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
+            "transformer_num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+            "transformer_dropout": mask_former.DROPOUT,
+            "conv_dim": head.CONVS_DIM,
+            "mask_dim": head.MASK_DIM,
+            "norm": head.NORM,
+            "common_stride": head.COMMON_STRIDE,
+        }
+
+    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Backbone maps (N, C, h, w) by name -> mask features (N, mask_dim, H, W), the encoder's lowest map, all maps.
+
+        Those for the transformer decoder are three, from low to high resolution.
+        """
+        maps = [project(features[name]) for project, name in zip(self.input_proj, self.transformer_in_features)]
+        maps = self.transformer(maps, [self.position(features) for features in maps])
+        for level, name in reversed(list(enumerate(self.pyramid_features, start=1))):
+            lateral = getattr(self, f"adapter_{level}")(features[name])
+            above = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            maps.append(getattr(self, f"layer_{level}")(lateral + above))
+        return self.mask_features(maps[-1]), maps[0], maps[:_NUM_MAPS]
+
+
+def _stride(input_shape: dict[str, ShapeSpec], name: str) -> int:
+    stride = input_shape[name].stride
+    assert stride is not None, f"feature {name} has no stride"
+    return stride
+
+
+def _channels(input_shape: dict[str, ShapeSpec], name: str) -> int:
+    channels = input_shape[name].channels
+    assert channels is not None, f"feature {name} has no channels"
+    return channels
+
+
+def _map_to_tokens(features: Tensor) -> Tensor:
+    return features.flatten(2).transpose(1, 2)  # (N, C, h, w) -> (N, hw, C)
+
+
+def _project_to_tokens(in_channels: int, conv_dim: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
+    nn.init.xavier_uniform_(convolution.weight)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return nn.Sequential(convolution, nn.GroupNorm(_NUM_GROUPS, conv_dim))
+
+
+def _xavier(convolution: Conv2d) -> Conv2d:
+    nn.init.kaiming_uniform_(convolution.weight, a=1)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    return convolution

@@ -1,0 +1,305 @@
+"""From the queries' class and mask logits to semantic, panoptic and instance results of an image, and to clip results.
+
+Queries are chosen by class probability first and only chosen masks are brought to the output size, in one pass over
+small groups that feeds all tasks: memory grows with the output, not with queries times pixels.
+
+Letters: Q queries, G queries of a group, N results, T frames, K classes, H W output size, h w size of the mask logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
+
+_GROUP_ELEMENTS = 1 << 24  # pixels of all masks, at the largest size on their way, that are in memory at once
+_AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
+_NUM_CLIP_RESULTS = 10  # Parity: the published video model keeps ten, whatever the config says (test_parity_video)
+
+
+@dataclass(frozen=True)
+class MaskGeometry:
+    """A mask's way back: enlarged to the `padded` input, cropped to the `image`, resized to the `output`; (H, W)."""
+
+    padded: tuple[int, int]
+    image: tuple[int, int]
+    output: tuple[int, int]
+
+    def to_image(self, maps: Tensor) -> Tensor:
+        """Maps (N, h, w) of the padded input -> (N, *image)."""
+        return _resize(maps, self.padded)[:, : self.image[0], : self.image[1]]
+
+    def to_output(self, maps: Tensor) -> Tensor:
+        """Maps (N, *image) -> (N, *output)."""
+        return _resize(maps, self.output)
+
+    @property
+    def group_size(self) -> int:
+        """How many masks may be enlarged at once."""
+        return max(1, _GROUP_ELEMENTS // max(self.padded[0] * self.padded[1], self.output[0] * self.output[1]))
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Which tasks are inferred, and by which thresholds."""
+
+    semantic: bool = True
+    panoptic: bool = False
+    instance: bool = False
+    object_mask_threshold: float = 0.0
+    overlap_threshold: float = 0.0
+    detections_per_image: int = 100
+    score_threshold: float = 0.0
+    resize_before_inference: bool = False
+
+
+class _Task(Protocol):
+    queries: list[int]
+
+    def add(self, rows: list[int], members: list[int], logits: Tensor, probs: Tensor) -> None:
+        """Take masks (G, H, W) of a group: those in `rows` belong to the task's queries at positions `members`."""
+
+    def result(self) -> Any:
+        """What the model returns under the task's name."""
+
+
+def infer_image(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    *,
+    geometry: MaskGeometry,
+    options: InferenceOptions,
+    thing_ids: Set[int] | None = None,
+) -> dict[str, Any]:
+    """`sem_seg`, `panoptic_seg` and `instances` of an image, those that `options` asks for.
+
+    Args:
+        class_logits: (Q, K + 1), "no object" last.
+        mask_logits: (Q, h, w) at any size that the padded input's is a multiple of.
+        geometry: the sizes between these masks and the output.
+        options: tasks and thresholds.
+        thing_ids: classes that are things; None: all.
+    """
+    class_probs = class_logits.float().softmax(-1)
+    num_classes = class_probs.shape[-1] - 1
+    things = set(range(num_classes)) if thing_ids is None else thing_ids
+    # Parity: semantic masks are resized after the sum over queries unless another task needs them at the output size.
+    resize_first = options.resize_before_inference or options.panoptic or options.instance
+    tasks: dict[str, _Task] = {}
+    if options.semantic:
+        tasks["sem_seg"] = _SemanticTask(class_probs, geometry=None if resize_first else geometry)
+    if options.panoptic:
+        tasks["panoptic_seg"] = _PanopticTask(class_probs, size=geometry.output, things=things, options=options)
+    if options.instance:
+        # Parity: with panoptic inference on, instances of stuff are dropped after the choice of the best.
+        kept = things if options.panoptic else set(range(num_classes))
+        tasks["instances"] = _InstanceTask(class_probs, size=geometry.output, kept=kept, options=options)
+    _run(list(tasks.values()), mask_logits, geometry, resize_first=resize_first)
+    return {name: task.result() for name, task in tasks.items()}
+
+
+def _run(tasks: list[_Task], mask_logits: Tensor, geometry: MaskGeometry, *, resize_first: bool) -> None:
+    """Bring the masks that any task needs to size once, group by group, and hand them to the tasks."""
+    wanted = sorted({query for task in tasks for query in task.queries})
+    positions = [{query: position for position, query in enumerate(task.queries)} for task in tasks]
+    for start in range(0, len(wanted), geometry.group_size):
+        group = wanted[start : start + geometry.group_size]
+        logits = geometry.to_image(mask_logits[torch.tensor(group, device=mask_logits.device)].float())
+        if resize_first:
+            logits = geometry.to_output(logits)
+        probs = logits.sigmoid()
+        for task, position in zip(tasks, positions):
+            rows = [row for row, query in enumerate(group) if query in position]
+            if rows:
+                task.add(rows, [position[group[row]] for row in rows], logits, probs)
+
+
+class _SemanticTask:
+    """Class maps (K, H, W): sums over queries of class probability times mask probability."""
+
+    def __init__(self, class_probs: Tensor, *, geometry: MaskGeometry | None) -> None:
+        """With a `geometry`, the sums still have the image's size and are resized to the output."""
+        self.class_probs = class_probs[:, :-1]
+        self.queries = list(range(len(class_probs)))
+        self.geometry = geometry
+        self.maps: Tensor | None = None
+
+    def add(self, rows: list[int], members: list[int], logits: Tensor, probs: Tensor) -> None:
+        weights = self.class_probs[members[0] : members[-1] + 1].T  # (K, G): groups of all queries are ranges
+        pixels = probs.flatten(1)  # (G, HW)
+        if self.maps is None:
+            self.maps = (weights @ pixels).unflatten(1, probs.shape[1:])
+        else:
+            self.maps.flatten(1).addmm_(weights, pixels)
+
+    def result(self) -> Tensor:
+        assert self.maps is not None, "a model has at least one query"
+        return self.maps if self.geometry is None else self.geometry.to_output(self.maps)
+
+
+class _PanopticTask:
+    """Segments that do not overlap: each pixel goes to the kept query with the largest score times probability."""
+
+    def __init__(
+        self, class_probs: Tensor, *, size: tuple[int, int], things: Set[int], options: InferenceOptions
+    ) -> None:
+        scores, labels = class_probs.max(-1)
+        rows = torch.stack((scores, labels.to(scores.dtype)), dim=1).tolist()  # exact: labels are small integers
+        void = class_probs.shape[-1] - 1
+        kept = [
+            query
+            for query, (score, label) in enumerate(rows)
+            if label != void and score > options.object_mask_threshold
+        ]
+        self.queries = kept
+        self.scores = [rows[query][0] for query in kept]
+        self.labels = [int(rows[query][1]) for query in kept]
+        self.things = things
+        self.overlap_threshold = options.overlap_threshold
+        device = class_probs.device
+        self.weights = scores[torch.tensor(kept, dtype=torch.long, device=device)]
+        self.best = torch.full(size, -1.0, device=device)  # score times probability of the winner so far
+        self.winner = torch.zeros(size, dtype=torch.long, device=device)  # its position among the kept
+        self.inside = torch.zeros(size, dtype=torch.bool, device=device)  # whether its own mask holds the pixel
+        self.areas: list[Tensor] = []
+
+    def add(self, rows: list[int], members: list[int], logits: Tensor, probs: Tensor) -> None:
+        probs = _select(probs, rows)
+        first = members[0]  # the kept queries of a group follow one another
+        weighted = probs * self.weights[first : first + len(rows), None, None]
+        best, index = weighted.max(dim=0)
+        inside = probs.gather(0, index[None])[0] >= 0.5
+        is_better = best > self.best
+        self.best = best.where(is_better, self.best)
+        self.winner = (index + first).where(is_better, self.winner)
+        self.inside = inside.where(is_better, self.inside)
+        self.areas.append((probs >= 0.5).flatten(1).sum(1))
+
+    def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""
+        if not self.queries:
+            return torch.zeros_like(self.winner, dtype=torch.int32), []
+        num_kept = len(self.queries)
+        # One histogram gives, for each kept query, the pixels it won outside and inside its own mask.
+        won = (2 * self.winner + self.inside).flatten().bincount(minlength=2 * num_kept).view(num_kept, 2)
+        counts = torch.cat((won, torch.cat(self.areas)[:, None]), dim=1).tolist()
+        segment_of, segments = self._segments(counts)
+        ids = torch.tensor(segment_of, dtype=torch.int32, device=self.winner.device)[self.winner]
+        return ids * self.inside, segments
+
+    def _segments(self, counts: list[list[int]]) -> tuple[list[int], list[dict[str, Any]]]:
+        """The segment id of each kept query, 0 for none, and the segments."""
+        segment_of = [0] * len(counts)
+        segments: list[dict[str, Any]] = []
+        stuff: dict[int, dict[str, Any]] = {}
+        for position, (outside, intersection, area) in enumerate(counts):
+            if not intersection or (outside + intersection) / area < self.overlap_threshold:
+                continue
+            label, score = self.labels[position], self.scores[position]
+            if label in stuff:  # regions of one stuff class are one segment
+                stuff[label]["score"] = max(stuff[label]["score"], score)
+                segment_of[position] = stuff[label]["id"]
+                continue
+            isthing = label in self.things
+            segment = {"id": len(segments) + 1, "isthing": isthing, "category_id": label, "score": score}
+            segments.append(segment)
+            segment_of[position] = segment["id"]
+            if not isthing:
+                stuff[label] = segment
+        return segment_of, segments
+
+
+class _InstanceTask:
+    """The best pairs of query and class, scored by class probability times mean probability inside the mask."""
+
+    def __init__(
+        self, class_probs: Tensor, *, size: tuple[int, int], kept: Set[int], options: InferenceOptions
+    ) -> None:
+        scores, labels, queries = best_pairs(class_probs, options.detections_per_image)
+        pairs = zip(scores.tolist(), labels.tolist(), queries.tolist())
+        # A mask's score is at most 1: what is below the threshold now stays below it.
+        pairs = [pair for pair in pairs if pair[1] in kept and pair[0] >= options.score_threshold]
+        self.queries = sorted({query for _, _, query in pairs})
+        position = {query: index for index, query in enumerate(self.queries)}
+        device = class_probs.device
+        self.scores = torch.tensor([pair[0] for pair in pairs], dtype=torch.float32, device=device)
+        self.labels = torch.tensor([pair[1] for pair in pairs], dtype=torch.long, device=device)
+        self.members = torch.tensor([position[pair[2]] for pair in pairs], dtype=torch.long, device=device)
+        self.size = size
+        self.score_threshold = options.score_threshold
+        self.masks = [torch.zeros((0, *size), dtype=torch.bool, device=device)]
+        self.mask_scores = [torch.zeros(0, device=device)]
+
+    def add(self, rows: list[int], members: list[int], logits: Tensor, probs: Tensor) -> None:
+        masks = _select(logits, rows) > 0
+        total = (_select(probs, rows) * masks).flatten(1).sum(1)
+        self.masks.append(masks)
+        self.mask_scores.append(total / (masks.flatten(1).sum(1) + _AREA_EPSILON))
+
+    def result(self) -> Instances:
+        """N instances by falling score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
+        masks = torch.cat(self.masks)
+        boxes_xyxy = masks_to_boxes_xyxy(masks)
+        scores = self.scores * torch.cat(self.mask_scores)[self.members]
+        scores, order = scores.sort(descending=True)
+        order = order[scores >= self.score_threshold]
+        members = self.members[order]
+        return Instances(
+            self.size,
+            scores=scores[: len(order)],
+            pred_classes=self.labels[order],
+            pred_masks=masks[members],
+            pred_boxes=Boxes(boxes_xyxy[members]),
+        )
+
+
+def best_pairs(class_probs: Tensor, num_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, classes and queries (N,) of the best pairs by probability (Q, K + 1), falling; never "no object"."""
+    num_classes = class_probs.shape[-1] - 1
+    pair_probs = class_probs[:, :-1].flatten()  # (QK,)
+    scores, pairs = pair_probs.topk(min(num_pairs, len(pair_probs)))
+    return scores, pairs % num_classes, pairs // num_classes
+
+
+def infer_clip(class_logits: Tensor, mask_logits: Tensor, *, geometry: MaskGeometry) -> dict[str, Any]:
+    """The ten best pairs of query and class in a clip, by falling score, on the host.
+
+    Args:
+        class_logits: (Q, K + 1), "no object" last.
+        mask_logits: (Q, T, h, w).
+        geometry: sizes of every frame.
+
+    Returns:
+        `image_size` (H, W), `pred_scores` and `pred_labels` lists of numbers, `pred_masks` a list of (T, H, W) bool.
+    """
+    scores, labels, queries = best_pairs(class_logits.float().softmax(-1), _NUM_CLIP_RESULTS)
+    unique, member = queries.unique(return_inverse=True)
+    frames = mask_logits[unique].flatten(0, 1)  # (NT, h, w)
+    masks = [
+        (geometry.to_output(geometry.to_image(group.float())) > 0).cpu() for group in frames.split(geometry.group_size)
+    ]
+    by_query = torch.cat(masks).unflatten(0, (len(unique), -1))  # (N, T, H, W)
+    return {
+        "image_size": geometry.output,
+        "pred_scores": scores.tolist(),
+        "pred_labels": labels.tolist(),
+        "pred_masks": [by_query[index] for index in member.tolist()],
+    }
+
+
+def _select(maps: Tensor, rows: list[int]) -> Tensor:
+    """Rows of maps (G, H, W) without a copy where all are wanted."""
+    return maps if len(rows) == len(maps) else maps[torch.tensor(rows, device=maps.device)]
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (N, h, w) resized bilinearly to (N, *size)."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]

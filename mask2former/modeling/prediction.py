@@ -1,0 +1,62 @@
+"""What one prediction layer says: class logits, and masks in factored form.
+
+A mask is the product of a query's mask embedding with per-pixel mask features (Mask2Former, section 3.2). The product
+is formed only where somebody asks: full maps of all queries are by far the largest tensors of the model.
+
+Letters: L prediction layers, B batch, T frames, Q queries, M chosen queries, K classes, C channels, H W size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class QueryPrediction(NamedTuple):
+    """class_logits (B, Q, K + 1), the last is "no object"; mask_embed (B, Q, C); mask_features (B, T, C, H, W)."""
+
+    class_logits: Tensor
+    mask_embed: Tensor
+    mask_features: Tensor
+
+    def mask_logits(self) -> Tensor:
+        """Logits (B, Q, T, H, W) of every query's mask."""
+        return multiply_masks(self.mask_embed, self.mask_features)
+
+    @classmethod
+    def from_logits(cls, class_logits: Tensor, mask_logits: Tensor) -> QueryPrediction:
+        """Class logits (B, Q, K + 1) and full mask logits (B, Q, [T,] H, W), which become features of Q channels."""
+        if mask_logits.ndim == 4:
+            mask_logits = mask_logits.unsqueeze(2)
+        num_batch, num_queries = mask_logits.shape[:2]
+        identity = torch.eye(num_queries, dtype=mask_logits.dtype, device=mask_logits.device)
+        return cls(class_logits, identity.expand(num_batch, -1, -1), mask_logits.transpose(1, 2))
+
+
+def multiply_masks(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    """Mask logits (B, Q, T, H, W) of embeddings (B, Q, C) and features (B, T, C, H, W)."""
+    height, width = mask_features.shape[-2:]
+    logits = mask_embed[:, None] @ mask_features.flatten(3)  # (B, 1, Q, C) @ (B, T, C, HW) -> (B, T, Q, HW)
+    return logits.transpose(1, 2).unflatten(-1, (height, width))  # (B, Q, T, H, W)
+
+
+def share_features(predictions: Sequence[QueryPrediction]) -> bool:
+    """Whether all layers multiply with the same mask features, so that work on these is done once."""
+    return all(prediction.mask_features is predictions[0].mask_features for prediction in predictions)
+
+
+def chosen_mask_logits(predictions: Sequence[QueryPrediction], image: int, queries: Tensor) -> Tensor:
+    """Mask logits (L, M, T, H, W) of the queries (L, M) of one image of the batch, chosen in every layer."""
+    embeds = torch.stack([prediction.mask_embed[image] for prediction in predictions])  # (L, Q, C)
+    chosen = embeds.gather(1, queries[..., None].expand(-1, -1, embeds.shape[-1]))  # (L, M, C)
+    if share_features(predictions):
+        features = predictions[0].mask_features[image : image + 1]
+        return multiply_masks(chosen.flatten(0, 1)[None], features)[0].unflatten(0, queries.shape)
+    layers = [
+        multiply_masks(embed[None], prediction.mask_features[image : image + 1])[0]
+        for embed, prediction in zip(chosen, predictions, strict=True)
+    ]
+    return torch.stack(layers)

@@ -1,0 +1,5 @@
+"""Transformer decoders: from pixel-decoder maps to class and mask predictions of the queries."""
+
+from mask2former.modeling.transformer_decoder.masked_decoder import MultiScaleMaskedTransformerDecoder
+
+__all__ = ["MultiScaleMaskedTransformerDecoder"]
