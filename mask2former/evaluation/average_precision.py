@@ -1,0 +1,102 @@
+"""COCO's average precision, computed by faster-coco-eval or, where it is not installed, by pycocotools.
+
+Both give the same bits (test_average_precision_backends_agree); the former takes a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+IouType = Literal["segm", "bbox"]
+Backend = Literal["faster-coco-eval", "pycocotools"]
+
+MAX_DETECTIONS = 100  # by category and image, as COCO counts
+_ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # COCO's area ranges
+_IOU_50, _IOU_75 = 0, 5  # positions in COCO's thresholds 0.5, 0.55, …, 0.95
+
+
+class AveragePrecision(NamedTuple):
+    """AP in percent: COCO's six summary values by name, and one by category id; NaN where nothing can be measured."""
+
+    summary: dict[str, float]
+    by_category: dict[int, float]
+
+
+def default_backend() -> Backend:
+    """The faster implementation where it is installed."""
+    return "faster-coco-eval" if find_spec("faster_coco_eval") else "pycocotools"
+
+
+def compute_average_precision(
+    ground_truth: dict[str, Any],
+    detections: Sequence[dict[str, Any]],
+    *,
+    iou_type: IouType,
+    backend: Backend | None = None,
+) -> AveragePrecision:
+    """AP of detections: ``image_id``, ``category_id``, ``score`` and ``segmentation`` or ``bbox`` (xywh).
+
+    Both arguments are in COCO's form, taken to be valid, and left as they are.
+    """
+    category_ids = sorted(category["id"] for category in ground_truth["categories"])
+    evaluate = _evaluate_faster if (backend or default_backend()) == "faster-coco-eval" else _evaluate_pycocotools
+    # Mask AP goes by the area of the mask: a box in the entry would take its place.
+    fields = ("image_id", "category_id", "score", "segmentation" if iou_type == "segm" else "bbox")
+    own_detections = [{field: copy.copy(detection[field]) for field in fields} for detection in detections]
+    precision = evaluate(_own_ground_truth(ground_truth), own_detections, iou_type)  # (thresholds, R, K, areas, max)
+    at_most_100 = precision[..., -1]
+    summary = {
+        "AP": _percent(at_most_100[..., _ALL]),
+        "AP50": _percent(at_most_100[_IOU_50, ..., _ALL]),
+        "AP75": _percent(at_most_100[_IOU_75, ..., _ALL]),
+        "APs": _percent(at_most_100[..., _SMALL]),
+        "APm": _percent(at_most_100[..., _MEDIUM]),
+        "APl": _percent(at_most_100[..., _LARGE]),
+    }
+    by_category = {category: _percent(at_most_100[:, :, i, _ALL]) for i, category in enumerate(category_ids)}
+    return AveragePrecision(summary, by_category)
+
+
+def _percent(precision: np.ndarray) -> float:
+    measured = precision[precision > -1]  # -1: no ground truth
+    return 100.0 * float(np.mean(measured)) if measured.size else float("nan")
+
+
+def _own_ground_truth(ground_truth: dict[str, Any]) -> dict[str, Any]:
+    # Evaluation writes flags and converted masks into the annotations.
+    return {**ground_truth, "annotations": [dict(annotation) for annotation in ground_truth["annotations"]]}
+
+
+def _evaluate_faster(ground_truth: dict[str, Any], detections: list[dict[str, Any]], iou_type: IouType) -> np.ndarray:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth = COCO(ground_truth)
+    evaluator = COCOeval_faster(truth, truth.loadRes(detections), iouType=iou_type)
+    evaluator.params.maxDets = [1, 10, MAX_DETECTIONS]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"])
+
+
+def _evaluate_pycocotools(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], iou_type: IouType
+) -> np.ndarray:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        truth = COCO()
+        truth.dataset = ground_truth
+        truth.createIndex()
+        evaluator = COCOeval(truth, truth.loadRes(detections), iouType=iou_type)
+        evaluator.params.maxDets = [1, 10, MAX_DETECTIONS]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"])

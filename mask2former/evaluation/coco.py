@@ -1,0 +1,208 @@
+"""Instance evaluation by COCO's average precision, in the loop or on saved predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask2former.errors import InputError
+from mask2former.evaluation.average_precision import MAX_DETECTIONS, IouType, compute_average_precision
+from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, read_detections
+from mask2former.evaluation.files import PathLike, metadata_field, write_json
+from mask2former.evaluation.gather import gather_on_main
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.structures.instances import Instances
+from mask2former.structures.masks import bitmasks_to_rles, masks_to_boxes_xyxy
+from mask2former.structures.metadata import Metadata, MetadataCatalog
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "coco_instances_results.json"
+_SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_TASK_TITLES = {"segm": "masks", "bbox": "boxes"}
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """AP of masks and boxes, over all categories and for each.
+
+    Reads ``json_file``, ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of the data set's metadata.
+    Takes ``outputs[i]["instances"]`` with scores, pred_classes (contiguous), pred_masks (N, H, W) and pred_boxes (made
+    from the masks where missing) for the image ``inputs[i]["image_id"]``. Only what COCO counts is encoded: the best
+    100 of a category and image. With ``output_dir`` it writes coco_instances_results.json.
+    """
+
+    def __init__(
+        self, dataset_name: str, output_dir: PathLike | None = None, *, tasks: Sequence[IouType] = ("segm", "bbox")
+    ) -> None:
+        self._tasks = _checked_tasks(tasks)
+        metadata = MetadataCatalog.get(dataset_name)
+        self._truth = CocoGroundTruth(metadata_field(metadata, "json_file", "COCOEvaluator"), self._tasks)
+        mapping = metadata.get("thing_dataset_id_to_contiguous_id")
+        if mapping is None:
+            mapping = {category_id: i for i, category_id in enumerate(sorted(self._truth.category_names))}
+        self._dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
+        self._class_names = _class_names(metadata, mapping, self._truth)
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self.reset()
+
+    def reset(self) -> None:
+        self._detections: list[dict[str, Any]] = []
+        self._image_ids: list[Any] = []
+
+    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
+        """Encode the instances of each image.
+
+        Raises:
+            InputError: an image is not in the ground truth, or instances have another size, an unknown class or a
+                score that is not finite.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            image_id = self._truth.image_id_of(image.get("image_id"))
+            if output.get("instances") is None:
+                raise InputError(f"image {image_id!r}: no 'instances' (MODEL.MASK_FORMER.TEST.INSTANCE_ON is off?)")
+            self._image_ids.append(image_id)
+            self._detections += self._encode(output["instances"], image_id)
+
+    def evaluate(self) -> Results | None:
+        """``{"segm": {AP, AP50, AP75, APs, APm, APl, AP-NAME, …}, "bbox": …}`` in percent; None off the main process.
+
+        Raises:
+            InputError: an image of the ground truth was not processed, or twice.
+        """
+        parts = gather_on_main((self._detections, self._image_ids))
+        if parts is None:
+            return None
+        detections = [detection for part, _ in parts for detection in part]
+        if self._output_dir is not None:
+            write_json(detections, self._output_dir / RESULTS_FILE)
+        self._check_complete([image_id for _, image_ids in parts for image_id in image_ids])
+        return _report(self._truth, detections, self._tasks, self._class_names)
+
+    def _encode(self, instances: Instances, image_id: Any) -> list[dict[str, Any]]:
+        name = f"prediction for image {image_id!r}"
+        fields = ["scores", "pred_classes"] + (["pred_masks"] if "segm" in self._tasks else [])
+        if missing := [field for field in fields if not instances.has(field)]:
+            raise InputError(f"{name}: instances lack {missing}")
+        scores, classes = instances.scores.cpu(), instances.pred_classes.cpu()
+        self._check(instances, scores, classes, name)
+        kept = _best_of_each_class(scores, classes)
+        selected = instances[kept.to(instances.scores.device)]
+        entries: list[dict[str, Any]] = [
+            {"image_id": image_id, "category_id": self._dataset_ids[label], "score": score}
+            for label, score in zip(classes[kept].tolist(), scores[kept].tolist())
+        ]
+        masks = _bool_masks(selected) if selected.has("pred_masks") else None
+        for entry, box_xyxy in zip(entries, _boxes_xyxy(selected, masks, name)):
+            x0, y0, x1, y1 = box_xyxy
+            entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+        if masks is not None and len(entries):
+            for entry, rle in zip(entries, bitmasks_to_rles(masks)):
+                entry["segmentation"] = rle
+        return entries
+
+    def _check(self, instances: Instances, scores: torch.Tensor, classes: torch.Tensor, name: str) -> None:
+        expected = tuple(self._truth.image_sizes[self._image_ids[-1]])
+        size = tuple(instances.pred_masks.shape[-2:]) if instances.has("pred_masks") else instances.image_size
+        if size != expected:
+            raise InputError(
+                f"{name}: size (height, width) is {size}, that of the image in {self._truth.json_file} is {expected}"
+            )
+        unknown = sorted(set(classes.tolist()) - set(self._dataset_ids))
+        if unknown:
+            raise InputError(
+                f"{name}: classes {unknown[:10]} are no things, there are {sorted(self._dataset_ids)[:20]}"
+            )
+        if not torch.isfinite(scores).all():
+            raise InputError(f"{name}: a score is not finite: {scores[~torch.isfinite(scores)][0].item()}")
+
+    def _check_complete(self, image_ids: Sequence[Any]) -> None:
+        seen = set(image_ids)
+        if len(seen) < len(image_ids):
+            twice = next(image_id for image_id in seen if image_ids.count(image_id) > 1)
+            raise InputError(f"image id {twice!r} of {self._truth.json_file} was predicted twice")
+        missing = [image_id for image_id in self._truth.image_sizes if image_id not in seen]
+        if missing:
+            raise InputError(
+                f"no prediction for {len(missing)} of the {len(self._truth.image_sizes)} images of "
+                f"{self._truth.json_file}: image ids {missing[:5]}{' …' if len(missing) > 5 else ''}"
+            )
+
+
+def evaluate_coco(gt_json: PathLike, results_json: PathLike, *, tasks: Sequence[IouType] = ("segm", "bbox")) -> Results:
+    """AP of saved detections in COCO's results format (dataset category ids).
+
+    An image without an entry has no detection.
+
+    Raises:
+        InputError: a detection is incomplete, of an unknown image or category, or of another size than its image.
+        DatasetError: the ground truth is missing or wrong.
+    """
+    tasks = _checked_tasks(tasks)
+    truth = CocoGroundTruth(gt_json, tasks)
+    return _report(truth, read_detections(results_json, truth, tasks), tasks, truth.category_names)
+
+
+def _report(
+    truth: CocoGroundTruth, detections: Sequence[dict[str, Any]], tasks: Sequence[IouType], names: Mapping[int, str]
+) -> Results:
+    results: Results = {}
+    if not detections:
+        logger.warning("no detections at all: every AP is NaN")
+        # Parity: the published evaluator says NaN rather than 0 then; test_coco_evaluator_without_detections_is_nan.
+        return {task: dict.fromkeys(_SUMMARY, float("nan")) for task in tasks}
+    for task in tasks:
+        precision = compute_average_precision(truth.content, detections, iou_type=task)
+        results[task] = dict(precision.summary)
+        # With one category its AP is the AP.
+        if len(names) > 1:
+            results[task].update({f"AP-{name}": precision.by_category[i] for i, name in names.items()})
+        title = f"average precision of {_TASK_TITLES[task]}"
+        logger.info("%s:\n%s", title, format_table(_SUMMARY, [[f"{precision.summary[n]:.2f}" for n in _SUMMARY]]))
+        rows = [[name, precision.by_category[i]] for i, name in names.items()]
+        logger.info("%s by category:\n%s", title, format_table(["category", "AP"], rows))
+    return check_percentages(results)
+
+
+def _class_names(metadata: Metadata, mapping: Mapping[int, int], truth: CocoGroundTruth) -> dict[int, str]:
+    """Names by dataset id, in the order of the contiguous ids."""
+    dataset_ids = [i for i in sorted(mapping, key=lambda i: mapping[i]) if i in truth.category_names]
+    if missing := sorted(set(mapping) - set(truth.category_names)):
+        raise InputError(f"{truth.json_file}: no categories with ids {missing[:10]}, which {metadata.name!r} names")
+    names = metadata.get("thing_classes")
+    if names is None or len(names) != len(dataset_ids):
+        return {i: truth.category_names[i] for i in dataset_ids}
+    return dict(zip(dataset_ids, names))
+
+
+def _checked_tasks(tasks: Sequence[IouType]) -> tuple[IouType, ...]:
+    if not tasks or not set(tasks) <= set(_TASK_TITLES):
+        raise ValueError(f"tasks must be some of {sorted(_TASK_TITLES)}, found {tasks!r}")
+    return tuple(tasks)
+
+
+def _best_of_each_class(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Ascending indices of the instances that can count: the first 100 by score (ties by position) of each class."""
+    order = np.argsort(-scores.numpy(), kind="stable")
+    ordered_classes = classes.numpy()[order]
+    kept = [order[ordered_classes == label][:MAX_DETECTIONS] for label in np.unique(ordered_classes)]
+    return torch.from_numpy(np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *kept])))
+
+
+def _bool_masks(instances: Instances) -> torch.Tensor:
+    masks = instances.pred_masks
+    masks = getattr(masks, "tensor", masks)
+    return masks if masks.dtype == torch.bool else masks > 0.5
+
+
+def _boxes_xyxy(instances: Instances, masks: torch.Tensor | None, name: str) -> list[list[float]]:
+    if instances.has("pred_boxes"):
+        return instances.pred_boxes.tensor.float().cpu().tolist()
+    if masks is None:
+        raise InputError(f"{name}: instances have neither pred_boxes nor pred_masks")
+    return masks_to_boxes_xyxy(masks).tolist()

@@ -1,0 +1,244 @@
+"""Panoptic evaluation on COCO-format ground truth (json and RGB PNG), in the loop or on saved predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mask2former.errors import DatasetError, InputError
+from mask2former.evaluation.files import (
+    PathLike,
+    metadata_field,
+    read_json,
+    read_panoptic_ids,
+    write_json,
+    write_png,
+)
+from mask2former.evaluation.gather import gather_on_main
+from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.structures.metadata import MetadataCatalog
+from mask2former.structures.panoptic_ids import id_to_rgb
+
+logger = logging.getLogger(__name__)
+
+TASK = "panoptic_seg"
+PREDICTIONS_FILE = "predictions.json"
+PNG_FOLDER = "panoptic_predictions"
+_ANNOTATION_FIELDS = ("image_id", "file_name", "segments_info")
+
+
+class PanopticGroundTruth:
+    """Annotations by image id, categories, and the folder of PNG files."""
+
+    def __init__(self, json_file: PathLike, png_folder: PathLike) -> None:
+        content = read_json(json_file)
+        self.json_file, self.png_folder = Path(json_file), Path(png_folder)
+        self.categories = _list_of(content, "categories", ("id", "name"), json_file, DatasetError)
+        self.images: list[Any] = content.get("images", [])
+        annotations = _list_of(
+            content, "annotations", ("image_id", "file_name", "segments_info"), json_file, DatasetError
+        )
+        self.annotations = _by_image_id(annotations, json_file, DatasetError)
+        self.category_ids: list[int] = [category["id"] for category in self.categories]
+        self.category_names: list[str] = [category["name"] for category in self.categories]
+        # Categories of a json without the field are taken for things, as in COCO instances.
+        self.is_thing = np.array([category.get("isthing", 1) == 1 for category in self.categories], dtype=bool)
+
+    def annotation_of(self, image_id: Any) -> Mapping[str, Any]:
+        """The annotation of an image; an id may be given as number or text.
+
+        Raises:
+            InputError: there is none.
+        """
+        if image_id in self.annotations:
+            return self.annotations[image_id]
+        for key in (str(image_id), int(image_id) if str(image_id).isdecimal() else None):
+            if key in self.annotations:
+                return self.annotations[key]
+        raise InputError(f"image id {image_id!r} is not among the {len(self.annotations)} of {self.json_file}")
+
+    def read(self, annotation: Mapping[str, Any]) -> tuple[np.ndarray, Sequence[Mapping[str, Any]], str]:
+        """Ids (H, W), segments, and a name for errors."""
+        path = self.png_folder / annotation["file_name"]
+        return read_panoptic_ids(path), annotation["segments_info"], f"{path} (image {annotation['image_id']!r})"
+
+    def check_complete(self, evaluated: Iterable[Any]) -> None:
+        """Raise InputError unless every image was evaluated exactly once."""
+        seen: set[Any] = set()
+        for image_id in evaluated:
+            if image_id in seen:
+                raise InputError(f"image id {image_id!r} of {self.json_file} was predicted twice")
+            seen.add(image_id)
+        missing = [image_id for image_id in self.annotations if image_id not in seen]
+        if missing:
+            raise InputError(
+                f"no prediction for {len(missing)} of the {len(self.annotations)} images of {self.json_file}: "
+                f"image ids {missing[:5]}{' …' if len(missing) > 5 else ''}"
+            )
+
+
+class COCOPanopticEvaluator(DatasetEvaluator):
+    """PQ, SQ and RQ over all, thing and stuff categories.
+
+    Reads ``panoptic_json``, ``panoptic_root`` and the dataset-id maps of things and stuff of the data set's metadata.
+    Takes ``outputs[i]["panoptic_seg"] = (ids (H, W) integer, [{id, category_id (contiguous), isthing}, …])`` for the
+    image ``inputs[i]["image_id"]``. With ``output_dir`` it writes predictions.json, with ``save_pngs`` also the id
+    maps, in the form that ``evaluate_panoptic`` reads.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: PathLike | None = None, *, save_pngs: bool = False) -> None:
+        if save_pngs and output_dir is None:
+            raise ValueError("save_pngs needs an output_dir")
+        metadata = MetadataCatalog.get(dataset_name)
+        self._truth = PanopticGroundTruth(
+            metadata_field(metadata, "panoptic_json", "COCOPanopticEvaluator"),
+            metadata_field(metadata, "panoptic_root", "COCOPanopticEvaluator"),
+        )
+        things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        stuff = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        self._thing_ids = {contiguous: dataset_id for dataset_id, contiguous in things.items()}
+        self._stuff_ids = {contiguous: dataset_id for dataset_id, contiguous in stuff.items()}
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self._save_pngs = save_pngs
+        self.reset()
+
+    def reset(self) -> None:
+        self._scorer = PanopticScorer(self._truth.category_ids)
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
+        """Compare each image and keep the counts.
+
+        Raises:
+            InputError: an image is not in the ground truth, or a prediction has another size or an unknown category.
+            DatasetError: a ground-truth PNG is missing or corrupt.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            annotation = self._truth.annotation_of(image.get("image_id"))
+            image_id = annotation["image_id"]
+            name = f"prediction for image {image_id!r}"
+            if output.get(TASK) is None or output[TASK][1] is None:
+                raise InputError(
+                    f"{name}: no 'panoptic_seg' with segments (MODEL.MASK_FORMER.TEST.PANOPTIC_ON is off?)"
+                )
+            ids = _to_numpy(output[TASK][0])
+            segments = [self._with_dataset_category(segment, name) for segment in output[TASK][1]]
+            truth_ids, truth_segments, truth_name = self._truth.read(annotation)
+            self._scorer.add_image(
+                (truth_ids, truth_segments), (ids, segments), truth_name=truth_name, prediction_name=name
+            )
+            file_name = str(Path(annotation["file_name"]).with_suffix(".png"))
+            self._predictions.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
+            if self._output_dir is not None and self._save_pngs:
+                write_png(id_to_rgb(ids), self._output_dir / PNG_FOLDER / file_name)
+
+    def evaluate(self) -> Results | None:
+        """``{"panoptic_seg": {PQ, SQ, RQ, PQ_th, …, RQ_st}}`` in percent on the main process, None elsewhere.
+
+        Raises:
+            InputError: an image has no prediction or several.
+        """
+        keep = self._output_dir is not None
+        ids = [prediction["image_id"] for prediction in self._predictions]
+        parts = gather_on_main((self._scorer.tally, ids, self._predictions if keep else []))
+        if parts is None:
+            return None
+        tally = PanopticTally.zeros(len(self._truth.category_ids))
+        for part, _, _ in parts:
+            tally += part
+        if self._output_dir is not None:
+            predictions = [prediction for _, _, part in parts for prediction in part]
+            content = {"images": self._truth.images, "annotations": predictions, "categories": self._truth.categories}
+            write_json(content, self._output_dir / PREDICTIONS_FILE)
+        self._truth.check_complete(image_id for _, part_ids, _ in parts for image_id in part_ids)
+        return _report(tally, self._truth)
+
+    def _with_dataset_category(self, segment: Mapping[str, Any], name: str) -> dict[str, Any]:
+        if "id" not in segment or "category_id" not in segment:
+            raise InputError(f"{name}: a segment needs 'id' and 'category_id', found {sorted(segment)}")
+        category = int(segment["category_id"])
+        if "isthing" in segment and (self._thing_ids or self._stuff_ids):
+            dataset_ids = self._thing_ids if segment["isthing"] else self._stuff_ids
+            if category not in dataset_ids:
+                kind = "thing" if segment["isthing"] else "stuff"
+                raise InputError(
+                    f"{name}: segment {segment['id']} has {kind} category {category}, there are {sorted(dataset_ids)}"
+                )
+            category = dataset_ids[category]
+        converted: dict[str, Any] = {"id": int(segment["id"]), "category_id": category}
+        if segment.get("score") is not None:
+            converted["score"] = float(segment["score"])
+        return converted
+
+
+def evaluate_panoptic(gt_json: PathLike, gt_folder: PathLike, pred_json: PathLike, pred_folder: PathLike) -> Results:
+    """PQ, SQ and RQ of saved predictions in COCO panoptic format (dataset category ids).
+
+    Raises:
+        InputError: a prediction is missing, unreadable, of another size, of an unknown image or category.
+        DatasetError: the same of the ground truth.
+    """
+    truth = PanopticGroundTruth(gt_json, gt_folder)
+    content = read_json(pred_json, error=InputError)
+    annotations = _list_of(content, "annotations", _ANNOTATION_FIELDS, pred_json, InputError)
+    predictions = _by_image_id(annotations, pred_json, InputError)
+    for image_id in predictions:
+        truth.annotation_of(image_id)
+    truth.check_complete(truth.annotation_of(image_id)["image_id"] for image_id in predictions)
+    scorer = PanopticScorer(truth.category_ids)
+    for image_id, prediction in predictions.items():
+        truth_ids, truth_segments, truth_name = truth.read(truth.annotation_of(image_id))
+        path = Path(pred_folder) / prediction["file_name"]
+        predicted = (read_panoptic_ids(path, error=InputError), prediction["segments_info"])
+        name = f"{path} (image {image_id!r})"
+        scorer.add_image((truth_ids, truth_segments), predicted, truth_name=truth_name, prediction_name=name)
+    return _report(scorer.tally, truth)
+
+
+def _report(tally: PanopticTally, truth: PanopticGroundTruth) -> Results:
+    groups = {"": np.ones_like(truth.is_thing), "_th": truth.is_thing, "_st": ~truth.is_thing}
+    means = {suffix: tally.mean_quality(selected) for suffix, selected in groups.items()}
+    metrics = {}
+    for suffix, mean in means.items():
+        metrics.update({f"PQ{suffix}": mean.pq, f"SQ{suffix}": mean.sq, f"RQ{suffix}": mean.rq})
+    results = check_percentages({TASK: metrics})
+    header = ["categories", "PQ", "SQ", "RQ", "number"]
+    rows = [[label, *mean] for label, mean in zip(("all", "things", "stuff"), means.values())]
+    logger.info("panoptic quality:\n%s", format_table(header, rows))
+    per_category = tally.quality_per_category().T.tolist()
+    counts = np.stack([tally.tp, tally.fp, tally.fn], axis=1).tolist()
+    rows = [[name, *q, *c] for name, q, c in zip(truth.category_names, per_category, counts)]
+    logger.info("by category:\n%s", format_table(["category", "PQ", "SQ", "RQ", "TP", "FP", "FN"], rows))
+    return results
+
+
+def _to_numpy(ids: Any) -> np.ndarray:
+    return ids.cpu().numpy() if hasattr(ids, "cpu") else np.asarray(ids)
+
+
+def _list_of(
+    content: Any, key: str, fields: Sequence[str], path: PathLike, error: type[InputError]
+) -> list[Mapping[str, Any]]:
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise error(f"{path}: expected a COCO panoptic json with a list {key!r}")
+    for i, entry in enumerate(entries):
+        missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
+        if missing:
+            raise error(f"{path}: entry {i} of {key!r} lacks {missing}: {str(entry)[:200]}")
+    return entries
+
+
+def _by_image_id(
+    annotations: Sequence[Mapping[str, Any]], path: PathLike, error: type[InputError]
+) -> dict[Any, Mapping[str, Any]]:
+    by_id = {annotation["image_id"]: annotation for annotation in annotations}
+    if len(by_id) != len(annotations):
+        raise error(f"{path}: {len(annotations)} annotations for {len(by_id)} images, expected one an image")
+    return by_id

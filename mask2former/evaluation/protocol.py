@@ -1,0 +1,61 @@
+"""What an evaluator is: it reduces each image as it comes and says its metrics at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ModelInputs = Sequence[Mapping[str, Any]]
+ModelOutputs = Sequence[Mapping[str, Any]]
+Results = dict[str, dict[str, float]]
+
+
+class DatasetEvaluator:
+    """Accumulates over the images of one data set: ``reset``, ``process`` for each batch, ``evaluate``."""
+
+    def reset(self) -> None:
+        """Forget all images."""
+
+    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
+        """Take in a batch: what the model was given and what it gave, one dict an image."""
+        raise NotImplementedError
+
+    def evaluate(self) -> Results | None:
+        """Metrics by task, ``{"panoptic_seg": {"PQ": 52.1, …}}``, in percent; None off the main process.
+
+        A metric without anything to measure (no object of that size, …) is NaN.
+        """
+        raise NotImplementedError
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators that see the same images."""
+
+    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
+        self.evaluators = list(evaluators)
+
+    def reset(self) -> None:
+        for evaluator in self.evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
+        for evaluator in self.evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Results | None:
+        """The results of all.
+
+        Raises:
+            ValueError: two evaluators speak of the same task.
+        """
+        merged: Results = {}
+        # Every evaluator gathers from all processes, so each must be asked everywhere.
+        answers = [evaluator.evaluate() for evaluator in self.evaluators]
+        if self.evaluators and all(answer is None for answer in answers):
+            return None
+        for answer in answers:
+            for task, metrics in (answer or {}).items():
+                if task in merged:
+                    raise ValueError(f"two evaluators give results for task {task!r}")
+                merged[task] = metrics
+        return merged

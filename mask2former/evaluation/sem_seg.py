@@ -1,0 +1,231 @@
+"""Semantic evaluation against label maps, in the loop or on saved predictions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask2former.errors import DatasetError, InputError
+from mask2former.evaluation.files import PathLike, metadata_field, read_json, read_label_map, write_json
+from mask2former.evaluation.gather import gather_on_main
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.evaluation.semantic_confusion import SemanticConfusion
+from mask2former.structures.masks import bitmasks_to_rles, segmentation_to_bitmask
+from mask2former.structures.metadata import MetadataCatalog
+
+logger = logging.getLogger(__name__)
+
+TASK = "sem_seg"
+PREDICTIONS_FILE = "sem_seg_predictions.json"
+DEFAULT_IGNORE_LABEL = 255
+_LABEL_MAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """Mean and frequency-weighted IoU, accuracies, and IoU, boundary IoU and accuracy by class.
+
+    Reads ``stuff_classes`` (all classes), ``ignore_label`` and, for the written file,
+    ``stuff_dataset_id_to_contiguous_id`` of the data set's metadata. Takes ``outputs[i]["sem_seg"]`` (K, H, W) scores
+    and the label map that ``inputs[i]["sem_seg_file_name"]`` names; without that key, the file in the metadata's
+    ``sem_seg_root`` that is called as the image. With ``output_dir`` it writes sem_seg_predictions.json (run-length
+    codes of the classes of each image).
+    """
+
+    def __init__(self, dataset_name: str, output_dir: PathLike | None = None) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        self._class_names: list[str] = list(metadata_field(metadata, "stuff_classes", "SemSegEvaluator"))
+        self._ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
+        mapping = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        self._dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
+        self._gt_root = metadata.get("sem_seg_root")
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self.reset()
+
+    def reset(self) -> None:
+        self._confusion = SemanticConfusion(len(self._class_names))
+        self._files: list[str] = []
+        self._predictions: list[dict[str, Any]] = []
+
+    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
+        """Add each image to the confusion matrices.
+
+        Raises:
+            InputError: a prediction has another size than its ground truth or a class that does not exist.
+            DatasetError: a ground-truth file is missing, corrupt or holds a label out of range.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            gt_file = self._gt_file_of(image)
+            name = f"prediction for {image.get('file_name', gt_file)}"
+            if output.get(TASK) is None:
+                raise InputError(f"{name}: no 'sem_seg' (MODEL.MASK_FORMER.TEST.SEMANTIC_ON is off?)")
+            labels = torch.as_tensor(output[TASK]).argmax(dim=0).cpu().numpy()
+            _add_image(self._confusion, gt_file, labels, name=name, ignore_label=self._ignore_label)
+            self._files.append(str(gt_file))
+            if self._output_dir is not None:
+                self._predictions += self._encode(labels, str(image.get("file_name", gt_file)))
+
+    def evaluate(self) -> Results | None:
+        """``{"sem_seg": {mIoU, fwIoU, IoU-NAME, …}}`` in percent on the main process, None elsewhere.
+
+        Raises:
+            InputError: no image was given, or one several times.
+        """
+        parts = gather_on_main((self._confusion, self._files, self._predictions))
+        if parts is None:
+            return None
+        confusion = SemanticConfusion(len(self._class_names))
+        for part, _, _ in parts:
+            confusion += part
+        if self._output_dir is not None:
+            write_json([p for _, _, part in parts for p in part], self._output_dir / PREDICTIONS_FILE)
+        files = [file for _, part_files, _ in parts for file in part_files]
+        if not files:
+            raise InputError("SemSegEvaluator: no image was evaluated")
+        if len(set(files)) < len(files):
+            twice = next(file for i, file in enumerate(files) if file in set(files[:i]))
+            raise InputError(f"{twice}: predicted twice")
+        return _report(confusion, self._class_names)
+
+    def _gt_file_of(self, image: Mapping[str, Any]) -> Path:
+        if "sem_seg_file_name" in image:
+            return Path(image["sem_seg_file_name"])
+        if self._gt_root is not None and "file_name" in image:
+            return Path(self._gt_root) / f"{Path(image['file_name']).stem}.png"
+        raise DatasetError(
+            f"SemSegEvaluator: image {image.get('file_name', image.get('image_id'))!r} has no 'sem_seg_file_name', "
+            "and the data set's metadata no 'sem_seg_root'"
+        )
+
+    def _encode(self, labels: np.ndarray, file_name: str) -> list[dict[str, Any]]:
+        present = np.unique(labels)
+        rles = bitmasks_to_rles(labels == present[:, None, None])
+        categories = [self._dataset_ids.get(label, label) for label in present.tolist()]
+        return [
+            {"file_name": file_name, "category_id": category, "segmentation": rle}
+            for category, rle in zip(categories, rles)
+        ]
+
+
+def evaluate_sem_seg(
+    gt_dir: PathLike,
+    predictions: PathLike,
+    *,
+    class_names: Sequence[str],
+    ignore_label: int = DEFAULT_IGNORE_LABEL,
+    dataset_id_to_contiguous_id: Mapping[int, int] | None = None,
+) -> Results:
+    """Evaluate saved label maps: a folder that mirrors ``gt_dir``, or a sem_seg_predictions.json.
+
+    Every file of ``gt_dir`` (searched with its subfolders) needs a prediction. In the json, images are known by the
+    stem of their file name; ``dataset_id_to_contiguous_id`` maps its category ids, without it they are the labels.
+
+    Raises:
+        InputError: a prediction is missing, unreadable, of another size, or of an unknown image or class.
+        DatasetError: the same of the ground truth.
+    """
+    gt_files = _label_maps_below(Path(gt_dir), DatasetError)
+    confusion = SemanticConfusion(len(class_names))
+    if Path(predictions).is_dir():
+        predicted_files = _label_maps_below(Path(predictions), InputError)
+        _check_same_images(gt_files, predicted_files, gt_dir, predictions)
+        for key, gt_file in gt_files.items():
+            path = predicted_files[key]
+            labels = read_label_map(path, error=InputError)
+            _add_image(confusion, gt_file, labels, name=str(path), ignore_label=ignore_label)
+    else:
+        by_stem = {Path(key).name: gt_file for key, gt_file in gt_files.items()}
+        if len(by_stem) < len(gt_files):
+            raise InputError(f"{gt_dir}: file names are not unique across folders, which predictions in json need")
+        by_image = _read_predictions(predictions)
+        _check_same_images(by_stem, by_image, gt_dir, predictions)
+        for stem, gt_file in by_stem.items():
+            name = f"{predictions}: image {stem}"
+            labels = _decode(by_image[stem], dataset_id_to_contiguous_id, name)
+            _add_image(confusion, gt_file, labels, name=name, ignore_label=ignore_label)
+    return _report(confusion, class_names)
+
+
+def _add_image(
+    confusion: SemanticConfusion, gt_file: PathLike, labels: np.ndarray, *, name: str, ignore_label: int
+) -> None:
+    num_classes = confusion.num_classes
+    truth = read_label_map(gt_file)
+    if labels.shape != truth.shape:
+        raise InputError(
+            f"{name}: size (height, width) is {labels.shape}, that of the ground truth {gt_file} is {truth.shape}"
+        )
+    is_ignored = truth == ignore_label
+    out_of_range = ~is_ignored & ((truth < 0) | (truth >= num_classes))
+    if out_of_range.any():
+        raise DatasetError(
+            f"{gt_file}: label {truth[out_of_range][0]} is neither a class (0..{num_classes - 1}) "
+            f"nor the ignore label ({ignore_label})"
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise InputError(f"{name}: labels must lie in 0..{num_classes - 1}, found {labels.min()}..{labels.max()}")
+    confusion.add_image(np.where(is_ignored, num_classes, truth), labels)
+
+
+def _label_maps_below(folder: Path, error: type[InputError]) -> dict[str, Path]:
+    """Files by their path below the folder, without suffix."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _LABEL_MAP_SUFFIXES)
+    if not files:
+        raise error(f"{folder}: no label maps ({', '.join(_LABEL_MAP_SUFFIXES)}) found")
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def _check_same_images(
+    truth: Mapping[str, Any], predictions: Mapping[str, Any], gt_dir: PathLike, source: PathLike
+) -> None:
+    missing, unknown = sorted(set(truth) - set(predictions)), sorted(set(predictions) - set(truth))
+    if missing:
+        raise InputError(
+            f"{source}: no prediction for {len(missing)} of {len(truth)} images of {gt_dir}: {missing[:5]}"
+        )
+    if unknown:
+        raise InputError(f"{source}: {len(unknown)} images are not in the ground truth {gt_dir}: {unknown[:5]}")
+
+
+def _read_predictions(path: PathLike) -> dict[str, list[Mapping[str, Any]]]:
+    entries = read_json(path, error=InputError)
+    by_image: dict[str, list[Mapping[str, Any]]] = {}
+    fields = ("file_name", "category_id", "segmentation")
+    for i, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        if not isinstance(entry, dict) or any(field not in entry for field in fields):
+            raise InputError(f"{path}: entry {i} needs {list(fields)}, found {str(entry)[:200]}")
+        by_image.setdefault(Path(entry["file_name"]).stem, []).append(entry)
+    return by_image
+
+
+def _decode(entries: Sequence[Mapping[str, Any]], mapping: Mapping[int, int] | None, name: str) -> np.ndarray:
+    labels: np.ndarray | None = None
+    for entry in entries:
+        category = entry["category_id"]
+        if mapping is not None and category not in mapping:
+            raise InputError(f"{name}: category id {category} is not among {sorted(mapping)[:20]}")
+        rle = entry["segmentation"]
+        size = rle.get("size") if isinstance(rle, dict) else None
+        height, width = labels.shape if labels is not None else (size or (0, 0))
+        mask = segmentation_to_bitmask(rle, height, width, context=name)
+        if labels is None:
+            labels = np.full((height, width), -1, dtype=np.int64)
+        labels[mask] = category if mapping is None else mapping[category]
+    assert labels is not None
+    return labels
+
+
+def _report(confusion: SemanticConfusion, class_names: Sequence[str]) -> Results:
+    metrics = confusion.metrics(class_names)
+    results = check_percentages({TASK: metrics})
+    means = ["mIoU", "fwIoU", "mACC", "pACC"]
+    logger.info("semantic segmentation:\n%s", format_table(means, [[f"{metrics[name]:.2f}" for name in means]]))
+    columns = ["IoU", "BoundaryIoU", "ACC"]
+    rows = [[name, *(metrics.get(f"{column}-{name}", np.nan) for column in columns)] for name in class_names]
+    logger.info("by class:\n%s", format_table(["class", *columns], rows))
+    return results
