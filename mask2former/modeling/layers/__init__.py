@@ -1,10 +1,10 @@
 """Layers that several components share."""
 
-from torchvision.ops import StochasticDepth
-
 from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm
+from mask2former.modeling.layers.drop_path import DropPath
 from mask2former.modeling.layers.mlp import MLP
 from mask2former.modeling.layers.norms import (
+    NORM_NAMES,
     FrozenBatchNorm2d,
     LayerNorm2d,
     NormSpec,
@@ -17,6 +17,7 @@ from mask2former.modeling.layers.size_cache import SizeCache
 
 __all__ = [
     "MLP",
+    "NORM_NAMES",
     "Conv2d",
     "DropPath",
     "FrozenBatchNorm2d",
@@ -30,10 +31,3 @@ __all__ = [
     "get_norm",
     "sine_position_encoding",
 ]
-
-
-class DropPath(StochasticDepth):
-    """Drops a residual branch of each sample with probability `p` in training (stochastic depth, Huang et al. 2016)."""
-
-    def __init__(self, p: float = 0.0) -> None:
-        super().__init__(p, mode="row")

@@ -129,6 +129,9 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+NORM_NAMES = ("", *_NORMS)
+
+
 def get_norm(norm: NormSpec, out_channels: int) -> nn.Module | None:
     """The norm layer that `norm` names: "" (None), BN, SyncBN, FrozenBN, GN, LN, or a callable taking the channels.
 

@@ -1,0 +1,49 @@
+"""What every backbone promises, and how a config chooses one.
+
+Letters: N batch (frames are folded into it), C channels, H W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mask2former.errors import ConfigError
+from mask2former.modeling.registry import BACKBONE_REGISTRY, build_from_config, lookup
+from mask2former.structures import ShapeSpec
+
+
+class Backbone(nn.Module):
+    """Maps images (N, 3, H, W) to named feature maps {name: (N, C, ceil(H / stride), ceil(W / stride))}.
+
+    `size_divisibility` is what the sides of the input should be multiples of, 0 where any size will do.
+    """
+
+    size_divisibility: int = 0
+
+    def __init__(self, features: Mapping[str, ShapeSpec], *, out_features: Sequence[str]) -> None:
+        """`features` lists what the backbone could return, `out_features` what is wanted of it."""
+        super().__init__()
+        unknown = [name for name in out_features if name not in features]
+        if unknown or not out_features:
+            raise ConfigError(f"out_features: expected some of {', '.join(features)}; found {list(out_features)}")
+        self.out_features = tuple(out_features)
+        self._features = dict(features)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The features named in `out_features`."""
+        raise NotImplementedError
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each feature that `forward` returns."""
+        return {name: self._features[name] for name in self.out_features}
+
+
+def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
+    """The backbone that MODEL.BACKBONE.NAME names; by default its input has as many channels as MODEL.PIXEL_MEAN."""
+    if input_shape is None:
+        input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+    builder = lookup(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, key="MODEL.BACKBONE.NAME")
+    return build_from_config(builder, cfg, input_shape)
