@@ -5,6 +5,7 @@ VENV ?= .venv
 OUTPUT ?= output/quickstart
 CONFIG ?= configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml
 OPTS ?=
+NUM_PICTURES ?= 12
 DETECTRON2_DATASETS ?= datasets
 export DETECTRON2_DATASETS
 
@@ -29,7 +30,7 @@ help:
 
 env: $(STAMP)
 
-$(STAMP): $(SOURCES)
+$(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || \
@@ -44,7 +45,11 @@ $(STAMP): $(SOURCES)
 	@touch $@
 
 quickstart: $(STAMP)
-	$(PY) tools/quickstart.py --config-file $(CONFIG) --output $(OUTPUT) --opts $(OPTS)
+	$(VENV)/bin/mask2former prepare-shapes --output $(SHAPES)
+	$(PY) tools/train_net.py --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT) $(OPTS)
+	$(PY) demo/demo.py --config-file $(CONFIG) --input $$(ls $(SHAPES)/val/*.jpg | head -n $(NUM_PICTURES)) \
+	  --output $(OUTPUT)/pictures --task panoptic instance semantic --opts MODEL.WEIGHTS $(OUTPUT)/model_final.pth
+	$(PY) tools/show_results.py $(OUTPUT)
 
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow and not gpu" $(OPTS)

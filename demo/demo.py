@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Predicts images and writes overlays: demo.py --config-file F --input FILES|DIR|GLOB --output DIR [--opts KEY VALUE ...]."""
+"""Predicts images and writes overlays.
+
+python demo/demo.py --config-file F --input FILES|DIR|GLOB --output DIR [--opts MODEL.WEIGHTS model.pth]
+"""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# Successive multiples of the golden angle fill the hue circle evenly for any number of classes.
+# Successive multiples of the golden angle fill the hue circle evenly for any number of classes. Classes whose hues
+# come close are a Fibonacci number apart (13, 21, 34, 55), and four lightnesses tell those from each other.
 GOLDEN_ANGLE = 137.50776
-_LIGHTNESS = (66.0, 54.0, 76.0)
-_CHROMA = (62.0, 72.0, 50.0)
+_LIGHTNESS = (66.0, 54.0, 76.0, 45.0)
+_CHROMA = (55.0, 55.0, 45.0, 50.0)
 # (hue in degrees, lightness) offsets of the first, second, ... instance of a class; the first keeps the class colour.
 _INSTANCE_OFFSETS = ((0, 0), (24, 12), (-24, -12), (12, -18), (-12, 16), (36, -6), (-36, 8), (0, 22), (0, -24))
 
@@ -16,7 +17,7 @@ _INSTANCE_OFFSETS = ((0, 0), (24, 12), (-24, -12), (12, -18), (-12, 16), (36, -6
 def class_color(class_id: int) -> np.ndarray:
     """Colour (3,) uint8 RGB of a class; depends on the class id alone."""
     hue = np.deg2rad(20.0 + class_id * GOLDEN_ANGLE)
-    lightness, chroma = _LIGHTNESS[class_id % 3], _CHROMA[class_id % 3]
+    lightness, chroma = _LIGHTNESS[class_id % 4], _CHROMA[class_id % 4]
     return _lab_to_rgb(lightness, chroma * float(np.cos(hue)), chroma * float(np.sin(hue)))
 
 

@@ -1,0 +1,149 @@
+"""The predictor around a stub model, and once around a real, tiny one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mask2former import Predictor, get_cfg
+from mask2former import predictor as predictor_module
+from mask2former.config import CfgNode
+from mask2former.errors import CheckpointError, ConfigError, InputError
+
+
+class EchoModel(nn.Module):
+    """Returns what it was given, so that a test sees the model's input."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        assert not self.training
+        return batch
+
+
+@pytest.fixture
+def cfg() -> CfgNode:
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.INPUT.MIN_SIZE_TEST = 40
+    cfg.INPUT.MAX_SIZE_TEST = 60
+    return cfg
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "build_model", EchoModel)
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (20, 27, 3), dtype=np.uint8)
+
+
+@pytest.mark.usefixtures("echo")
+@pytest.mark.parametrize(("size", "expected"), [((20, 27), (40, 54)), ((20, 40), (30, 60)), ((50, 20), (60, 24))])
+def test_predictor_resizes_as_at_test_time(cfg: CfgNode, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    inputs = Predictor(cfg)(np.zeros((*size, 3), np.uint8))
+    assert inputs["image"].shape == (3, *expected)
+    assert inputs["image"].dtype == torch.uint8
+    assert (inputs["height"], inputs["width"]) == size
+
+
+@pytest.mark.usefixtures("echo")
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_predictor_gives_the_model_its_channel_order(cfg: CfgNode, image_format: str) -> None:
+    cfg.INPUT.FORMAT = image_format
+    red = np.zeros((40, 40, 3), np.uint8)
+    red[:, :, 0] = 255
+    inputs = Predictor(cfg)(red)
+    assert inputs["image"].amax((1, 2)).tolist() == ([255, 0, 0] if image_format == "RGB" else [0, 0, 255])
+    from_bgr = Predictor(cfg)(np.ascontiguousarray(red[:, :, ::-1]), channel_order="BGR")
+    assert torch.equal(from_bgr["image"], inputs["image"])
+
+
+@pytest.mark.usefixtures("echo")
+def test_predictor_list_gives_list_equal_to_singles(cfg: CfgNode, image: np.ndarray) -> None:
+    predictor = Predictor(cfg)
+    several = predictor([image, Image.fromarray(image[:10]), torch.from_numpy(image).permute(2, 0, 1)])
+    assert [result["height"] for result in several] == [20, 10, 20]
+    assert torch.equal(several[0]["image"], predictor(image)["image"])
+    assert torch.equal(several[0]["image"], several[2]["image"])
+    assert predictor([]) == []
+
+
+@pytest.mark.usefixtures("echo")
+def test_predictor_clip_is_one_input(cfg: CfgNode, image: np.ndarray) -> None:
+    result = Predictor(cfg).predict_clip([image, image[:, ::-1]])
+    assert [tuple(frame.shape) for frame in result["image"]] == [(3, 40, 54)] * 2
+    with pytest.raises(InputError, match="found none"):
+        Predictor(cfg).predict_clip([])
+    with pytest.raises(InputError, match="frames of one size"):
+        Predictor(cfg).predict_clip([image, image[:10]])
+
+
+@pytest.mark.usefixtures("echo")
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [("panoptic", (True, False, False)), (["semantic", "instance"], (False, True, True)), (None, (False, False, True))],
+)
+def test_predictor_task_turns_inference_on(cfg: CfgNode, task: Any, expected: tuple[bool, bool, bool]) -> None:
+    predictor = Predictor(cfg, task=task)
+    test = predictor.model.cfg.MODEL.MASK_FORMER.TEST
+    assert (test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON) == expected
+    assert not cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON
+
+
+@pytest.mark.usefixtures("echo")
+def test_predictor_arguments_go_before_the_config(cfg: CfgNode) -> None:
+    predictor = Predictor(cfg, device="cpu", score_threshold=0.25)
+    assert predictor.cfg.TEST.SCORE_THRESHOLD == 0.25
+    assert predictor.cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD == 0.25
+    assert cfg.TEST.SCORE_THRESHOLD == 0.0
+
+
+@pytest.mark.usefixtures("echo")
+def test_predictor_metadata_of_an_unknown_data_set_is_empty(cfg: CfgNode) -> None:
+    cfg.DATASETS.TEST = ("nobody_registered_this",)
+    assert Predictor(cfg).metadata.get("stuff_classes") is None
+    cfg.DATASETS.TEST = ("coco_2017_val_panoptic",)
+    assert Predictor(cfg).metadata.stuff_classes[0] == "person"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "detection"}, "'detection'"),
+        ({"task": []}, "one or several"),
+        ({"score_threshold": 1.5}, r"0\.\.1, found 1\.5"),
+    ],
+)
+def test_predictor_wrong_argument_is_named(cfg: CfgNode, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Predictor(cfg, **arguments)
+
+
+def test_predictor_wrong_format_is_named(cfg: CfgNode) -> None:
+    cfg.INPUT.FORMAT = "L"
+    with pytest.raises(ConfigError, match=r"INPUT\.FORMAT"):
+        Predictor(cfg)
+
+
+@pytest.mark.usefixtures("echo")
+def test_predictor_missing_weights_are_named(cfg: CfgNode, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.pth"):
+        Predictor(cfg, tmp_path / "none.pth")
+
+
+def test_predictor_config_file_missing_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        Predictor("none.yaml")
