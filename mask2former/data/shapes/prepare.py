@@ -1,0 +1,156 @@
+"""Writing the shapes data set to disk, in several processes, so that a killed run can be started again.
+
+The scratch folder keeps the records of finished chunks; the manifest comes last. The result depends on the parameters
+alone, not on the number of processes nor on interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from mask2former.data.shapes.parameters import KINDS, SPLITS, ShapesParameters
+from mask2former.data.shapes.writing import (
+    SCRATCH,
+    Chunk,
+    Record,
+    chunks_of,
+    draw_chunk,
+    to_json,
+    write_annotations,
+    write_atomic,
+)
+from mask2former.errors import DatasetError
+
+MANIFEST = "manifest.json"
+_FOLDERS = ("annotations", *(f"{role}{split}" for role in ("", "panoptic_", "sem_seg_", "video_") for split in SPLITS))
+
+
+def prepare_shapes(
+    output: str | os.PathLike[str], parameters: ShapesParameters, *, num_workers: int = 2, force: bool = False
+) -> bool:
+    """Write the data set below `output`; returns False where it was complete already.
+
+    An interrupted run with the same parameters is continued. With `force` a data set drawn before is drawn anew.
+    Raises DatasetError when `output` holds shapes drawn with other parameters and `force` is not set, holds files
+    that are not from here, or cannot be written.
+    """
+    if num_workers < 1:
+        raise DatasetError(f"num_workers: expected at least 1, found {num_workers}")
+    root = Path(output)
+    try:
+        if not force and _is_complete(root, parameters):
+            shutil.rmtree(root / SCRATCH, ignore_errors=True)
+            return False
+        _make_room(root, parameters, force=force)
+        _draw_all(root, parameters, num_workers)
+        write_atomic(root, MANIFEST, to_json(parameters.manifest()))
+        shutil.rmtree(root / SCRATCH, ignore_errors=True)
+    except OSError as error:
+        raise DatasetError(f"cannot write the shapes data set below {root}: {error}") from error
+    return True
+
+
+def _is_complete(root: Path, parameters: ShapesParameters) -> bool:
+    if _read_manifest(root / MANIFEST) != parameters.manifest():
+        return False
+    return all(
+        sum(1 for _ in (root / folder).glob("*")) == parameters.count(kind, split)
+        for split in SPLITS
+        for kind, folder in (
+            ("image", split),
+            ("image", f"panoptic_{split}"),
+            ("image", f"sem_seg_{split}"),
+            ("video", f"video_{split}/JPEGImages"),
+        )
+    )
+
+
+def _read_manifest(path: Path) -> Record | None:
+    """The manifest, an empty one where a run was stopped while it made room, or None where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DatasetError(f"{path} is not valid JSON: {error}") from error
+    if content != {} and (not isinstance(content, dict) or content.get("dataset") != "shapes"):
+        raise DatasetError(f"{path} is not the manifest of a shapes data set: choose another --output")
+    return content
+
+
+def _make_room(root: Path, parameters: ShapesParameters, *, force: bool) -> None:
+    """Remove what another run left, if it may be removed; what remains was drawn with these parameters."""
+    complete, unfinished = (_read_manifest(folder / MANIFEST) for folder in (root, root / SCRATCH))
+    present = [root / name for name in _FOLDERS if (root / name).exists()]
+    wanted = parameters.manifest()
+    if present and complete is None and unfinished is None:
+        raise DatasetError(f"{present[0]} exists but was not written by this command: choose another --output")
+    if complete not in (None, wanted) and not force:
+        changes = [f"{k} is {complete.get(k)}, asked for {v}" for k, v in wanted.items() if complete.get(k) != v]
+        raise DatasetError(
+            f"{root} holds shapes drawn with other parameters ({'; '.join(changes)}): "
+            "choose another --output, or --force to draw them anew"
+        )
+    if complete is None and unfinished == wanted and not force:
+        return
+    # An empty manifest until all is removed: a run stopped here begins with removing again.
+    shutil.rmtree(root / SCRATCH, ignore_errors=True)
+    write_atomic(root, f"{SCRATCH}/{MANIFEST}", to_json({}))
+    (root / MANIFEST).unlink(missing_ok=True)
+    for folder in present:
+        shutil.rmtree(folder)
+    write_atomic(root, f"{SCRATCH}/{MANIFEST}", to_json(wanted))
+
+
+def _draw_all(root: Path, parameters: ShapesParameters, num_workers: int) -> None:
+    chunks = list(chunks_of(parameters))
+    records: dict[Chunk, list[Record]] = {}
+    draw = partial(draw_chunk, root=root, parameters=parameters)
+    with tqdm(total=sum(c.stop - c.start for c in chunks), desc="shapes", unit="item", disable=None) as progress:
+        for chunk, result in _map_unordered(draw, chunks, num_workers):
+            records[chunk] = result
+            progress.update(chunk.stop - chunk.start)
+    for split in SPLITS:
+        images, videos = (
+            [record for chunk in chunks if (chunk.kind, chunk.split) == (kind, split) for record in records[chunk]]
+            for kind in KINDS
+        )
+        write_annotations(root, split, images, videos)
+
+
+def _map_unordered(
+    function: Callable[[Chunk], list[Record]], chunks: list[Chunk], num_workers: int
+) -> Iterator[tuple[Chunk, list[Record]]]:
+    if num_workers == 1:
+        yield from ((chunk, function(chunk)) for chunk in chunks)
+        return
+    # Forked processes need not import torch again, which takes longer than many chunks do.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    try:
+        futures: dict[Future[list[Record]], Chunk] = {pool.submit(function, chunk): chunk for chunk in chunks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A worker that waits for work would otherwise outlive a killed parent for ever.
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -1,0 +1,134 @@
+"""Short clips of moving shapes: they keep identity and style, turn, hide one another, enter and leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from mask2former.data.shapes.classes import ShapeClass
+from mask2former.data.shapes.fields import Array, Size
+from mask2former.data.shapes.ground import SUPERSAMPLING, draw_ground
+from mask2former.data.shapes.light import Light, develop, sample_camera, sample_exposure, sample_light
+from mask2former.data.shapes.placement import Placed, clip_to_image, sample_thing, scale_of
+from mask2former.data.shapes.scene import check_size, generator_of, paint_placed
+from mask2former.data.shapes.things import Pose, Style, Thing, cover, sample_style
+
+_RADIUS = (9.0, 24.0)
+_NUM_THINGS_ODDS = (0.25, 0.3, 0.25, 0.2)  # of 2, 3, … things
+_PASSING = 0.45  # odds that a thing crosses the picture rather than lingers in it
+_MAX_PAN = 0.12  # of the width, over the whole clip
+
+
+@dataclass(frozen=True)
+class Track:
+    """A thing through a clip: `id` is its value in `Video.ids`."""
+
+    id: int
+    category: ShapeClass
+
+
+@dataclass(frozen=True)
+class Video:
+    """`frames` (T, H, W, 3) uint8 RGB, `ids` (T, H, W) int32 (0 is the ground), `tracks` seen at least once."""
+
+    frames: np.ndarray
+    ids: np.ndarray
+    tracks: tuple[Track, ...]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where a thing is at each time: at (x, y) at time `when`, from there along a line with a sway."""
+
+    when: float
+    x: float
+    y: float
+    velocity: tuple[float, float]  # pixels a frame
+    sway: float  # pixels
+    angle: float
+    spin: float  # radians a frame
+    radius: float
+    growth: float  # part of the radius a frame
+
+    def pose(self, time: float) -> Pose:
+        """The pose at a time in frames."""
+        t = time - self.when
+        vx, vy = self.velocity
+        speed = math.hypot(vx, vy) + 1e-6
+        sway = self.sway * math.sin(0.45 * t)
+        return Pose(
+            x=self.x + vx * t - vy / speed * sway,
+            y=self.y + vy * t + vx / speed * sway,
+            radius=self.radius * (1 + self.growth) ** t,
+            angle=self.angle + self.spin * t,
+        )
+
+
+@dataclass(frozen=True)
+class _Actor:
+    thing: Thing
+    style: Style
+    motion: Motion
+
+
+def draw_video(seed: int | np.random.Generator, size: Size = (128, 128), *, num_frames: int = 12) -> Video:
+    """Draw the clip of a seed; raises DatasetError when a side is shorter than 32 pixels."""
+    check_size(size)
+    rng = generator_of(seed)
+    light = sample_light(rng)
+    pan = int(rng.uniform(0, _MAX_PAN) * size[1])
+    ground = draw_ground(rng, (size[0], size[1] + pan), light).canvas
+    count = 2 + int(rng.choice(len(_NUM_THINGS_ODDS), p=_NUM_THINGS_ODDS))
+    backdrop = np.array(cv2.mean(ground)[:3], np.float32)
+    actors = [
+        _Actor(sample_thing(rng), sample_style(rng, backdrop), _sample_motion(rng, size, num_frames))
+        for _ in range(count)
+    ]
+    fine = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
+    exposure, camera = sample_exposure(rng, fine, light), sample_camera(rng)
+    towards_right = rng.random() < 0.5
+    frames, ids = [], []
+    for time in range(num_frames):
+        progress = time / max(num_frames - 1, 1)
+        left = round((progress if towards_right else 1 - progress) * pan * SUPERSAMPLING)
+        canvas = ground[:, left : left + fine[1]].copy()
+        ids.append(_draw_actors(canvas, actors, time, size=size, light=light))
+        frames.append(develop(rng, np.clip(canvas * exposure, 0, 1), camera, size))
+    seen = set(np.unique(np.stack(ids)).tolist())
+    tracks = [Track(i, actor.thing.category) for i, actor in enumerate(actors, start=1) if i in seen]
+    return Video(np.stack(frames), np.stack(ids), tuple(tracks))
+
+
+def _draw_actors(canvas: Array, actors: list[_Actor], time: int, *, size: Size, light: Light) -> np.ndarray:
+    """Paint all things as they are at a time; returns the ids (H, W)."""
+    ids = np.zeros(size, np.int32)
+    for index, actor in enumerate(actors, start=1):
+        pose = actor.motion.pose(time)
+        placed = Placed(actor.thing, pose, cover(actor.thing, pose))
+        paint_placed(canvas, placed, actor.style, light)
+        rows, columns, mask = clip_to_image(placed.patch, size)
+        ids[rows, columns][mask] = index
+    return ids
+
+
+def _sample_motion(rng: np.random.Generator, size: Size, num_frames: int) -> Motion:
+    height, width = size
+    scale = scale_of(size)
+    passing = rng.random() < _PASSING
+    speed = rng.uniform(3.5, 8.0) if passing else rng.uniform(0.2, 2.5)
+    heading = rng.uniform(0, 2 * math.pi)
+    margin = 0.2
+    return Motion(
+        when=rng.uniform(0, num_frames - 1),
+        x=rng.uniform(margin, 1 - margin) * width,
+        y=rng.uniform(margin, 1 - margin) * height,
+        velocity=(speed * scale * math.cos(heading), speed * scale * math.sin(heading)),
+        sway=rng.uniform(0, 4) * scale,
+        angle=rng.uniform(0, 2 * math.pi),
+        spin=rng.uniform(-0.16, 0.16),
+        radius=rng.uniform(*_RADIUS) * scale,
+        growth=rng.uniform(-0.015, 0.015),
+    )
