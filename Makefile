@@ -45,7 +45,7 @@ $(STAMP):
 	@touch $@
 
 quickstart: $(STAMP)
-	$(VENV)/bin/mask2former prepare-shapes --output $(SHAPES)
+	$(PY) datasets/prepare_shapes.py
 	$(PY) tools/train_net.py --config-file $(CONFIG) OUTPUT_DIR $(OUTPUT) $(OPTS)
 	$(PY) demo/demo.py --config-file $(CONFIG) --input $$(ls $(SHAPES)/val/*.jpg | head -n $(NUM_PICTURES)) \
 	  --output $(OUTPUT)/pictures --task panoptic instance semantic --opts MODEL.WEIGHTS $(OUTPUT)/model_final.pth
