@@ -60,6 +60,8 @@ class HungarianMatcher:
         """Costs (L, Q, N) float32 of giving each target of one image to each query."""
         labels, masks = target["labels"], target["masks"]
         class_logits = torch.stack([prediction.class_logits[image] for prediction in predictions]).float()
+        if len(labels) == 0:
+            return class_logits.new_zeros((*class_logits.shape[:2], 0))
         points_xy = torch.rand(1, self.num_points, 2, device=class_logits.device)
         masks = masks.flatten(0, 1)[None].float()  # (1, NT, H, W)
         mask_targets = point_sample(masks, points_xy)[0].view(len(labels), -1)  # (N, TP)

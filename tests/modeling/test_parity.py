@@ -100,7 +100,7 @@ def assert_instances(result: Instances, fixture: Fixture, prefix: str) -> None:
         assert box == [float(side) for side in expected]
 
 
-@pytest.mark.parametrize("name", (*IMAGE_FIXTURES, "tiny_video"))
+@pytest.mark.parametrize("name", [*IMAGE_FIXTURES, "tiny_video"])
 def test_model_state_dict_names_and_shapes(name: str) -> None:
     fixture, model = fixture_and_model(name)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -176,7 +176,7 @@ def test_results_match_for_clip() -> None:
     assert (masks != fixture.masks("result/pred_masks", width)).float().mean() <= 1e-4
 
 
-@pytest.mark.parametrize("name", (*STAGED_FIXTURES, "tiny_video"))
+@pytest.mark.parametrize("name", [*STAGED_FIXTURES, "tiny_video"])
 @torch.no_grad()
 def test_losses_match_in_the_mean(name: str) -> None:
     fixture, model = fixture_and_model(name)
