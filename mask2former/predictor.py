@@ -56,7 +56,9 @@ class Predictor:
         self.metadata = _find_metadata(self.cfg)
         self._resize = ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
 
-    def __call__(self, image: ImageInput | Sequence[ImageInput], *, channel_order: str = "RGB") -> Any:
+    def __call__(
+        self, image: ImageInput | list[ImageInput] | tuple[ImageInput, ...], *, channel_order: str = "RGB"
+    ) -> Any:
         """Predict one image, or each image of a list.
 
         image: as `to_rgb_array` takes it; channel_order: "RGB" or "BGR", for arrays and tensors.
