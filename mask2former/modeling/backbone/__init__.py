@@ -2,5 +2,13 @@
 
 from mask2former.modeling.backbone.backbone import Backbone, build_backbone
 from mask2former.modeling.backbone.resnet import ResNet, build_resnet_backbone, build_resnet_deeplab_backbone
+from mask2former.modeling.backbone.swin import D2SwinTransformer
 
-__all__ = ["Backbone", "ResNet", "build_backbone", "build_resnet_backbone", "build_resnet_deeplab_backbone"]
+__all__ = [
+    "Backbone",
+    "D2SwinTransformer",
+    "ResNet",
+    "build_backbone",
+    "build_resnet_backbone",
+    "build_resnet_deeplab_backbone",
+]
