@@ -34,7 +34,7 @@ def draw_labels(canvas: np.ndarray, segments: Sequence[Segment], *, scale: float
     named = [segment for segment in segments if segment.label]
     if not named:
         return canvas
-    font_size = max(13, round(0.021 * float(np.sqrt(canvas.shape[0] * canvas.shape[1]))))
+    font_size = max(14, round(0.024 * float(np.sqrt(canvas.shape[0] * canvas.shape[1]))))
     font = ImageFont.load_default(size=font_size)
     pieces = [_largest_piece(segment.mask, scale=scale) for segment in named]
     order = sorted(range(len(named)), key=lambda i: (not named[i].is_thing, pieces[i].area))
