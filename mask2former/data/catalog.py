@@ -49,11 +49,10 @@ class _DatasetCatalog:
         Raises:
             DatasetError: no data set has this name, or its files are missing or wrong.
         """
-        if name not in self._loaders:
-            # Imported late: the built-in tables register themselves here.
-            from mask2former.data.datasets.builtin import register_builtin_datasets
+        # Imported late: the built-in tables register themselves here.
+        from mask2former.data.datasets.builtin import register_builtin_datasets
 
-            register_builtin_datasets()
+        register_builtin_datasets()
         if name not in self._loaders:
             raise DatasetError(f"no data set is called {name!r}{self._suggestion(name)}")
         try:

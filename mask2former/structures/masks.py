@@ -185,7 +185,8 @@ def masks_to_boxes_xyxy(masks: torch.Tensor) -> torch.Tensor:
     num_masks, height, width = masks.shape
     if num_masks == 0 or height == 0 or width == 0:
         return torch.zeros((num_masks, 4), dtype=torch.float32, device=masks.device)
-    rows, columns = masks.any(dim=2).to(torch.uint8), masks.any(dim=1).to(torch.uint8)  # (N, H), (N, W)
+    bytes_ = masks.to(torch.bool).view(torch.uint8)  # reducing bytes is 15 times faster than reducing bools
+    rows, columns = bytes_.amax(dim=2), bytes_.amax(dim=1)  # (N, H), (N, W)
     x0, y0 = columns.argmax(dim=1), rows.argmax(dim=1)
     x1, y1 = width - columns.flip(1).argmax(dim=1), height - rows.flip(1).argmax(dim=1)
     boxes_xyxy = torch.stack([x0, y0, x1, y1], dim=1).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,18 @@ from mask2former.data.catalog import DatasetCatalog, MetadataCatalog, dataset_ro
 from mask2former.data.datasets.coco import register_coco_instances
 from mask2former.data.datasets.coco_panoptic import register_coco_panoptic
 from mask2former.data.datasets.sem_seg import register_sem_seg
+from mask2former.data.datasets.shapes import register_shapes_datasets
 
 _PATH_KEYS = ("image_root", "image_dir", "gt_dir", "json_file", "panoptic_root", "panoptic_json", "sem_seg_root")
+
+
+@dataclass
+class _Registered:
+    root: Path | None = None
+    names: set[str] = field(default_factory=set)
+
+
+_registered = _Registered()
 
 
 @functools.cache
@@ -24,12 +35,23 @@ def _tables() -> dict[str, Any]:
 def register_builtin_datasets(root: str | Path | None = None) -> None:
     """Register every built-in data set that is not registered yet, below ``root`` (``dataset_root()``).
 
-    Reads nothing but the table of names. Data sets in a format without a loader get their metadata only.
+    Reads nothing but the table of names. Data sets in a format without a loader get their metadata only. Called
+    again with another root, the names move there; what somebody else registered stays.
     """
-    folder = dataset_root() if root is None else Path(root)
+    folder = (dataset_root() if root is None else Path(root)).absolute()
+    if _registered.root == folder:
+        return
+    for name in _registered.names:
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+        if name in MetadataCatalog:
+            MetadataCatalog.remove(name)
+    before = set(MetadataCatalog.list())
     for name, entry in _tables()["datasets"].items():
         if name not in DatasetCatalog and MetadataCatalog.get(name).get("evaluator_type") is None:
             _register(name, entry, folder)
+    register_shapes_datasets(folder)
+    _registered.root, _registered.names = folder, set(MetadataCatalog.list()) - before
 
 
 def _register(name: str, entry: dict[str, Any], root: Path) -> None:

@@ -26,6 +26,10 @@ class Augmentation(ABC):
         ``sem_seg`` is given where ``needs_sem_seg`` is set.
         """
 
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({parameters})"
+
 
 class AugmentationList(Augmentation):
     """Augmentations one after the other; each sees the size and labels that those before it leave."""

@@ -205,11 +205,12 @@ class RotationTransform(Transform):
         """Affine map (2, 3); OpenCV's pixel centres lie at integers, so images need ``offset`` -0.5."""
         middle = np.array([self.width / 2, self.height / 2])
         center = middle if self.center_xy is None else np.array(self.center_xy)
-        matrix = cv2.getRotationMatrix2D((float(center[0] + offset), float(center[1] + offset)), self.angle, 1.0)
+        pivot = (float(center[0] + offset), float(center[1] + offset))
+        matrix = np.asarray(cv2.getRotationMatrix2D(pivot, self.angle, 1.0), dtype=np.float64)
         if self.expand:
             height, width = self.output_size((self.height, self.width))
             moved_middle = matrix[:, :2] @ (middle + offset) + matrix[:, 2]
-            matrix[:, 2] += np.array([width / 2, height / 2]) + offset - moved_middle
+            matrix[:, 2] = matrix[:, 2] + np.array([width / 2, height / 2]) + offset - moved_middle
         return matrix
 
     def _warp(self, array: np.ndarray, interpolation: int, fill: int) -> np.ndarray:

@@ -56,7 +56,7 @@ class RandomRotation(Augmentation):
         height, width = size
         center_xy = None
         if self.sampling == "range":
-            angle = float(rng.uniform(*self.angles))
+            angle = float(rng.uniform(self.angles[0], self.angles[1]))
             if self.center is not None:
                 (x0, y0), (x1, y1) = self.center
                 center_xy = (width * float(rng.uniform(x0, x1)), height * float(rng.uniform(y0, y1)))

@@ -1,0 +1,331 @@
+"""Batches for training and inference: what the model takes, as ``list[dict]``.
+
+Every sample is a function of (seed, position in the stream of all processes): the number of workers, their speed
+and where training was resumed do not change it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from mask2former.config import CfgNode
+from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
+from mask2former.data.image_files import read_image_size
+from mask2former.data.mapper import DatasetMapper
+from mask2former.data.presets import preset_of
+from mask2former.data.samplers import (
+    Draw,
+    InferenceSampler,
+    InfiniteSampler,
+    RepeatFactorTrainingSampler,
+    TrainingBatches,
+    TrainingSampler,
+    rank_and_world_size,
+    repeat_factors_from_category_frequency,
+    sample_generator,
+)
+from mask2former.data.statistics import check_class_ids, format_class_histogram
+from mask2former.data.transport import PackedBatch, pack, unpack
+from mask2former.errors import ConfigError, DatasetError, InputError
+
+logger = logging.getLogger(__name__)
+
+Mapper = Callable[..., Any]
+
+
+class DatasetFromList(Dataset):
+    """Dataset dicts, pickled once into one buffer of bytes.
+
+    A list of a million small dicts is copied into every worker, because reading it counts references; a single
+    array is shared by all.
+    """
+
+    def __init__(self, dataset_dicts: Sequence[DatasetDict]) -> None:
+        pickled = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in dataset_dicts]
+        self._ends = np.cumsum([len(p) for p in pickled], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> DatasetDict:
+        begin = 0 if index == 0 else int(self._ends[index - 1])
+        return pickle.loads(self._bytes[begin : int(self._ends[index])].data)
+
+
+class _Failure:
+    """Wrong input met in a worker, carried to the process that can tell the user."""
+
+    def __init__(self, error: InputError) -> None:
+        self.error_class, self.message = type(error), str(error)
+
+
+class MappedDataset(Dataset):
+    """Maps the image of a draw with the generator of its position.
+
+    A mapper takes (dataset dict, generator); one that takes the dict alone is called with that.
+    """
+
+    def __init__(self, dataset: DatasetFromList, mapper: Mapper, *, seed: int) -> None:
+        self.dataset, self.mapper, self.seed = dataset, mapper, seed
+        self.takes_generator = _takes_two_arguments(mapper)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw | int) -> Any:
+        position, index = (draw, draw) if isinstance(draw, int) else draw
+        record = self.dataset[index]
+        try:
+            if self.takes_generator:
+                return self.mapper(record, sample_generator(self.seed, position))
+            return self.mapper(record)
+        except InputError as error:
+            return _Failure(error)
+        except Exception as error:
+            raise RuntimeError(f"mapping {record.get('file_name', f'sample {index}')} failed: {error}") from error
+
+
+class TrainLoader:
+    """Endless batches of this process, from iteration ``start_iter`` on.
+
+    ``seed`` is the one in use, also where the configuration leaves it open; ``batch_size`` is of this process.
+    """
+
+    def __init__(
+        self,
+        dataset: MappedDataset,
+        sampler: InfiniteSampler,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        group_of: Callable[[int], int] | None = None,
+        start_iter: int = 0,
+        persistent_workers: bool = False,
+    ) -> None:
+        self.seed, self.batch_size, self.num_samples = dataset.seed, batch_size, len(dataset)
+        batches = TrainingBatches(sampler, batch_size=batch_size, group_of=group_of, start=start_iter)
+        self._loader = _data_loader(dataset, batches, num_workers, persistent_workers)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return _checked_batches(self._loader)
+
+
+class TestLoader:
+    """The images of this process, once each, in order."""
+
+    __test__ = False  # not a test, whatever pytest makes of the name
+
+    def __init__(self, dataset: MappedDataset, sampler: InferenceSampler, *, batch_size: int, num_workers: int) -> None:
+        self.num_samples = len(sampler)
+        self._loader = _data_loader(dataset, BatchSampler(sampler, batch_size, drop_last=False), num_workers, False)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return _checked_batches(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+def build_train_loader(
+    cfg: CfgNode, *, mapper: Mapper | None = None, start_iter: int = 0, seed: int | None = None
+) -> TrainLoader:
+    """Batches of ``SOLVER.IMS_PER_BATCH`` images of ``DATASETS.TRAIN`` over all processes.
+
+    ``start_iter`` batches are passed over without being read. ``seed`` None takes ``SEED``, or where that is
+    negative a random one that all processes agree on; pass the loader's ``seed`` to resume it.
+
+    Raises:
+        ConfigError: a value cannot be used.
+        DatasetError: a data set is missing or wrong.
+    """
+    rank, world_size = rank_and_world_size()
+    batch_size = _batch_size_per_process(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    seed = _resolve_seed(cfg.SEED) if seed is None else seed
+    dataset_dicts = load_train_dicts(cfg)
+    mapper = DatasetMapper.from_config(cfg) if mapper is None else mapper
+    if rank == 0:
+        logger.info("Augmentations: %s", getattr(mapper, "augmentations", mapper))
+    sampler = _build_sampler(cfg, dataset_dicts, seed=seed, rank=rank, world_size=world_size)
+    dataset = DatasetFromList(dataset_dicts)
+    group_of = functools.cache(functools.partial(_orientation, dataset))
+    return TrainLoader(
+        MappedDataset(dataset, mapper, seed=seed),
+        sampler,
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        group_of=group_of if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
+        start_iter=start_iter,
+        persistent_workers=cfg.DATALOADER.PERSISTENT_WORKERS,
+    )
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, *, mapper: Mapper | None = None, batch_size: int = 1
+) -> TestLoader:
+    """The images of ``dataset_name``, each in exactly one process.
+
+    Raises:
+        ConfigError: a value cannot be used.
+        DatasetError: the data set is missing or wrong.
+    """
+    rank, world_size = rank_and_world_size()
+    dataset = DatasetFromList(_load_nonempty(dataset_name))
+    mapper = DatasetMapper.from_config(cfg, is_train=False) if mapper is None else mapper
+    return TestLoader(
+        MappedDataset(dataset, mapper, seed=0),
+        InferenceSampler(len(dataset), rank=rank, world_size=world_size),
+        batch_size=batch_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def load_train_dicts(cfg: CfgNode) -> list[DatasetDict]:
+    """The dataset dicts of ``DATASETS.TRAIN``, checked against the number of classes, and logged.
+
+    Images without an object are left out where ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` asks for it and instances
+    are trained.
+
+    Raises:
+        ConfigError: there is no data set, the data sets differ in classes, or the model has too few.
+        DatasetError: a data set is missing or wrong, or nothing remains.
+    """
+    names = cfg.DATASETS.TRAIN
+    if not names:
+        raise ConfigError("DATASETS.TRAIN names no data set")
+    target = preset_of(cfg).target
+    dicts = [record for name in names for record in _load_nonempty(name)]
+    class_names = _common_classes(names, "thing_classes" if target == "instance" else "stuff_classes")
+    if target == "instance" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        dicts = _with_objects(dicts, names)
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if target != "semantic":
+        check_class_ids(dicts, num_classes=num_classes, num_classes_key="MODEL.SEM_SEG_HEAD.NUM_CLASSES")
+    if rank_and_world_size()[0] == 0:
+        if class_names and len(class_names) != num_classes:
+            logger.warning(
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES is %d, %s has %d classes", num_classes, names[0], len(class_names)
+            )
+        logger.info("Training on %s: %s", ", ".join(names), format_class_histogram(dicts, class_names))
+    return dicts
+
+
+def _load_nonempty(name: str) -> list[DatasetDict]:
+    dicts = DatasetCatalog.get(name)
+    if not dicts:
+        raise DatasetError(f"data set {name!r} holds no image")
+    return dicts
+
+
+def _common_classes(names: Sequence[str], key: str) -> list[str]:
+    classes = [list(MetadataCatalog.get(name).get(key) or ()) for name in names]
+    for name, other in zip(names, classes, strict=True):
+        if other != classes[0]:
+            raise ConfigError(f"DATASETS.TRAIN: {names[0]} and {name} differ in {key}; train on sets of equal classes")
+    return classes[0]
+
+
+def _with_objects(dicts: list[DatasetDict], names: Sequence[str]) -> list[DatasetDict]:
+    kept = [d for d in dicts if any(not a.get("iscrowd", 0) for a in d.get("annotations", ({},)))]
+    if not kept:
+        raise DatasetError(
+            f"no image of {', '.join(names)} has an object (DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out the others)"
+        )
+    if len(kept) < len(dicts):
+        logger.info("Left out %d of %d images without an object", len(dicts) - len(kept), len(dicts))
+    return kept
+
+
+def _batch_size_per_process(total: int, world_size: int) -> int:
+    if total < 1 or total % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH must be a positive multiple of the number of processes, {world_size}, found {total}"
+        )
+    return total // world_size
+
+
+def _resolve_seed(configured: int) -> int:
+    if configured >= 0:
+        return configured
+    seed = [int(np.random.SeedSequence().generate_state(1)[0])]
+    if rank_and_world_size()[1] > 1:
+        dist.broadcast_object_list(seed, src=0)
+    return seed[0]
+
+
+def _build_sampler(
+    cfg: CfgNode, dataset_dicts: Sequence[DatasetDict], *, seed: int, rank: int, world_size: int
+) -> InfiniteSampler:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dataset_dicts), seed=seed, rank=rank, world_size=world_size)
+    if name == "RepeatFactorTrainingSampler":
+        factors = repeat_factors_from_category_frequency(
+            dataset_dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        )
+        return RepeatFactorTrainingSampler(factors, seed=seed, rank=rank, world_size=world_size)
+    raise ConfigError(
+        f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler or RepeatFactorTrainingSampler, found {name!r}"
+    )
+
+
+def _orientation(dataset: DatasetFromList, index: int) -> int:
+    """0 for a landscape image, 1 for others; a file is opened only where the size is not known."""
+    record = dataset[index]
+    if "height" in record and "width" in record:
+        height, width = record["height"], record["width"]
+    else:
+        height, width = read_image_size(record["file_name"])
+    return 0 if width > height else 1
+
+
+def _takes_two_arguments(mapper: Mapper) -> bool:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(mapper).parameters.values()
+    return sum(p.kind in kinds for p in parameters) >= 2
+
+
+def _data_loader(dataset: MappedDataset, batches: Any, num_workers: int, persistent_workers: bool) -> DataLoader:
+    if num_workers < 0:
+        raise ConfigError(f"DATALOADER.NUM_WORKERS must be 0 or more, found {num_workers}")
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=pack if num_workers > 0 else _as_is,
+        worker_init_fn=_init_worker,
+        persistent_workers=persistent_workers and num_workers > 0,
+        # Forked workers share the data set's buffer; they never touch a GPU.
+        multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
+    )
+
+
+def _as_is(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def _init_worker(worker_id: int) -> None:
+    # One thread each: the workers are the parallelism, and idle threads would fight training for cores.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _checked_batches(loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
+    for received in loader:
+        batch = unpack(received) if isinstance(received, PackedBatch) else received
+        for sample in batch:
+            if isinstance(sample, _Failure):
+                raise sample.error_class(sample.message)
+        yield batch

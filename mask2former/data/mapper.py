@@ -1,0 +1,193 @@
+"""From a dataset dict to what the model takes: read files, augment, build targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask2former.config import CfgNode
+from mask2former.data.catalog import DatasetDict, MetadataCatalog
+from mask2former.data.datasets.builtin import register_builtin_datasets
+from mask2former.data.image_files import FORMATS, read_image, read_label_map, read_panoptic_ids
+from mask2former.data.presets import (
+    MapperPreset,
+    build_test_augmentations,
+    build_train_augmentations,
+    preset_of,
+)
+from mask2former.data.targets import (
+    VOID_ID,
+    check_labels,
+    instance_targets,
+    panoptic_targets,
+    semantic_from_panoptic,
+    semantic_targets,
+)
+from mask2former.data.transforms import AugmentationList
+from mask2former.errors import ConfigError, DatasetError
+from mask2former.structures import Instances
+
+DEFAULT_IGNORE_LABEL = 255
+
+
+class DatasetMapper:
+    """Maps one dataset dict to one model input.
+
+    Training: image (C, H, W) uint8 and instances with gt_classes (N,) int64, gt_masks (N, H, W) bool, gt_boxes; N
+    may be 0. Otherwise only the image, resized; ``height`` and ``width`` stay those of the file. The other entries
+    of the dict are kept, but for the annotations.
+    """
+
+    def __init__(
+        self,
+        augmentations: AugmentationList,
+        *,
+        image_format: str,
+        preset: MapperPreset | None = None,
+        num_classes: int | None = None,
+        ignore_label: int = DEFAULT_IGNORE_LABEL,
+    ) -> None:
+        """``preset`` None maps for inference; ``num_classes`` None accepts any label."""
+        if image_format not in FORMATS:
+            raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(FORMATS)}, found {image_format!r}")
+        self.augmentations = augmentations
+        self.image_format = image_format
+        self.preset = preset
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> DatasetMapper:
+        """The mapper of ``INPUT``; the ignore label is that of the first training data set.
+
+        Raises:
+            ConfigError: a value of ``INPUT`` is wrong.
+        """
+        if not is_train:
+            return cls(build_test_augmentations(cfg), image_format=cfg.INPUT.FORMAT)
+        preset = preset_of(cfg)
+        register_builtin_datasets()
+        ignore_label = DEFAULT_IGNORE_LABEL
+        if cfg.DATASETS.TRAIN:
+            ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label", DEFAULT_IGNORE_LABEL)
+        if not cfg.INPUT.KEEP_EMPTY_TARGETS:
+            preset = MapperPreset(preset.target, preset.large_scale_jitter)
+        return cls(
+            build_train_augmentations(cfg, preset, ignore_label=ignore_label),
+            image_format=cfg.INPUT.FORMAT,
+            preset=preset,
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            ignore_label=ignore_label,
+        )
+
+    def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """Map one image; all randomness comes from ``rng``.
+
+        Raises:
+            DatasetError: a file is missing, damaged, or contradicts another or the annotations.
+        """
+        rng = np.random.default_rng() if rng is None else rng
+        image = read_image(dataset_dict["file_name"], self.image_format)
+        size = image.shape[:2]
+        _check_size(dataset_dict, size)
+        sample = {k: v for k, v in dataset_dict.items() if k not in ("annotations", "segments_info")}
+        sample.setdefault("height", size[0])
+        sample.setdefault("width", size[1])
+        if self.preset is None:
+            transform = self.augmentations.sample(rng, size)
+            sample["image"] = _to_tensor(transform.apply_image(image))
+            return sample
+        build_targets = {"semantic": self._semantic, "instance": self._instance, "panoptic": self._panoptic}
+        sample["image"], sample["instances"] = build_targets[self.preset.target](dataset_dict, image, rng)
+        return sample
+
+    def _semantic(
+        self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, Instances]:
+        labels = self._read_labels(record, image.shape[:2], _read_ids_if_any(record, image.shape[:2]))
+        transform = self.augmentations.sample(rng, image.shape[:2], labels)
+        labels = transform.apply_segmentation(labels, fill=self.ignore_label)
+        return _to_tensor(transform.apply_image(image)), semantic_targets(labels, ignore_label=self.ignore_label)
+
+    def _panoptic(
+        self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, Instances]:
+        assert self.preset is not None
+        size = image.shape[:2]
+        if "pan_seg_file_name" not in record or "segments_info" not in record:
+            raise _lacks(record, "pan_seg_file_name and segments_info", "panoptic")
+        ids = read_panoptic_ids(record["pan_seg_file_name"])
+        _check_map_size(ids, size, record, "pan_seg_file_name")
+        labels = self._read_labels(record, size, ids) if self.augmentations.needs_sem_seg else None
+        transform = self.augmentations.sample(rng, size, labels)
+        ids = transform.apply_segmentation(ids, fill=VOID_ID)
+        targets = panoptic_targets(ids, record["segments_info"], keep_empty=self.preset.keep_empty)
+        return _to_tensor(transform.apply_image(image)), targets
+
+    def _instance(
+        self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, Instances]:
+        assert self.preset is not None
+        size = image.shape[:2]
+        if "annotations" not in record:
+            raise _lacks(record, "annotations", "instance")
+        transform = self.augmentations.sample(rng, size)
+        targets = instance_targets(
+            record["annotations"],
+            transform,
+            size=size,
+            context=str(record["file_name"]),
+            keep_empty=self.preset.keep_empty,
+        )
+        return _to_tensor(transform.apply_image(image)), targets
+
+    def _read_labels(self, record: DatasetDict, size: tuple[int, int], ids: np.ndarray | None) -> np.ndarray:
+        """Class labels (H, W) of the semantic file, else derived from panoptic ids."""
+        file_name = record.get("sem_seg_file_name")
+        if file_name is not None:
+            labels = read_label_map(file_name)
+            _check_map_size(labels, size, record, "sem_seg_file_name")
+        elif ids is not None:
+            file_name = record["pan_seg_file_name"]
+            labels = semantic_from_panoptic(ids, record["segments_info"], ignore_label=self.ignore_label)
+        else:
+            raise _lacks(record, "sem_seg_file_name", "semantic")
+        if self.num_classes is not None:
+            check_labels(labels, num_classes=self.num_classes, ignore_label=self.ignore_label, file_name=str(file_name))
+        fits = 0 <= self.ignore_label <= np.iinfo(labels.dtype).max
+        return labels if fits else labels.astype(np.int32)
+
+
+def _read_ids_if_any(record: DatasetDict, size: tuple[int, int]) -> np.ndarray | None:
+    if "sem_seg_file_name" in record or "pan_seg_file_name" not in record:
+        return None
+    ids = read_panoptic_ids(record["pan_seg_file_name"])
+    _check_map_size(ids, size, record, "pan_seg_file_name")
+    return ids
+
+
+def _check_size(record: DatasetDict, size: tuple[int, int]) -> None:
+    expected = (record.get("height", size[0]), record.get("width", size[1]))
+    if expected != size:
+        raise DatasetError(f"{record['file_name']}: image has (height, width) = {size}, its annotations say {expected}")
+
+
+def _check_map_size(label_map: np.ndarray, size: tuple[int, int], record: DatasetDict, key: str) -> None:
+    if label_map.shape != size:
+        raise DatasetError(
+            f"{record[key]} has (height, width) = {label_map.shape}, its image {record['file_name']} has {size}"
+        )
+
+
+def _lacks(record: DatasetDict, needed: str, target: str) -> DatasetError:
+    return DatasetError(
+        f"{record['file_name']}: {target} training needs {needed}, this data set has {sorted(record)}; "
+        "INPUT.DATASET_MAPPER_NAME chooses what is trained"
+    )
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    """Image (H, W, C) → its own contiguous tensor (C, H, W)."""
+    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C", copy=True))

@@ -1,0 +1,124 @@
+"""What each value of ``INPUT.DATASET_MAPPER_NAME`` stands for, and the augmentations it takes from ``INPUT``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mask2former.config import CfgNode
+from mask2former.data.transforms import (
+    Augmentation,
+    AugmentationList,
+    ColorAugSSD,
+    FixedSizeCrop,
+    PadToDivisible,
+    RandomCrop,
+    RandomCropCategoryAreaConstraint,
+    RandomFlip,
+    ResizeScale,
+    ResizeShortestEdge,
+)
+from mask2former.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MapperPreset:
+    """What a value of ``INPUT.DATASET_MAPPER_NAME`` stands for.
+
+    ``target`` is semantic, instance or panoptic. ``large_scale_jitter`` replaces resizing and cropping by scale
+    jitter and a crop of fixed size. ``keep_empty``: an object that cropping removed stays, with an empty mask.
+    """
+
+    target: str
+    large_scale_jitter: bool = False
+    keep_empty: bool = False
+
+
+# Parity: the published mappers differ in keep_empty (test_mapper_keeps_empty_targets_as_published);
+# INPUT.KEEP_EMPTY_TARGETS false drops them everywhere.
+MAPPER_PRESETS: Mapping[str, MapperPreset] = MappingProxyType(
+    {
+        "mask_former_semantic": MapperPreset("semantic"),
+        "mask_former_instance": MapperPreset("instance", keep_empty=True),
+        "mask_former_panoptic": MapperPreset("panoptic", keep_empty=True),
+        "coco_instance_lsj": MapperPreset("instance", large_scale_jitter=True),
+        "coco_panoptic_lsj": MapperPreset("panoptic", large_scale_jitter=True, keep_empty=True),
+    }
+)
+
+
+def preset_of(cfg: CfgNode) -> MapperPreset:
+    """The preset that ``INPUT.DATASET_MAPPER_NAME`` names.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in MAPPER_PRESETS:
+        raise ConfigError(f"INPUT.DATASET_MAPPER_NAME must be one of {', '.join(MAPPER_PRESETS)}, found {name!r}")
+    return MAPPER_PRESETS[name]
+
+
+def build_train_augmentations(cfg: CfgNode, preset: MapperPreset, *, ignore_label: int) -> AugmentationList:
+    """The augmentations of a preset, with the values of ``INPUT``.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    try:
+        if preset.large_scale_jitter:
+            return AugmentationList(_jitter_augmentations(cfg))
+        return AugmentationList(_crop_augmentations(cfg, preset, ignore_label))
+    except ValueError as error:
+        raise ConfigError(f"INPUT: {error}") from error
+
+
+def build_test_augmentations(cfg: CfgNode) -> AugmentationList:
+    """Resizing for inference; ``INPUT.MIN_SIZE_TEST`` 0 leaves images as they are."""
+    try:
+        return AugmentationList([ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)])
+    except ValueError as error:
+        raise ConfigError(f"INPUT.MIN_SIZE_TEST: {error}") from error
+
+
+def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
+    side = cfg.INPUT.IMAGE_SIZE
+    augmentations: list[Augmentation] = _flip(cfg)
+    if cfg.INPUT.COLOR_AUG_SSD:  # before padding, which keeps its grey
+        augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
+    augmentations.append(ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, target_size=(side, side)))
+    augmentations.append(FixedSizeCrop((side, side)))
+    return augmentations
+
+
+def _crop_augmentations(cfg: CfgNode, preset: MapperPreset, ignore_label: int) -> list[Augmentation]:
+    sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING.removesuffix("_by_clip")
+    augmentations: list[Augmentation] = [
+        ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling=sampling)
+    ]
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and preset.target == "instance":
+        augmentations.append(RandomCrop(crop.TYPE, crop.SIZE))
+    elif crop.ENABLED:
+        augmentations.append(
+            RandomCropCategoryAreaConstraint(
+                crop.TYPE,
+                crop.SIZE,
+                single_category_max_area=crop.SINGLE_CATEGORY_MAX_AREA,
+                ignored_category=ignore_label,
+            )
+        )
+    if cfg.INPUT.COLOR_AUG_SSD:
+        augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
+    augmentations += _flip(cfg)
+    if cfg.INPUT.SIZE_DIVISIBILITY > 0:
+        augmentations.append(PadToDivisible(cfg.INPUT.SIZE_DIVISIBILITY))
+    return augmentations
+
+
+def _flip(cfg: CfgNode) -> list[Augmentation]:
+    direction = cfg.INPUT.RANDOM_FLIP
+    if direction == "none":
+        return []
+    return [RandomFlip("horizontal" if direction == "flip_by_clip" else direction)]

@@ -1,0 +1,55 @@
+"""What a data set holds, said before training starts."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+from mask2former.data.catalog import DatasetDict
+from mask2former.errors import ConfigError
+
+_COLUMNS = 3
+_NAME_WIDTH = 22
+
+
+def count_classes(dataset_dicts: Sequence[DatasetDict]) -> Counter[int]:
+    """Number of objects or segments by contiguous class id; crowds do not count."""
+    entries = itertools.chain.from_iterable(
+        record["annotations"] if "annotations" in record else record.get("segments_info", ())
+        for record in dataset_dicts
+    )
+    return Counter(entry["category_id"] for entry in entries if not entry.get("iscrowd", 0))
+
+
+def format_class_histogram(dataset_dicts: Sequence[DatasetDict], class_names: Sequence[str]) -> str:
+    """A table of class names with the number of their objects or segments, and the total.
+
+    Semantic PNG files are not opened: without annotations the table says only what the classes are.
+    """
+    counts = count_classes(dataset_dicts)
+    is_counted = any("annotations" in record or "segments_info" in record for record in dataset_dicts)
+    cells = []
+    for class_id, name in enumerate(class_names):
+        label = name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
+        count = f"{counts[class_id]:>8}" if is_counted else f"{'':>8}"
+        cells.append(f"{class_id:>4} {label:<{_NAME_WIDTH}}{count}")
+    num_rows = -(-len(cells) // _COLUMNS)
+    rows = ["  ".join(cells[row::num_rows]).rstrip() for row in range(num_rows)]
+    total = f", {sum(counts.values())} objects or segments" if is_counted else ""
+    return "\n".join([f"{len(dataset_dicts)} images, {len(class_names)} classes{total}", *rows])
+
+
+def check_class_ids(dataset_dicts: Sequence[DatasetDict], *, num_classes: int, num_classes_key: str) -> None:
+    """Refuse annotations of a class that the model does not have.
+
+    Raises:
+        ConfigError: the message names the first such image and class id, and the key that sets the number.
+    """
+    for record in dataset_dicts:
+        for entry in record["annotations"] if "annotations" in record else record.get("segments_info", ()):
+            if not 0 <= entry["category_id"] < num_classes:
+                raise ConfigError(
+                    f"{num_classes_key} is {num_classes}, but {record['file_name']} has an object of class "
+                    f"{entry['category_id']} (classes count from 0)"
+                )

@@ -1,0 +1,137 @@
+"""Training targets of one image: classes and masks, out of label maps, panoptic ids or annotations.
+
+N targets, H and W of the transformed image. No target is a normal case: tensors of length 0, with H and W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask2former.data.transforms import Transform
+from mask2former.errors import DatasetError
+from mask2former.structures import (
+    Boxes,
+    Instances,
+    masks_to_boxes_xyxy,
+    polygons_to_bitmask,
+    segmentation_to_bitmask,
+)
+
+VOID_ID = -1  # fills panoptic ids where there was no image; no segment has it
+
+
+def build_instances(classes: torch.Tensor, masks: torch.Tensor, *, keep_empty: bool) -> Instances:
+    """Instances with gt_classes (N,) int64, gt_masks (N, H, W) bool and gt_boxes around the masks.
+
+    Unless ``keep_empty``, targets whose mask has no pixel are left out.
+    """
+    boxes = Boxes(masks_to_boxes_xyxy(masks))
+    visible = boxes.nonempty()
+    if not keep_empty and not visible.all():
+        classes, masks, boxes = classes[visible], masks[visible], boxes[visible]
+    return Instances((masks.shape[1], masks.shape[2]), gt_classes=classes, gt_masks=masks, gt_boxes=boxes)
+
+
+def semantic_targets(labels: np.ndarray, *, ignore_label: int) -> Instances:
+    """One target per class present in ``labels`` (H, W), in rising order."""
+    classes = [c for c in present_values(labels) if c != ignore_label]
+    return build_instances(torch.tensor(classes, dtype=torch.int64), _equal_masks(labels, classes), keep_empty=True)
+
+
+def panoptic_targets(ids: np.ndarray, segments_info: Sequence[dict[str, Any]], *, keep_empty: bool) -> Instances:
+    """One target per segment that is no crowd; ``ids`` (H, W) int32 are segment ids."""
+    segments = [segment for segment in segments_info if not segment.get("iscrowd", 0)]
+    classes = torch.tensor([segment["category_id"] for segment in segments], dtype=torch.int64)
+    masks = _equal_masks(ids, [segment["id"] for segment in segments])
+    return build_instances(classes, masks, keep_empty=keep_empty)
+
+
+def instance_targets(
+    annotations: Sequence[dict[str, Any]],
+    transform: Transform,
+    *,
+    size: tuple[int, int],
+    context: str,
+    keep_empty: bool,
+) -> Instances:
+    """One target per annotation that is no crowd, moved from an image of ``size`` (height, width).
+
+    Polygons move as points and are drawn at the new size; run-length codes and bitmaps move as pixels.
+
+    Raises:
+        DatasetError: a segmentation is missing or wrong; the message starts with ``context`` and names it.
+    """
+    objects = [(index, a) for index, a in enumerate(annotations) if not a.get("iscrowd", 0)]
+    height, width = transform.output_size(size)
+    masks = torch.zeros((len(objects), height, width), dtype=torch.bool)
+    for mask, (index, annotation) in zip(masks, objects, strict=True):
+        where = f"{context}: annotation {annotation.get('id', index)}"
+        segmentation = annotation.get("segmentation")
+        if segmentation is None:
+            raise DatasetError(f"{where} has no segmentation")
+        # Drawing the original first costs less than it seems, but only points keep outlines sharp when enlarged.
+        if isinstance(segmentation, (list, tuple)):
+            check_polygons(segmentation, where)
+            bitmap = polygons_to_bitmask(transform.apply_polygons(segmentation), height, width)
+        else:
+            bitmap = segmentation_to_bitmask(segmentation, *size, context=where)
+            bitmap = transform.apply_segmentation(bitmap, fill=0)
+        mask.copy_(torch.from_numpy(np.ascontiguousarray(bitmap)))
+    classes = torch.tensor([a["category_id"] for _, a in objects], dtype=torch.int64)
+    return build_instances(classes, masks, keep_empty=keep_empty)
+
+
+def check_polygons(polygons: Sequence[Any], context: str) -> None:
+    """Refuse what cannot be drawn.
+
+    Raises:
+        DatasetError: there is no polygon, or one has fewer than three points or an odd number of numbers.
+    """
+    lengths = [len(p) if hasattr(p, "__len__") else -1 for p in polygons]
+    if not lengths or any(n < 6 or n % 2 for n in lengths):
+        raise DatasetError(
+            f"{context}: a polygon needs at least 3 points (6 numbers, x and y), found polygons of {lengths} numbers"
+        )
+
+
+def semantic_from_panoptic(
+    ids: np.ndarray, segments_info: Sequence[dict[str, Any]], *, ignore_label: int
+) -> np.ndarray:
+    """Class labels (H, W) int32 of segment ids (H, W); what belongs to no segment is ``ignore_label``."""
+    if not segments_info:
+        return np.full(ids.shape, ignore_label, dtype=np.int32)
+    segments = sorted(segments_info, key=lambda segment: segment["id"])
+    segment_ids = np.array([segment["id"] for segment in segments], dtype=np.int64)
+    classes = np.array([segment["category_id"] for segment in segments], dtype=np.int32)
+    place = np.searchsorted(segment_ids, ids).clip(max=len(segments) - 1)
+    return np.where(segment_ids[place] == ids, classes[place], np.int32(ignore_label))
+
+
+def present_values(labels: np.ndarray) -> list[int]:
+    """The different values in ``labels``, rising."""
+    if labels.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(labels.reshape(-1), minlength=256)).tolist()
+    return np.unique(labels).tolist()
+
+
+def check_labels(labels: np.ndarray, *, num_classes: int, ignore_label: int, file_name: str) -> None:
+    """Refuse labels (H, W) that are neither a class nor ignored.
+
+    Raises:
+        DatasetError: the message names the file and the values.
+    """
+    wrong = [v for v in present_values(labels) if not 0 <= v < num_classes and v != ignore_label]
+    if wrong:
+        raise DatasetError(
+            f"{file_name}: labels must lie in 0..{num_classes - 1} or be {ignore_label} (ignored), found {wrong[:10]}"
+        )
+
+
+def _equal_masks(values: np.ndarray, wanted: Sequence[int]) -> torch.Tensor:
+    """Where (N, H, W) bool ``values`` (H, W) equals each of ``wanted`` (N)."""
+    # NumPy compares ten times faster than torch here.
+    return torch.from_numpy(values.astype(np.int32, copy=False) == np.array(wanted, dtype=np.int32)[:, None, None])
