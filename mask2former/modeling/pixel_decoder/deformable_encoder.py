@@ -60,9 +60,11 @@ class MSDeformAttn(nn.Module):
         grid = (num_batch, num_tokens, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*grid, 2)
         weights = self.attention_weights(query).view(*grid[:3], -1)
-        # Places and their weights stay in float32: bfloat16 cannot tell neighbouring pixels of a wide map apart.
-        locations = torch.addcmul(centres[:, None, None, None], offsets.float(), pixels[:, None])  # (B, S, M, L, P, 2)
-        weights = weights.float().softmax(-1).view(grid)
+        # Places and their weights have at least float32: bfloat16 cannot tell neighbouring pixels of a wide map apart.
+        precise = torch.promote_types(offsets.dtype, torch.float32)
+        centres, pixels = centres.to(precise)[:, None, None, None], pixels.to(precise)[:, None]
+        locations = torch.addcmul(centres, offsets.to(precise), pixels)  # (B, S, M, L, P, 2)
+        weights = weights.to(precise).softmax(-1).view(grid)
         heads = self.value_proj(value).unflatten(-1, (self.num_heads, -1))  # (B, S, M, D)
         return self.output_proj(ms_deform_attn(heads, shapes, locations, weights))
 
