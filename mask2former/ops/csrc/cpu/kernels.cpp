@@ -1,0 +1,40 @@
+// Compiled once per instruction set, with M2F_KERNELS naming the table and M2F_VECTOR_BYTES its register width.
+#include "backward.h"
+#include "forward.h"
+
+namespace {
+
+size_t forward_scratch(const m2f::Problem& pb) {
+  Arena arena(nullptr);  // the largest types: enough for every combination
+  return ForwardPlan<double, int64_t>::layout(&arena, pb.heads * pb.levels * pb.points, nullptr);
+}
+
+size_t backward_scratch(const m2f::Problem& pb) {
+  return pb.dtype == m2f::kFloat64 ? backward_scratch_of<double>(pb) : backward_scratch_of<float>(pb);
+}
+
+void forward_tile(const m2f::Problem& pb, int64_t batch, int64_t begin, int64_t end, void* scratch) {
+  switch (pb.dtype) {
+    case m2f::kFloat64: return forward_tile_any<double>(pb, batch, begin, end, scratch);
+    case m2f::kBFloat16: return forward_tile_any<bfloat16>(pb, batch, begin, end, scratch);
+    default: return forward_tile_any<float>(pb, batch, begin, end, scratch);
+  }
+}
+
+void backward_slice(const m2f::Problem& pb, int64_t batch, int64_t head, int64_t level, void* scratch) {
+  switch (pb.dtype) {
+    case m2f::kFloat64: return backward_slice_of<double>(pb, batch, head, level, scratch);
+    case m2f::kBFloat16: return backward_slice_of<bfloat16>(pb, batch, head, level, scratch);
+    default: return backward_slice_of<float>(pb, batch, head, level, scratch);
+  }
+}
+
+#define M2F_STRING(x) #x
+#define M2F_NAME(x) M2F_STRING(x)
+#define M2F_JOIN(a, b) a##b
+#define M2F_TABLE(x) M2F_JOIN(m2f_kernels_, x)
+
+}  // namespace
+
+extern "C" const m2f::Kernels M2F_TABLE(M2F_KERNELS) = {M2F_NAME(M2F_KERNELS), forward_scratch, backward_scratch,
+                                                        forward_tile, backward_slice};

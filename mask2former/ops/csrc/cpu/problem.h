@@ -1,0 +1,48 @@
+// What the CPU entry points hand to the kernels, and the table of kernels each instruction set provides.
+// Layouts (row-major, contiguous): value (B, S, M, D); locations (B, Q, M, L, P, 2) as (x, y) in [0, 1];
+// weights (B, Q, M, L, P); output (B, Q, M * D); shapes (L, 2) as (height, width).
+// B batch, S tokens of all levels, M heads, D channels of a head, Q queries, L levels, P points.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace m2f {
+
+// Element types of value, output and their gradients. Locations and weights are float64 for Float64, else float32.
+enum DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2 };
+
+struct Problem {
+  int dtype;
+  const void* value;
+  const int64_t* shapes;
+  const void* locations;
+  const void* weights;
+  const void* grad_output;  // backward only
+  void* output;             // forward only
+  void* grad_value;         // backward only, as are the next two
+  void* grad_locations;
+  void* grad_weights;
+  int64_t batch, tokens, heads, channels, queries, levels, points;
+};
+
+struct Kernels {
+  const char* name;
+  // Bytes of 64-byte aligned scratch that one thread needs.
+  size_t (*forward_scratch)(const Problem&);
+  size_t (*backward_scratch)(const Problem&);
+  // Output of the queries [begin, end) of one batch item, all heads.
+  void (*forward_tile)(const Problem&, int64_t batch, int64_t begin, int64_t end, void* scratch);
+  // All three gradients of one (batch item, head, level): no two slices write the same element.
+  void (*backward_slice)(const Problem&, int64_t batch, int64_t head, int64_t level, void* scratch);
+};
+
+}  // namespace m2f
+
+extern "C" {
+__attribute__((visibility("hidden"))) extern const m2f::Kernels m2f_kernels_portable;
+#if defined(M2F_X86)
+__attribute__((visibility("hidden"))) extern const m2f::Kernels m2f_kernels_avx2;
+__attribute__((visibility("hidden"))) extern const m2f::Kernels m2f_kernels_avx512;
+#endif
+}

@@ -1,0 +1,132 @@
+// Fixed-width vectors through the compiler's vector extension (GCC and Clang), so that one source serves every
+// instruction set. Everything is inside an anonymous namespace: each object file must keep its own copy, or the linker
+// could hand AVX-512 code to a machine without it.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define M2F_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// The type in which elements of T are computed and accumulated.
+template <class T>
+struct Compute {
+  using type = T;
+};
+template <>
+struct Compute<bfloat16> {
+  using type = float;
+};
+
+template <class T, int N>
+struct VecOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using Vec = typename VecOf<T, N>::type;
+
+// Lanes of one register for W channels of type T.
+template <class T, int W>
+constexpr int lanes() {
+  constexpr int width = M2F_VECTOR_BYTES / static_cast<int>(sizeof(T));
+  return W < width ? W : width;
+}
+
+template <int N>
+M2F_INLINE Vec<float, N> load(const float* from) {
+  Vec<float, N> out;
+  memcpy(&out, from, sizeof(out));
+  return out;
+}
+template <int N>
+M2F_INLINE Vec<double, N> load(const double* from) {
+  Vec<double, N> out;
+  memcpy(&out, from, sizeof(out));
+  return out;
+}
+template <int N>
+M2F_INLINE Vec<int32_t, N> load(const int32_t* from) {
+  Vec<int32_t, N> out;
+  memcpy(&out, from, sizeof(out));
+  return out;
+}
+template <int N>
+M2F_INLINE Vec<int64_t, N> load(const int64_t* from) {
+  Vec<int64_t, N> out;
+  memcpy(&out, from, sizeof(out));
+  return out;
+}
+template <int N>
+M2F_INLINE Vec<float, N> load(const bfloat16* from) {
+  Vec<uint16_t, N> half;
+  memcpy(&half, from, sizeof(half));
+  return reinterpret_cast<Vec<float, N>>(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);
+}
+
+template <int N, class T>
+M2F_INLINE void store(T* to, Vec<T, N> v) {
+  memcpy(to, &v, sizeof(v));
+}
+
+M2F_INLINE float read(const float* p) { return *p; }
+M2F_INLINE double read(const double* p) { return *p; }
+M2F_INLINE float read(const bfloat16* p) {
+  const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
+  float out;
+  memcpy(&out, &bits, sizeof(out));
+  return out;
+}
+
+M2F_INLINE void write(float* p, float v) { *p = v; }
+M2F_INLINE void write(double* p, double v) { *p = v; }
+M2F_INLINE void write(bfloat16* p, float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  p->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// Adds upper to lower half until four lanes are left.
+template <class T, int N>
+struct Fold {
+  static M2F_INLINE Vec<T, 4> run(Vec<T, N> v) {
+    Vec<T, N / 2> half[2];
+    memcpy(half, &v, sizeof(v));
+    return Fold<T, N / 2>::run(half[0] + half[1]);
+  }
+};
+template <class T>
+struct Fold<T, 4> {
+  static M2F_INLINE Vec<T, 4> run(Vec<T, 4> v) { return v; }
+};
+// (Two float64 lanes make a 16-byte register: widened with zeros.)
+template <class T>
+struct Fold<T, 2> {
+  static M2F_INLINE Vec<T, 4> run(Vec<T, 2> v) { return Vec<T, 4>{v[0], v[1], T(0), T(0)}; }
+};
+
+// Hands out aligned pieces of a thread's scratch; with a null base it only counts bytes.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* out = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
+    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return out;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+}  // namespace

@@ -1,0 +1,119 @@
+"""Loads the compiled kernel libraries (plain C interface, see csrc/) and says which kernels are in use."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+LIBRARY_DIR = Path(__file__).with_name("lib")
+CPU_LIBRARY = "libm2f_ops_cpu.so"
+CUDA_LIBRARY = "libm2f_ops_cuda.so"
+BUILD_COMMAND = "python -m mask2former.ops.build"
+
+_ABI_VERSION = 1  # kAbiVersion in csrc; raised with every change of an argument list
+_POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_SIZES = [_INT64] * 7  # B, S, M, D, Q, L, P
+# dtype, tensors and shapes, sizes; then what the library adds.
+_FORWARD = [_INT] + [_POINTER] * 5 + _SIZES
+_BACKWARD = [_INT] + [_POINTER] * 8 + _SIZES
+
+
+def cpu_library() -> ctypes.CDLL | None:
+    """The CPU library, or None when it is missing or unusable; the first such call logs one line that says so."""
+    library, problem = _load_cpu_library()
+    if library is None:
+        _warn_once("CPU", problem)
+    return library
+
+
+def cuda_library() -> ctypes.CDLL | None:
+    """The CUDA library, or None when it is missing or unusable; the first such call logs one line that says so.
+
+    Call it with the device to be used as the current one.
+    """
+    library, problem = _load_cuda_library()
+    if library is None:
+        _warn_once("CUDA", problem)
+    return library
+
+
+def kernel_status() -> str:
+    """One line on which implementation of the native operators serves each kind of device."""
+    library, problem = _load_cpu_library()
+    if library is None:
+        status = f"CPU: PyTorch reference ({problem}; build the kernels with: {BUILD_COMMAND})"
+    else:
+        status = f"CPU: C++ ({library.m2f_instruction_set().decode()}, {library.m2f_threading().decode()})"
+    if torch.cuda.is_available():
+        library, problem = _load_cuda_library()
+        found = f"PyTorch reference ({problem}; build the kernels with: {BUILD_COMMAND})" if library is None else "CUDA"
+    else:
+        found = "no device"
+    return f"ms_deform_attn: {status}; CUDA: {found}"
+
+
+@functools.cache
+def _warn_once(kind: str, problem: str) -> None:
+    logger.warning(
+        "%s kernels not in use, the slower PyTorch reference is: %s; build them with: %s", kind, problem, BUILD_COMMAND
+    )
+
+
+@functools.cache
+def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
+    library, problem = _open_library(LIBRARY_DIR / CPU_LIBRARY)
+    if library is None:
+        return None, problem
+    library.m2f_ms_deform_attn_forward.argtypes = [*_FORWARD, _INT]  # number of threads
+    library.m2f_ms_deform_attn_backward.argtypes = [*_BACKWARD, _INT]
+    library.m2f_use_gomp_parallel.argtypes = [_POINTER]
+    for text in (library.m2f_instruction_set, library.m2f_limit_instruction_set, library.m2f_threading):
+        text.restype = ctypes.c_char_p
+    library.m2f_use_gomp_parallel(_torch_gomp_parallel())
+    return library, ""
+
+
+@functools.cache
+def _load_cuda_library() -> tuple[ctypes.CDLL | None, str]:
+    library, problem = _open_library(LIBRARY_DIR / CUDA_LIBRARY)
+    if library is None:
+        return None, problem
+    library.m2f_cuda_ms_deform_attn_forward.argtypes = [*_FORWARD, _POINTER]  # stream
+    library.m2f_cuda_ms_deform_attn_backward.argtypes = [*_BACKWARD, _POINTER]
+    library.m2f_cuda_error.argtypes = [_INT]
+    library.m2f_cuda_error.restype = ctypes.c_char_p
+    if status := library.m2f_cuda_probe():
+        return None, f"{CUDA_LIBRARY} does not run here: {library.m2f_cuda_error(status).decode()}"
+    return library, ""
+
+
+def _open_library(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    if not path.is_file():
+        return None, f"{path.name} is not built"
+    try:
+        library = ctypes.CDLL(str(path))
+        version = library.m2f_abi_version()
+    except (OSError, AttributeError) as error:
+        return None, f"{path.name} cannot be loaded: {error}"
+    if version != _ABI_VERSION:
+        return None, f"{path.name} is of another version ({version}, expected {_ABI_VERSION})"
+    return library, ""
+
+
+def _torch_gomp_parallel() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime torch itself is linked with (GNU, Intel and LLVM have it on Linux).
+
+    Running on torch's own threads keeps a second runtime, whose idle threads would spin against torch's, out of the
+    process. Opening the library again only returns the one in use; the symbol is looked up in it and what it links.
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, _POINTER).value
+    except (OSError, AttributeError):
+        return None

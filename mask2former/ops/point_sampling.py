@@ -1,0 +1,64 @@
+"""Sampling of maps at points, and the choice of points where a mask is uncertain (PointRend, arXiv:1912.08193, sec. 3.1).
+
+Letters: N maps, C channels, H W size, P points.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def point_sample(input: Tensor, coords_xy: Tensor) -> Tensor:
+    """Bilinear samples (N, C, P) of maps (N, C, H, W) at points (N, P, 2).
+
+    coords_xy: (x, y), 0 to 1 from edge to edge, so pixel centres lie at (i + 0.5) / size; outside the map is zero.
+    The result has the dtype of the input; half-precision maps are sampled in the precision of the coordinates.
+    Raises ValueError for a wrong shape.
+    """
+    if input.ndim != 4:
+        raise ValueError(f"input must have shape (N, C, H, W), got {tuple(input.shape)}")
+    if coords_xy.ndim != 3 or coords_xy.shape[0] != input.shape[0] or coords_xy.shape[2] != 2:
+        raise ValueError(f"coords_xy must have shape ({input.shape[0]}, P, 2), got {tuple(coords_xy.shape)}")
+    if input.numel() == 0 or coords_xy.numel() == 0:  # grid_sample refuses some of these; stay in the graph
+        return input.new_zeros(*input.shape[:2], coords_xy.shape[1]) + 0 * (input.sum() + coords_xy.sum())
+    dtype = torch.promote_types(input.dtype, coords_xy.dtype)
+    grid = 2 * coords_xy.to(dtype).unsqueeze(2) - 1  # (N, P, 1, 2)
+    sampled = functional.grid_sample(input.to(dtype), grid, "bilinear", "zeros", align_corners=False)  # (N, C, P, 1)
+    return sampled.squeeze(3).to(input.dtype)
+
+
+@torch.no_grad()
+def sample_uncertain_points(
+    logits: Tensor,
+    *,
+    num_points: int,
+    oversample_ratio: float,
+    importance_sample_ratio: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Points (N, num_points, 2) as (x, y) in [0, 1] for maps of logits (N, 1, H, W), mostly where these are near zero.
+
+    Of int(num_points * oversample_ratio) uniformly random points, int(importance_sample_ratio * num_points) with the
+    smallest |logit| are kept, these first; the rest are fresh random points. Draws from torch's global generator
+    unless one is given. Raises ValueError for a wrong shape or ratio.
+    """
+    if logits.ndim != 4 or logits.shape[1] != 1:
+        raise ValueError(f"logits must have shape (N, 1, H, W), got {tuple(logits.shape)}")
+    if num_points < 1:
+        raise ValueError(f"num_points must be positive, got {num_points}")
+    if oversample_ratio < 1:
+        raise ValueError(f"oversample_ratio must be at least 1, got {oversample_ratio}")
+    if not 0 <= importance_sample_ratio <= 1:
+        raise ValueError(f"importance_sample_ratio must lie in [0, 1], got {importance_sample_ratio}")
+    num_maps, num_uncertain = logits.shape[0], int(importance_sample_ratio * num_points)
+    draw = {"generator": generator, "device": logits.device}
+    candidates = torch.rand(num_maps, int(num_points * oversample_ratio), 2, **draw)
+    uncertainty = -point_sample(logits, candidates).squeeze(1).abs()  # (N, oversampled)
+    chosen = uncertainty.topk(num_uncertain, dim=1).indices  # (N, num_uncertain)
+    uncertain = candidates.gather(1, chosen.unsqueeze(2).expand(-1, -1, 2))  # (N, num_uncertain, 2)
+    if num_uncertain == num_points:
+        return uncertain
+    rest = torch.rand(num_maps, num_points - num_uncertain, 2, **draw)
+    return torch.cat([uncertain, rest], dim=1)
