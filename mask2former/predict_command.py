@@ -63,6 +63,8 @@ def run_predict(args: argparse.Namespace) -> None:
     Raises InputError before the model is built where an input, option or the output is wrong, and at the end where
     images could not be read.
     """
+    if args.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     images = find_images(args.input)
     output = _prepare_output(args.output)
     cfg = get_cfg()
@@ -81,7 +83,7 @@ def run_predict(args: argparse.Namespace) -> None:
         num_written += _write_pictures(output / stem, image, results, predictor.metadata, threshold=threshold)
         if args.save_masks:
             num_written += _write_masks(output / stem, image_path, results, predictor.metadata, threshold=threshold)
-    logging.getLogger(__name__).info("%d files of %d images in %s", num_written, len(images) - len(failures), output)
+    print(f"{num_written} files of {len(images) - len(failures)} images in {output}")
     if failures:
         raise InputError(f"{len(failures)} of {len(images)} images could not be read: " + "; ".join(failures))
 

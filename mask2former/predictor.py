@@ -14,7 +14,7 @@ from mask2former.checkpoint import load_weights
 from mask2former.config import CfgNode, get_cfg
 from mask2former.data import MetadataCatalog
 from mask2former.data.datasets import register_builtin_datasets
-from mask2former.data.transforms import ResizeShortestEdge
+from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import ConfigError, InputError
 from mask2former.image_input import ImageInput, to_rgb_array
 from mask2former.modeling import build_model
@@ -54,7 +54,7 @@ class Predictor:
         else:
             logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
         self.metadata = _find_metadata(self.cfg)
-        self._resize = ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = build_test_augmentations(self.cfg)
 
     def __call__(
         self, image: ImageInput | list[ImageInput] | tuple[ImageInput, ...], *, channel_order: str = "RGB"
@@ -99,8 +99,8 @@ class Predictor:
     def _to_model_input(self, rgb: np.ndarray) -> torch.Tensor:
         """Image (3, h, w) uint8 at test size, in the channel order of the config."""
         ordered = np.ascontiguousarray(rgb[:, :, ::-1]) if self.cfg.INPUT.FORMAT == "BGR" else rgb
-        # One length to choose from: nothing random is left.
-        transform = self._resize.sample(np.random.default_rng(0), ordered.shape[:2])
+        # Test-time resizing has one length to choose from: nothing is random.
+        transform = self._resize.sample(np.random.default_rng(0), (ordered.shape[0], ordered.shape[1]))
         resized = transform.apply_image(ordered)
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
