@@ -161,7 +161,7 @@ def missing_config(place: Workplace) -> None:
 
 def executable_config(place: Workplace) -> None:
     place.config = place.output.parent / "run_me.yaml"
-    place.config.write_text("SEED: !!python/object/apply:os.mkdir ['executed']\n")
+    place.config.write_text(f"SEED: !!python/object/apply:os.mkdir ['{place.output.parent / 'executed'}']\n")
 
 
 def missing_checkpoint(place: Workplace) -> None:
