@@ -39,19 +39,20 @@ def register_builtin_datasets(root: str | Path | None = None) -> None:
     again with another root, the names move there; what somebody else registered stays.
     """
     folder = (dataset_root() if root is None else Path(root)).absolute()
-    if _registered.root == folder:
-        return
-    for name in _registered.names:
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-        if name in MetadataCatalog:
-            MetadataCatalog.remove(name)
+    if _registered.root != folder:
+        for name in _registered.names:
+            if name in DatasetCatalog:
+                DatasetCatalog.remove(name)
+            if name in MetadataCatalog:
+                MetadataCatalog.remove(name)
+        _registered.names.clear()
     before = set(MetadataCatalog.list())
     for name, entry in _tables()["datasets"].items():
         if name not in DatasetCatalog and MetadataCatalog.get(name).get("evaluator_type") is None:
             _register(name, entry, folder)
     register_shapes_datasets(folder)
-    _registered.root, _registered.names = folder, set(MetadataCatalog.list()) - before
+    _registered.root = folder
+    _registered.names |= set(MetadataCatalog.list()) - before
 
 
 def _register(name: str, entry: dict[str, Any], root: Path) -> None:
