@@ -131,6 +131,13 @@ def _shortcut(in_channels: int, out_channels: int, *, stride: int, norm: NormSpe
     return _conv(in_channels, out_channels, 1, stride=stride, norm=norm, relu=False)
 
 
+def _block_type(depth: int, *, norm: NormSpec, **bottleneck_options: Any) -> Callable[..., nn.Module]:
+    """The block of a network of this depth, still to be given its channels, stride and dilation."""
+    if depth in _BASIC_BLOCK_DEPTHS:
+        return partial(BasicBlock, norm=norm)
+    return partial(BottleneckBlock, norm=norm, **bottleneck_options)
+
+
 def _stage(
     block: Callable[..., nn.Module],
     in_channels: int,
@@ -180,15 +187,13 @@ class ResNet(Backbone):
 
         self.stem = Stem(in_channels, stem_out_channels, stem_type=stem_type, norm=norm)
         for index, name in enumerate(self.stage_names):
-            block: Callable[..., nn.Module] = partial(BasicBlock, norm=norm)
-            if depth not in _BASIC_BLOCK_DEPTHS:
-                block = partial(
-                    BottleneckBlock,
-                    bottleneck_channels=num_groups * width_per_group * 2**index,
-                    norm=norm,
-                    num_groups=num_groups,
-                    stride_in_1x1=stride_in_1x1,
-                )
+            block = _block_type(
+                depth,
+                norm=norm,
+                bottleneck_channels=num_groups * width_per_group * 2**index,
+                num_groups=num_groups,
+                stride_in_1x1=stride_in_1x1,
+            )
             num_blocks = BLOCKS_PER_STAGE[depth][index]
             factors = res5_multi_grid[:num_blocks] if name == "res5" else [1] * num_blocks
             block_dilations = [dilations[index] * factor for factor in factors]

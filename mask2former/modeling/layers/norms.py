@@ -41,9 +41,10 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The affine map that this layer is: factors (C,) and offsets (C,)."""
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return scale, self.bias - self.running_mean * scale
+        """The affine map that this layer is: factors (C,) and offsets (C,), float32 at least."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)  # half precision would spoil the root
+        scale = self.weight.to(dtype) * torch.rsqrt(self.running_var.to(dtype) + self.eps)
+        return scale, self.bias.to(dtype) - self.running_mean.to(dtype) * scale
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad:
