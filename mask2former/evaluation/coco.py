@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mask2former.errors import InputError
-from mask2former.evaluation.average_precision import MAX_DETECTIONS, IouType, compute_average_precision
+from mask2former.errors import DatasetError, InputError
+from mask2former.evaluation.average_precision import MAX_DETECTIONS, Backend, IouType, compute_average_precision
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, read_detections
 from mask2former.evaluation.files import PathLike, metadata_field, write_json
 from mask2former.evaluation.gather import gather_on_main
@@ -38,9 +38,14 @@ class COCOEvaluator(DatasetEvaluator):
     """
 
     def __init__(
-        self, dataset_name: str, output_dir: PathLike | None = None, *, tasks: Sequence[IouType] = ("segm", "bbox")
+        self,
+        dataset_name: str,
+        output_dir: PathLike | None = None,
+        *,
+        tasks: Sequence[IouType] = ("segm", "bbox"),
+        backend: Backend = "pycocotools",
     ) -> None:
-        self._tasks = _checked_tasks(tasks)
+        self._tasks, self._backend = _checked_tasks(tasks), backend
         metadata = MetadataCatalog.get(dataset_name)
         self._truth = CocoGroundTruth(metadata_field(metadata, "json_file", "COCOEvaluator"), self._tasks)
         mapping = metadata.get("thing_dataset_id_to_contiguous_id")
@@ -82,17 +87,18 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             write_json(detections, self._output_dir / RESULTS_FILE)
         self._check_complete([image_id for _, image_ids in parts for image_id in image_ids])
-        return _report(self._truth, detections, self._tasks, self._class_names)
+        return _report(self._truth, detections, self._tasks, names=self._class_names, backend=self._backend)
 
     def _encode(self, instances: Instances, image_id: Any) -> list[dict[str, Any]]:
         name = f"prediction for image {image_id!r}"
         fields = ["scores", "pred_classes"] + (["pred_masks"] if "segm" in self._tasks else [])
         if missing := [field for field in fields if not instances.has(field)]:
             raise InputError(f"{name}: instances lack {missing}")
-        scores, classes = instances.scores.cpu(), instances.pred_classes.cpu()
+        scores, classes = instances.scores.detach().double().cpu(), instances.pred_classes.cpu()
         self._check(instances, scores, classes, name)
         kept = _best_of_each_class(scores, classes)
-        selected = instances[kept.to(instances.scores.device)]
+        # Selecting copies masks: most images keep everything.
+        selected = instances if len(kept) == len(scores) else instances[kept.to(instances.scores.device)]
         entries: list[dict[str, Any]] = [
             {"image_id": image_id, "category_id": self._dataset_ids[label], "score": score}
             for label, score in zip(classes[kept].tolist(), scores[kept].tolist())
@@ -108,7 +114,8 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _check(self, instances: Instances, scores: torch.Tensor, classes: torch.Tensor, name: str) -> None:
         expected = tuple(self._truth.image_sizes[self._image_ids[-1]])
-        size = tuple(instances.pred_masks.shape[-2:]) if instances.has("pred_masks") else instances.image_size
+        masks = _mask_tensor(instances) if instances.has("pred_masks") else None
+        size = instances.image_size if masks is None else tuple(masks.shape[-2:])
         if size != expected:
             raise InputError(
                 f"{name}: size (height, width) is {size}, that of the image in {self._truth.json_file} is {expected}"
@@ -134,7 +141,13 @@ class COCOEvaluator(DatasetEvaluator):
             )
 
 
-def evaluate_coco(gt_json: PathLike, results_json: PathLike, *, tasks: Sequence[IouType] = ("segm", "bbox")) -> Results:
+def evaluate_coco(
+    gt_json: PathLike,
+    results_json: PathLike,
+    *,
+    tasks: Sequence[IouType] = ("segm", "bbox"),
+    backend: Backend = "pycocotools",
+) -> Results:
     """AP of saved detections in COCO's results format (dataset category ids).
 
     An image without an entry has no detection.
@@ -145,11 +158,17 @@ def evaluate_coco(gt_json: PathLike, results_json: PathLike, *, tasks: Sequence[
     """
     tasks = _checked_tasks(tasks)
     truth = CocoGroundTruth(gt_json, tasks)
-    return _report(truth, read_detections(results_json, truth, tasks), tasks, truth.category_names)
+    detections = read_detections(results_json, truth, tasks)
+    return _report(truth, detections, tasks, names=truth.category_names, backend=backend)
 
 
 def _report(
-    truth: CocoGroundTruth, detections: Sequence[dict[str, Any]], tasks: Sequence[IouType], names: Mapping[int, str]
+    truth: CocoGroundTruth,
+    detections: Sequence[dict[str, Any]],
+    tasks: Sequence[IouType],
+    *,
+    names: Mapping[int, str],
+    backend: Backend,
 ) -> Results:
     results: Results = {}
     if not detections:
@@ -157,7 +176,7 @@ def _report(
         # Parity: the published evaluator says NaN rather than 0 then; test_coco_evaluator_without_detections_is_nan.
         return {task: dict.fromkeys(_SUMMARY, float("nan")) for task in tasks}
     for task in tasks:
-        precision = compute_average_precision(truth.content, detections, iou_type=task)
+        precision = compute_average_precision(truth.content, detections, iou_type=task, backend=backend)
         results[task] = dict(precision.summary)
         # With one category its AP is the AP.
         if len(names) > 1:
@@ -171,13 +190,17 @@ def _report(
 
 def _class_names(metadata: Metadata, mapping: Mapping[int, int], truth: CocoGroundTruth) -> dict[int, str]:
     """Names by dataset id, in the order of the contiguous ids."""
-    dataset_ids = [i for i in sorted(mapping, key=lambda i: mapping[i]) if i in truth.category_names]
     if missing := sorted(set(mapping) - set(truth.category_names)):
-        raise InputError(f"{truth.json_file}: no categories with ids {missing[:10]}, which {metadata.name!r} names")
-    names = metadata.get("thing_classes")
-    if names is None or len(names) != len(dataset_ids):
-        return {i: truth.category_names[i] for i in dataset_ids}
-    return dict(zip(dataset_ids, names))
+        raise DatasetError(f"{truth.json_file}: no categories with ids {missing[:10]}, which {metadata.name!r} names")
+    dataset_ids = sorted(mapping, key=lambda dataset_id: mapping[dataset_id])
+    if unmapped := sorted(set(truth.category_names) - set(mapping)):
+        logger.warning("%s: categories %s can never be predicted", truth.json_file, unmapped[:10])
+    names = metadata.get("thing_classes") or []
+    if len(names) == len(dataset_ids):  # things alone are listed
+        return dict(zip(dataset_ids, names))
+    if len(names) > max(mapping.values(), default=0):  # all classes are listed
+        return {dataset_id: names[mapping[dataset_id]] for dataset_id in dataset_ids}
+    return {dataset_id: truth.category_names[dataset_id] for dataset_id in dataset_ids}
 
 
 def _checked_tasks(tasks: Sequence[IouType]) -> tuple[IouType, ...]:
@@ -194,9 +217,13 @@ def _best_of_each_class(scores: torch.Tensor, classes: torch.Tensor) -> torch.Te
     return torch.from_numpy(np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *kept])))
 
 
+def _mask_tensor(instances: Instances) -> torch.Tensor:
+    masks = instances.pred_masks  # a tensor, or BitMasks around one
+    return getattr(masks, "tensor", masks)
+
+
 def _bool_masks(instances: Instances) -> torch.Tensor:
-    masks = instances.pred_masks
-    masks = getattr(masks, "tensor", masks)
+    masks = _mask_tensor(instances)
     return masks if masks.dtype == torch.bool else masks > 0.5
 
 

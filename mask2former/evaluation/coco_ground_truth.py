@@ -91,13 +91,15 @@ def _checked_detection(entry: Any, truth: CocoGroundTruth, tasks: Sequence[str],
         raise InputError(f"{where}: category id {entry['category_id']} is unknown, there are {known[:20]}")
     if not isinstance(entry["score"], (int, float)) or not math.isfinite(entry["score"]):
         raise InputError(f"{where}: score must be a finite number, found {entry['score']!r}")
-    if "segm" in tasks:
-        check_segmentation(entry.get("segmentation"), truth.image_sizes[entry["image_id"]], where, InputError)
     checked = dict(entry)
+    if "segm" in tasks:
+        size = truth.image_sizes[entry["image_id"]]
+        check_segmentation(entry.get("segmentation"), size, where, InputError)
+        # COCO's tools take polygons and plain run lengths for truth alone.
+        checked["segmentation"] = _compressed(entry["segmentation"], size)
     if "bbox" in tasks:
-        if "bbox" not in entry and isinstance(entry.get("segmentation"), dict):
-            rle = _compressed(entry["segmentation"], truth.image_sizes[entry["image_id"]])
-            checked["bbox"] = coco_mask.toBbox(rle).tolist()
+        if "bbox" not in entry and "segm" in tasks:
+            checked["bbox"] = coco_mask.toBbox(checked["segmentation"]).tolist()
         check_box(checked.get("bbox"), where, InputError)
     return checked
 

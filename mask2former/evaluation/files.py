@@ -14,7 +14,6 @@ from PIL import Image
 
 from mask2former.errors import DatasetError, InputError
 from mask2former.structures.metadata import Metadata
-from mask2former.structures.panoptic_ids import rgb_to_id
 
 PathLike = str | os.PathLike[str]
 
@@ -65,16 +64,19 @@ def read_panoptic_ids(path: PathLike, *, error: type[InputError] = DatasetError)
     Raises:
         DatasetError (or ``error``): the file is missing, corrupt or not RGB.
     """
-    pixels = _read_image(path, error)
-    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+    # Pillow holds a pixel in four bytes: read as one number, its low three are the id.
+    pixels = _read_image(path, error, mode="RGBX")
+    if pixels.ndim != 3:
         raise error(f"{path}: segment ids are coded in RGB, found an image of shape {pixels.shape}")
-    return rgb_to_id(pixels[..., :3])
+    return (pixels.view("<u4")[..., 0] & 0xFFFFFF).astype(np.int32, copy=False)
 
 
-def _read_image(path: PathLike, error: type[InputError]) -> np.ndarray:
+def _read_image(path: PathLike, error: type[InputError], *, mode: str | None = None) -> np.ndarray:
+    """Pixels; colour images are brought to ``mode`` if it is given."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image)
+            has_colour = image.mode in ("RGB", "RGBA")
+            return np.asarray(image.convert(mode) if mode and has_colour else image)
     except FileNotFoundError as cause:
         raise error(f"{path}: file not found") from cause
     # Pillow reports broken files with any of these.
