@@ -1,0 +1,169 @@
+"""The command ``mask2former``, and what its subcommands share with the scripts in ``tools`` and ``demo``.
+
+Exit codes: 0 done; 1 something given is wrong, or training diverged; 2 wrong usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mask2former.errors import ConfigError, InputError, NonFiniteError
+
+EXIT_WRONG_INPUT = 1
+EXIT_INTERRUPTED = 130  # as shells report the signal of Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="mask2former", description="Train, evaluate and predict segmentation models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help="train or evaluate a model", description=TRAIN_DESCRIPTION))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # The other commands bring imports of their own: only the one that is asked for is loaded.
+    for name, (summary, add) in _LAZY_COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name in arguments[:1]:
+            add(command)
+    args = parser.parse_args(arguments)
+    return run_cli(lambda: args.run(args), verbose=args.verbose)
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """``tools/train_net.py``; returns the exit code."""
+    parser = argparse.ArgumentParser(description=TRAIN_DESCRIPTION)
+    _add_train(parser)
+    args = parser.parse_args(argv)
+    return run_cli(lambda: args.run(args), verbose=args.verbose)
+
+
+def run_cli(function: Callable[[], Any], *, verbose: bool = False) -> int:
+    """Runs a command; what is the user's to mend becomes one line and exit code 1, without traceback unless verbose.
+
+    An integer that the function returns is the exit code. Unexpected errors pass through with their traceback.
+    """
+    try:
+        code = function()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (InputError, NonFiniteError) as error:
+        if verbose:
+            _print_traceback()
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+    return code if isinstance(code, int) else 0
+
+
+TRAIN_DESCRIPTION = (
+    "Train a model, or with --eval-only evaluate one, as a config file says. Works under torchrun too, which then "
+    "replaces --num-gpus and the options after it."
+)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of model, data and training")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine; on the CPU if it has no GPU"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines; start this on each")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="R", help="number of this machine, from 0")
+    parser.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT on machine 0; auto on one machine"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks and more of the log")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config overrides, after all options: MODEL.WEIGHTS model.pth SOLVER.MAX_ITER 100",
+    )
+    parser.set_defaults(run=_run_train)
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    from mask2former.engine.distributed import was_launched
+
+    cfg = setup_config(args)
+    if was_launched() or (args.num_gpus == 1 and args.num_machines == 1):
+        train_or_evaluate(cfg, eval_only=args.eval_only, resume=args.resume)
+        return
+    from mask2former.engine.launch import check_num_gpus, launch
+
+    check_num_gpus(args.num_gpus, cfg.MODEL.DEVICE)
+    launch(
+        train_or_evaluate,
+        cfg,
+        args.eval_only,
+        args.resume,
+        num_processes=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        verbose=args.verbose,
+    )
+
+
+def setup_config(args: argparse.Namespace) -> Any:
+    """The frozen configuration of a command line: defaults, the file, then the overrides.
+
+    Raises:
+        ConfigError: file, key or value are wrong.
+    """
+    from mask2former.config import get_cfg
+
+    options = [option for option in args.opts if option.startswith("--") and "." not in option]
+    if options:
+        raise ConfigError(f"{options[0]}: options come before the KEY VALUE pairs")
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    if args.verbose:
+        cfg.VERBOSE = True
+    cfg.freeze()
+    return cfg
+
+
+def train_or_evaluate(cfg: Any, eval_only: bool = False, resume: bool = False) -> None:
+    """What ``train`` does, in each of its processes."""
+    from mask2former.engine import evaluate_only, train
+
+    if eval_only:
+        evaluate_only(cfg, resume=resume)
+    else:
+        train(cfg, resume=resume)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    from mask2former.predict_command import add_predict_arguments, run_predict
+
+    add_predict_arguments(parser)
+    parser.set_defaults(run=run_predict)
+
+
+def _add_prepare_shapes(parser: argparse.ArgumentParser) -> None:
+    from mask2former.data.shapes.command import add_arguments, run
+
+    add_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="show where in the code an error arose")
+    parser.set_defaults(run=run)
+
+
+_LAZY_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "predict": ("predict images and draw the results", _add_predict),
+    "prepare-shapes": ("draw the embedded data set", _add_prepare_shapes),
+}
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The processes of a run: who is who, and what they agree upon. Everything works without a process group too."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_TIMEOUT = datetime.timedelta(minutes=60)  # the main process evaluates alone while the others wait
+
+
+def is_active() -> bool:
+    """A process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_rank() -> int:
+    """This process's number, 0 for the main one."""
+    return dist.get_rank() if is_active() else 0
+
+
+def get_world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if is_active() else 1
+
+
+def is_main() -> bool:
+    """This process writes files and log lines."""
+    return get_rank() == 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def was_launched() -> bool:
+    """A launcher (torchrun, or ours) started this process as one of a group."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Joins the group that the launcher's environment describes; without a launcher, nothing."""
+    if not was_launched() or is_active():
+        yield
+        return
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def average(tensor: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over the processes, on each of them."""
+    if get_world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / get_world_size()
+
+
+def any_process(flag: torch.Tensor) -> torch.Tensor:
+    """Where any process's flag (float, 0 or 1) is set, on each of them; in place."""
+    if get_world_size() > 1:
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return flag
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes in the order of ranks, on the main one; elsewhere an empty list."""
+    if get_world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * get_world_size() if is_main() else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
+def broadcast(value: Any) -> Any:
+    """The main process's value, on each of them."""
+    if get_world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if get_world_size() > 1:
+        dist.barrier()

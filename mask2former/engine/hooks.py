@@ -1,0 +1,193 @@
+"""What happens around the steps: metrics, checkpoints, evaluation, the progress bar.
+
+Order matters: metrics come before checkpoints (their window is part of the state), checkpoints before evaluation (if
+it fails, the training done so far is on the disk).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from mask2former.checkpoint import write_text_atomic
+from mask2former.engine import distributed
+from mask2former.engine.checkpoint_folder import CheckpointFolder
+from mask2former.engine.metrics import LossWindow, MetricLog, flatten_results, peak_memory_mb
+from mask2former.engine.random_state import preserved_random_state
+from mask2former.engine.trainer import Hook, Trainer
+from mask2former.engine.training_state import collect_state
+
+logger = logging.getLogger(__name__)
+
+Results = Mapping[str, Any]
+
+
+def is_due(iteration: int, period: int) -> bool:
+    """A step ends a period."""
+    return period > 0 and (iteration + 1) % period == 0
+
+
+class PeriodicMetrics(Hook):
+    """Every ``period`` steps: means of losses and times since the last time."""
+
+    def __init__(self, log: MetricLog, *, period: int) -> None:
+        self._log = log
+        self._period = max(period, 1)
+        self._window = LossWindow()
+        self._seconds: list[tuple[float, float]] = []  # (step, data)
+        self._pending: dict[str, Any] | None = None
+
+    def before_train(self, trainer: Trainer) -> None:
+        if self._pending is not None:
+            self._window.load_state_dict(self._pending, trainer.device)
+
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.losses is not None:
+            self._window.add(trainer.losses)
+        self._seconds.append((trainer.step_time, trainer.data_time))
+        if is_due(trainer.iteration, self._period) or trainer.iteration + 1 == trainer.max_iter:
+            self._write(trainer)
+
+    def close(self) -> None:
+        self._log.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._window.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pending = state
+
+    def _write(self, trainer: Trainer) -> None:
+        losses = self._window.mean()
+        step, data = (sum(column) / len(self._seconds) for column in zip(*self._seconds))
+        self._window.reset()
+        self._seconds.clear()
+        remaining = trainer.max_iter - trainer.iteration - 1
+        metrics = {"lr": trainer.learning_rate, "time": step, "data_time": data, "eta_seconds": step * remaining}
+        metrics["max_mem_mb"] = peak_memory_mb(trainer.device)
+        self._log.write(trainer.iteration, {**losses, **metrics})
+
+
+class PeriodicCheckpoint(Hook):
+    """A checkpoint every ``period`` steps, and the final one."""
+
+    def __init__(self, folder: CheckpointFolder, *, period: int, seed: int, images_per_step: int) -> None:
+        self._folder = folder
+        self._period = period
+        self._seed = seed
+        self._images_per_step = images_per_step
+
+    def after_step(self, trainer: Trainer) -> None:
+        if is_due(trainer.iteration, self._period) and trainer.iteration + 1 < trainer.max_iter:
+            self._save(trainer, final=False)
+
+    def after_train(self, trainer: Trainer) -> None:
+        if trainer.start_iter < trainer.max_iter:
+            self._save(trainer, final=True)
+
+    def _save(self, trainer: Trainer, *, final: bool) -> None:
+        state = collect_state(trainer, seed=self._seed, images_per_step=self._images_per_step)
+        if distributed.is_main():
+            if final:
+                self._folder.save_final(state)
+            else:
+                self._folder.save_periodic(state, trainer.iteration)
+        distributed.barrier()
+
+
+class Evaluation(Hook):
+    """Evaluates every ``period`` steps and at the end. The generators are as if it had not happened."""
+
+    def __init__(
+        self,
+        evaluate: Callable[[], Results],
+        log: MetricLog,
+        *,
+        period: int,
+        on_results: Callable[[Trainer, Results], None] | None = None,
+    ) -> None:
+        self._evaluate = evaluate
+        self._log = log
+        self._period = period
+        self._on_results = on_results
+        self.results: Results = {}
+
+    def after_step(self, trainer: Trainer) -> None:
+        if is_due(trainer.iteration, self._period) and trainer.iteration + 1 < trainer.max_iter:
+            self._run(trainer)
+
+    def after_train(self, trainer: Trainer) -> None:
+        self._run(trainer)
+
+    def _run(self, trainer: Trainer) -> None:
+        started = time.perf_counter()
+        with preserved_random_state():
+            self.results = self._evaluate()
+        if distributed.is_main():
+            self._log.write(trainer.iteration, flatten_results(self.results))
+            logger.info("evaluated after iteration %d in %.1f s", trainer.iteration, time.perf_counter() - started)
+            if self._on_results is not None:
+                self._on_results(trainer, self.results)
+        distributed.barrier()
+
+
+class BestCheckpoint:
+    """Keeps the weights with the highest value of a metric, such as ``panoptic_seg/PQ``; on the main process only."""
+
+    _RECORD = "best_checkpoint.json"
+
+    def __init__(self, folder: CheckpointFolder, *, metric: str, resume: bool = False) -> None:
+        self._folder = folder
+        self._metric = metric
+        self.best = self._read_record() if resume else -math.inf
+
+    def __call__(self, trainer: Trainer, results: Results) -> None:
+        """Writes ``model_best.pth`` if the results are better than any before."""
+        metrics = flatten_results(results)
+        if self._metric not in metrics:
+            known = ", ".join(metrics)
+            logger.warning("TEST.BEST_METRIC %s is not among the results: %s", self._metric, known)
+            return
+        value = metrics[self._metric]
+        if not value > self.best:  # NaN is never better
+            return
+        record = {"metric": self._metric, "value": value, "iteration": trainer.iteration}
+        path = self._folder.save_best({"model": trainer.unwrapped_model.state_dict(), **record})
+        write_text_atomic(json.dumps(record) + "\n", self._folder.directory / self._RECORD)
+        logger.info("best %s so far: %.4f (before: %.4f), written to %s", self._metric, value, self.best, path)
+        self.best = value
+
+    def _read_record(self) -> float:
+        try:
+            record = json.loads((self._folder.directory / self._RECORD).read_text(encoding="utf-8"))
+            return float(record["value"]) if record["metric"] == self._metric else -math.inf
+        except (OSError, ValueError, KeyError):
+            return -math.inf
+
+
+class ProgressBar(Hook):
+    """A bar on the terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def before_train(self, trainer: Trainer) -> None:
+        self._bar = tqdm(total=trainer.max_iter, initial=trainer.iteration, desc="training", unit="it", leave=False)
+
+    def after_step(self, trainer: Trainer) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def after_train(self, trainer: Trainer) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,57 @@
+"""Log lines: to the terminal (above a progress bar, where there is one) and to ``log.txt``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mask2former.engine import distributed, nonfinite
+
+_ROOT = "mask2former"
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_SHORT_FORMAT = "[%(asctime)s] %(message)s"
+_TIME = "%m-%d %H:%M:%S"
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes to stdout without breaking a progress bar on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def setup_logging(output_dir: str | Path | None = None, *, verbose: bool = False) -> None:
+    """Sends the package's log to the terminal, and to ``log.txt`` in the folder given; other processes only warn.
+
+    May be called again: earlier handlers of this function are replaced.
+    """
+    root = logging.getLogger(_ROOT)
+    for handler in [h for h in root.handlers if getattr(h, "_is_ours", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.propagate = True
+    terminal = _TerminalHandler()
+    terminal.setFormatter(logging.Formatter(_FORMAT if verbose else _SHORT_FORMAT, _TIME))
+    if not distributed.is_main():
+        # Which images of this process were not finite is known here alone; all else the main process says.
+        terminal.setLevel(logging.WARNING)
+        terminal.addFilter(lambda record: record.name == nonfinite.__name__ or record.levelno >= logging.ERROR)
+    _add(root, terminal)
+    if output_dir is not None and distributed.is_main():
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter(_FORMAT, _TIME))
+        _add(root, file)
+
+
+def _add(root: logging.Logger, handler: logging.Handler) -> None:
+    handler._is_ours = True  # type: ignore[attr-defined]
+    root.addHandler(handler)

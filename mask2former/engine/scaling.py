@@ -1,0 +1,65 @@
+"""Adapting a recipe made for one number of processes to another."""
+
+from __future__ import annotations
+
+from mask2former.config import CfgNode
+from mask2former.errors import ConfigError
+
+
+def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
+    """A copy of ``cfg`` for ``world_size`` processes, if it names those it was made for (REFERENCE_WORLD_SIZE).
+
+    The images of each process stay: batch and learning rate grow with the processes, iterations shrink.
+
+    Raises:
+        ConfigError: the batch cannot be divided among the processes.
+    """
+    scaled = cfg.clone()
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference > 0 and reference != world_size:
+        was_frozen = scaled.is_frozen()
+        scaled.defrost()
+        _scale(scaled, world_size / reference)
+        scaled.SOLVER.REFERENCE_WORLD_SIZE = world_size
+        if was_frozen:
+            scaled.freeze()
+    _check_batch(scaled, world_size)
+    return scaled
+
+
+def describe_scaling(before: CfgNode, after: CfgNode) -> str:
+    """What changed, for the log; empty where nothing did."""
+    if before.SOLVER.REFERENCE_WORLD_SIZE == after.SOLVER.REFERENCE_WORLD_SIZE:
+        return ""
+    keys = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS", "CHECKPOINT_PERIOD")
+    changes = [f"SOLVER.{key} {before.SOLVER[key]} → {after.SOLVER[key]}" for key in keys]
+    changes.append(f"TEST.EVAL_PERIOD {before.TEST.EVAL_PERIOD} → {after.TEST.EVAL_PERIOD}")
+    return (
+        f"scaled from {before.SOLVER.REFERENCE_WORLD_SIZE} to {after.SOLVER.REFERENCE_WORLD_SIZE} processes: "
+        + ", ".join(changes)
+    )
+
+
+def _scale(cfg: CfgNode, scale: float) -> None:
+    solver = cfg.SOLVER
+    solver.IMS_PER_BATCH = max(round(solver.IMS_PER_BATCH * scale), 1)
+    solver.BASE_LR = solver.BASE_LR * scale
+    solver.MAX_ITER = round(solver.MAX_ITER / scale)
+    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / scale)
+    solver.STEPS = type(solver.STEPS)(round(step / scale) for step in solver.STEPS)
+    solver.CHECKPOINT_PERIOD = round(solver.CHECKPOINT_PERIOD / scale)
+    cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
+
+
+def _check_batch(cfg: CfgNode, world_size: int) -> None:
+    images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
+    if images < 1 or images % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is the batch of all processes together and must be a multiple of their number "
+            f"{world_size}, found {images}"
+        )
+    if parts < 1 or parts > images // world_size:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATION_STEPS must lie between 1 and the {images // world_size} images of a process, "
+            f"found {parts}"
+        )

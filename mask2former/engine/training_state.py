@@ -1,0 +1,87 @@
+"""All that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mask2former.checkpoint import load_state_dict
+from mask2former.engine import distributed
+from mask2former.engine.random_state import get_random_state, set_random_state
+from mask2former.engine.trainer import Trainer
+from mask2former.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+
+def collect_state(trainer: Trainer, *, seed: int, images_per_step: int) -> dict[str, Any]:
+    """The state after the current step. All processes must call it; what is to be saved is the main one's."""
+    trainer.guard.settle()
+    random_states = distributed.gather(get_random_state())
+    hooks = _hook_states(trainer)
+    return {
+        "model": trainer.unwrapped_model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": {} if trainer.scheduler is None else trainer.scheduler.state_dict(),
+        "scaler": trainer.precision.scaler.state_dict(),
+        "iteration": trainer.iteration,
+        "images_seen": (trainer.iteration + 1) * images_per_step,
+        "random_states": random_states,
+        "hooks": hooks,
+        "seed": seed,
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def restore_state(trainer: Trainer, state: dict[str, Any], *, source: str | Path) -> None:
+    """Puts a collected state back; the generators once the data has started, for starting it draws from them.
+
+    Raises:
+        CheckpointError: the state is of another model or optimiser.
+    """
+    try:
+        report = load_state_dict(trainer.unwrapped_model, state["model"], source=str(source))
+        if not report.is_complete or report.unexpected:
+            raise CheckpointError(f"cannot resume another model.\n{report.format()}")
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        if trainer.scheduler is not None:
+            trainer.scheduler.load_state_dict(state["scheduler"])
+        trainer.precision.scaler.load_state_dict(state["scaler"])
+        trainer.iteration = trainer.start_iter = int(state["iteration"]) + 1
+        hooks, random_states = state["hooks"], state["random_states"]
+    except (KeyError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{source}: cannot be resumed with this configuration: {error}; to start from its weights alone, leave "
+            f"out --resume and set MODEL.WEIGHTS {source}"
+        ) from error
+    for hook in trainer.hooks:
+        if type(hook).__name__ in hooks:
+            hook.load_state_dict(hooks[type(hook).__name__])
+    if state.get("num_threads", torch.get_num_threads()) != torch.get_num_threads():
+        # Sums are split among threads, and their order decides the last bits.
+        logger.warning(
+            "%s was written with %d threads, now there are %d: results agree to rounding, not to the bit",
+            source,
+            state["num_threads"],
+            torch.get_num_threads(),
+        )
+    if len(random_states) == distributed.get_world_size():
+        own = random_states[distributed.get_rank()]
+        trainer.when_data_started = lambda: set_random_state(own)
+    else:
+        logger.warning(
+            "%s was written by %d processes, now there are %d: random numbers differ from those of an unbroken run",
+            source,
+            len(random_states),
+            distributed.get_world_size(),
+        )
+
+
+def _hook_states(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    states = {type(hook).__name__: hook.state_dict() for hook in trainer.hooks}
+    return {name: state for name, state in states.items() if state}
