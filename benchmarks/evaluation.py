@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py --images 20 --size 480 640
 
-Both panoptic evaluations start from ground-truth PNG files; panopticapi needs predictions as PNG files too, whose writing
-is part of its time as it is part of every evaluation with it.
+Both panoptic evaluations start from ground-truth PNG files. panopticapi needs predictions as PNG files too: writing
+them is part of its time, as it is part of every evaluation with it.
 """
 
 from __future__ import annotations
