@@ -18,7 +18,7 @@ _BILINEAR, _ZEROS = 0, 0  # codes of the interpolation and padding mode in aten.
 def reference_forward(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """value (B, S, M, D), flat spatial_shapes (2 * L), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P) → (B, Q, M * D).
+    """value (B, S, M, D), flat shapes (2 * L), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P) → (B, Q, M * D).
 
     Computes in the dtype of the locations and returns that of the value.
     """
@@ -40,9 +40,9 @@ def reference_backward(
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of value, locations and weights, each with the shape and dtype of its tensor."""
-    batch, tokens, heads, channels = value.shape
+    (batch, tokens, heads, channels), queries = value.shape, sampling_locations.shape[1]
     grad = grad_output.to(sampling_locations.dtype).unflatten(-1, (heads, channels))  # (B, Q, M, D)
-    grad = grad.permute(0, 2, 3, 1).reshape(batch * heads, channels, -1, 1)  # (B * M, D, Q, 1)
+    grad = grad.permute(0, 2, 3, 1).reshape(batch * heads, channels, queries, 1)  # (B * M, D, Q, 1)
     weights = _fold_heads(attention_weights)
     grad_maps, grad_grids, grad_weights = [], [], []
     for level, (level_map, grid) in enumerate(_levels(value, spatial_shapes, sampling_locations)):
@@ -56,8 +56,8 @@ def reference_backward(
     grad_value = torch.cat(grad_maps, 2).reshape(batch, heads, channels, tokens).permute(0, 3, 1, 2)
     return (
         grad_value.to(value.dtype).contiguous(),
-        _unfold_heads(torch.stack(grad_grids, 2), batch).contiguous(),
-        _unfold_heads(torch.stack(grad_weights, 2), batch).contiguous(),
+        _unfold_heads(torch.stack(grad_grids, 2), batch, heads).contiguous(),
+        _unfold_heads(torch.stack(grad_weights, 2), batch, heads).contiguous(),
     )
 
 
@@ -66,9 +66,9 @@ def _fold_heads(per_query: Tensor) -> Tensor:
     return per_query.transpose(1, 2).flatten(0, 1)
 
 
-def _unfold_heads(per_head: Tensor, batch: int) -> Tensor:
+def _unfold_heads(per_head: Tensor, batch: int, heads: int) -> Tensor:
     """(B * M, Q, …) → (B, Q, M, …)"""
-    return per_head.unflatten(0, (batch, -1)).transpose(1, 2)
+    return per_head.unflatten(0, (batch, heads)).transpose(1, 2)
 
 
 def _levels(

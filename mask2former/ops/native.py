@@ -107,7 +107,7 @@ def _open_library(path: Path) -> tuple[ctypes.CDLL | None, str]:
 
 
 def _torch_gomp_parallel() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime torch itself is linked with (GNU, Intel and LLVM have it on Linux).
+    """Address of GOMP_parallel in the OpenMP runtime that torch is linked with (on Linux GNU, Intel and LLVM have it).
 
     Running on torch's own threads keeps a second runtime, whose idle threads would spin against torch's, out of the
     process. Opening the library again only returns the one in use; the symbol is looked up in it and what it links.

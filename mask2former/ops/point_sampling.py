@@ -1,9 +1,11 @@
-"""Sampling of maps at points, and the choice of points where a mask is uncertain (PointRend, arXiv:1912.08193, sec. 3.1).
+"""Sampling of maps at points, and the choice of points where a mask is uncertain (arXiv:1912.08193, sec. 3.1).
 
 Letters: N maps, C channels, H W size, P points.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -53,12 +55,12 @@ def sample_uncertain_points(
     if not 0 <= importance_sample_ratio <= 1:
         raise ValueError(f"importance_sample_ratio must lie in [0, 1], got {importance_sample_ratio}")
     num_maps, num_uncertain = logits.shape[0], int(importance_sample_ratio * num_points)
-    draw = {"generator": generator, "device": logits.device}
-    candidates = torch.rand(num_maps, int(num_points * oversample_ratio), 2, **draw)
+    draw = functools.partial(torch.rand, generator=generator, device=logits.device)
+    candidates = draw(num_maps, int(num_points * oversample_ratio), 2)
     uncertainty = -point_sample(logits, candidates).squeeze(1).abs()  # (N, oversampled)
     chosen = uncertainty.topk(num_uncertain, dim=1).indices  # (N, num_uncertain)
     uncertain = candidates.gather(1, chosen.unsqueeze(2).expand(-1, -1, 2))  # (N, num_uncertain, 2)
     if num_uncertain == num_points:
         return uncertain
-    rest = torch.rand(num_maps, num_points - num_uncertain, 2, **draw)
+    rest = draw(num_maps, num_points - num_uncertain, 2)
     return torch.cat([uncertain, rest], dim=1)

@@ -23,7 +23,7 @@ struct BackwardScratch {
   T *value, *grad;    // packed maps ((H + 2) * (W + 2), padded D)
   T* grad_output;     // (kQueryBlock, padded D)
   T *x, *y, *weight;  // in: normalised locations and weights; x and y become the fractions right of and below corner 0
-  T *factor;          // weight, or 0 for a point outside
+  T *factor;          // weight, or 0 for a point outside (see locate.h)
   T* inside;          // 1 or 0
   typename IntOf<T>::type* pixel;  // packed index of corner 0
   T* dot[4];          // (n, 4) partial sums of grad_output . value at corner k
@@ -103,14 +103,14 @@ template <class T>
 void plan_block(const Slice& sl, const BackwardScratch<T>& s, int64_t n) {
   constexpr int N = kTogether<T>;
   using Int = typename IntOf<T>::type;
-  const Floats<T> width = splat(static_cast<T>(sl.width)), height = splat(static_cast<T>(sl.height)), zero = {};
+  const Floats<T> width = splat(static_cast<T>(sl.width)), height = splat(static_cast<T>(sl.height));
   const Int packed_width = static_cast<Int>(sl.packed_width);
   for (int64_t i = 0; i < n; i += N) {
     const auto at = locate<T>(load<N>(s.x + i), load<N>(s.y + i), width, height);
     store<N>(s.x + i, at.right);
     store<N>(s.y + i, at.lower);
-    store<N>(s.factor + i, at.inside ? load<N>(s.weight + i) : zero);
-    store<N>(s.inside + i, at.inside ? splat(T(1)) : zero);
+    store<N>(s.factor + i, at.inside ? load<N>(s.weight + i) : at.outside);
+    store<N>(s.inside + i, at.inside ? splat(T(1)) : at.outside);
     store<N>(s.pixel + i, (at.y + 1) * packed_width + at.x + 1);
   }
 }

@@ -75,7 +75,7 @@ void plan_query(const ForwardPlan<T, Index>& plan, int64_t n, Index token, const
   for (int64_t i = 0; i < n; i += N) {
     const auto at = locate<T>(load<N>(plan.x + i), load<N>(plan.y + i), load<N>(plan.width + i),
                               load<N>(plan.height + i));
-    const Floats<T> a = at.inside ? load<N>(plan.attention + i) : zero;
+    const Floats<T> a = at.inside ? load<N>(plan.attention + i) : at.outside;
     const Ints<T> last_x = load<N>(plan.last_x + i), last_y = load<N>(plan.last_y + i);
     const Floats<T> wx0 = at.x >= origin ? T(1) - at.right : zero, wx1 = at.x < last_x ? at.right : zero;
     const Floats<T> wy0 = at.y >= origin ? (T(1) - at.lower) * a : zero, wy1 = at.y < last_y ? at.lower * a : zero;

@@ -33,16 +33,18 @@ struct Located {
   Ints<T> inside;          // all bits set where the point touches the map: strictly between -1 and its size
   Ints<T> x, y;            // the pixel left of and above the point, from -1
   Floats<T> right, lower;  // distance from it
+  Floats<T> outside;       // factor of a point outside: 0, but not a number if its coordinates are not finite
 };
 
 // Normalised coordinates (0 to 1 from edge to edge); pixel centres lie at half-integers. Outside, and for coordinates
-// that are not numbers, pixel and distance are 0.
+// that are not finite, pixel and distance are 0.
 template <class T>
 M2F_INLINE Located<T> locate(Floats<T> x, Floats<T> y, Floats<T> width, Floats<T> height) {
   const Floats<T> zero = {};
   Located<T> out;
   x = x * width - T(0.5);
   y = y * height - T(0.5);
+  out.outside = (x + y) * T(0);
   out.inside = (x > T(-1)) & (x < width) & (y > T(-1)) & (y < height);
   x = out.inside ? x : zero;
   y = out.inside ? y : zero;

@@ -87,12 +87,14 @@ __device__ __forceinline__ void add_atomically(float* to, const float (&from)[VE
 
 // A sampling point on its level.
 struct Point {
-  bool inside;  // touches the map; false also for coordinates that are not numbers
+  bool inside;    // touches the map
+  float outside;  // factor of a point outside: 0, but not a number if its coordinates are not finite
   int x, y;     // pixel left of and above it, from -1
   float right, lower;
 
   __device__ __forceinline__ Point(float2 at, int width, int height) {
     const float px = at.x * width - 0.5f, py = at.y * height - 0.5f;
+    outside = (px + py) * 0.f;
     inside = px > -1.f && px < width && py > -1.f && py < height;
     const float fx = floorf(inside ? px : 0.f), fy = floorf(inside ? py : 0.f);
     x = static_cast<int>(fx);
@@ -133,7 +135,11 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const T* __restrict__
       for (int p = 0; p < s.points; ++p, ++i) {
         const Point point(__ldg(locations + i), width, height);
         const float attention = __ldg(weights + i);
-        if (!point.inside) continue;
+        if (!point.inside) {
+#pragma unroll
+          for (int n = 0; n < VEC; ++n) sum[n] += point.outside;
+          continue;
+        }
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           if (!point.has(k, width, height)) continue;
@@ -202,7 +208,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t map = base + levels.start[l] * stride;
     for (int p = 0; p < s.points; ++p, ++i) {
       const Point point(__ldg(locations + i), width, height);
-      float3 grad = make_float3(0.f, 0.f, 0.f);
+      float3 grad = make_float3(point.outside, point.outside, point.outside);
       if (point.inside && is_real) {
         grad = point_gradients<T, VEC>(point, __ldg(weights + i), width, height, stride, lane, s,
                                        grad_output + group * s.channels, value + map, grad_value + map);
