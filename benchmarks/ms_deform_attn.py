@@ -1,0 +1,116 @@
+"""Times multi-scale deformable attention: the native kernels against the PyTorch reference, side by side in one run.
+
+    python benchmarks/ms_deform_attn.py [--height 800 --width 1088 --batch 1 --dtype float32 --threads 2 --device cpu]
+
+Sampling points lie around each query's own place, spread as a freshly initialised model spreads them; uniformly random
+ones would miss every cache and mislead. `beside torch` puts a matrix product before each call, so that torch's own
+threads are awake and would spin against any other runtime's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mask2former.ops import kernel_status, ms_deform_attn, ms_deform_attn_reference
+
+STRIDES = (8, 16, 32)
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make_inputs(args: argparse.Namespace) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]:
+    """As in an encoder layer: every token of every level is a query."""
+    shapes = [(args.height // stride, args.width // stride) for stride in STRIDES]
+    dtype = DTYPES[args.dtype]
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    centres = [
+        torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w).flip(-1) for h, w in shapes
+    ]
+    own_place = torch.cat(centres)[None, :, None, None, None]  # (1, Q, 1, 1, 1, 2)
+    num_queries, num_levels = own_place.shape[1], len(shapes)
+    angle = torch.arange(args.heads) * (2 * torch.pi / args.heads)
+    direction = torch.stack([angle.cos(), angle.sin()], -1)
+    direction = direction / direction.abs().amax(-1, keepdim=True)  # (M, 2)
+    steps = torch.arange(1, args.points + 1)[:, None] * direction[:, None, None]  # (M, 1, P, 2): p pixels away
+    sizes = torch.tensor([(w, h) for h, w in shapes])[:, None]  # (L, 1, 2)
+    locations = own_place + (steps + 0.3 * torch.randn(1, num_queries, args.heads, num_levels, args.points, 2)) / sizes
+    locations = locations.expand(args.batch, -1, -1, -1, -1, -1).to(exact)
+    weights = torch.rand(args.batch, num_queries, args.heads, num_levels * args.points).softmax(-1)
+    value = torch.randn(args.batch, num_queries, args.heads, args.channels)
+    inputs = (value.to(dtype), locations, weights.unflatten(-1, (num_levels, args.points)).to(exact))
+    value, locations, weights = (tensor.to(args.device).contiguous() for tensor in inputs)
+    return value, shapes, locations, weights
+
+
+def median_ms(call: Callable[[], object], args: argparse.Namespace) -> float:
+    """Median time of a call, and the device's work with it."""
+    times = []
+    for _ in range(args.repeats + 1):
+        synchronize(args.device)
+        start = time.perf_counter()
+        call()
+        synchronize(args.device)
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[1:])
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def measure(function: Callable[..., Tensor], inputs: tuple, args: argparse.Namespace) -> dict[str, float]:
+    value, shapes, locations, weights = inputs
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (value, locations, weights)]
+    with torch.no_grad():
+        grad = torch.randn_like(function(value, shapes, locations, weights))
+        forward = median_ms(lambda: function(value, shapes, locations, weights), args)
+    both = median_ms(
+        lambda: torch.autograd.grad(function(leaves[0], shapes, *leaves[1:]), leaves, grad),
+        args,
+    )
+    return {"forward": forward, "forward + backward": both}
+
+
+def measure_beside_torch(inputs: tuple, args: argparse.Namespace) -> float:
+    """Time that one call adds to a matrix product before it."""
+    value, shapes, locations, weights = inputs
+    tokens = value.flatten(2)
+    layer = torch.nn.Linear(tokens.shape[-1], tokens.shape[-1], device=args.device, dtype=value.dtype)
+
+    def product_and_attention() -> Tensor:
+        return ms_deform_attn(layer(tokens).view_as(value), shapes, locations, weights)
+
+    with torch.no_grad():
+        product = median_ms(lambda: layer(tokens), args)
+        return median_ms(product_and_attention, args) - product
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("height", 800), ("width", 1088), ("batch", 1), ("heads", 8), ("channels", 32)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--points", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    inputs = make_inputs(args)
+    print(kernel_status())
+    print(f"{inputs[0].shape[1]} queries, batch {args.batch}, {args.dtype}, {args.threads} threads, median ms:")
+    native, reference = measure(ms_deform_attn, inputs, args), measure(ms_deform_attn_reference, inputs, args)
+    for name, ms in native.items():
+        print(f"  {name:20} native {ms:9.2f}   reference {reference[name]:9.2f}   {reference[name] / ms:6.1f} x")
+    print(f"  {'beside torch':20} native {measure_beside_torch(inputs, args):9.2f}")
+
+
+if __name__ == "__main__":
+    main()
