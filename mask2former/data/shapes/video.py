@@ -118,14 +118,15 @@ def _sample_motion(rng: np.random.Generator, size: Size, num_frames: int) -> Mot
     height, width = size
     scale = scale_of(size)
     passing = rng.random() < _PASSING
-    speed = rng.uniform(3.5, 8.0) if passing else rng.uniform(0.2, 2.5)
+    # A passing thing crosses the picture within the clip, so that it is seen to enter or to leave.
+    speed = rng.uniform(0.8, 1.6) * min(size) / num_frames if passing else rng.uniform(0.2, 2.5) * scale
     heading = rng.uniform(0, 2 * math.pi)
     margin = 0.2
     return Motion(
         when=rng.uniform(0, num_frames - 1),
         x=rng.uniform(margin, 1 - margin) * width,
         y=rng.uniform(margin, 1 - margin) * height,
-        velocity=(speed * scale * math.cos(heading), speed * scale * math.sin(heading)),
+        velocity=(speed * math.cos(heading), speed * math.sin(heading)),
         sway=rng.uniform(0, 4) * scale,
         angle=rng.uniform(0, 2 * math.pi),
         spin=rng.uniform(-0.16, 0.16),
