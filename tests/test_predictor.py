@@ -15,6 +15,9 @@ from mask2former import Predictor, get_cfg
 from mask2former import predictor as predictor_module
 from mask2former.config import CfgNode
 from mask2former.errors import CheckpointError, ConfigError, InputError
+from mask2former.predictor import TASKS
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 class EchoModel(nn.Module):
@@ -147,3 +150,42 @@ def test_predictor_missing_weights_are_named(cfg: CfgNode, tmp_path: Path) -> No
 def test_predictor_config_file_missing_is_named() -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml"):
         Predictor("none.yaml")
+
+
+@pytest.fixture
+def tiny_cfg() -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_file(REPOSITORY / "configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+    head.CONVS_DIM = head.MASK_DIM = former.HIDDEN_DIM = former.DIM_FEEDFORWARD = 32
+    head.TRANSFORMER_ENC_LAYERS, former.DEC_LAYERS, former.NUM_OBJECT_QUERIES = 1, 2, 8
+    cfg.INPUT.MIN_SIZE_TEST = 64
+    return cfg
+
+
+def test_predictor_real_model_gives_results_at_the_size_of_the_image(tiny_cfg: CfgNode, image: np.ndarray) -> None:
+    results = Predictor(tiny_cfg, task=TASKS, score_threshold=0.0)(image)
+    assert results["sem_seg"].shape[1:] == (20, 27)
+    ids, segments_info = results["panoptic_seg"]
+    assert ids.shape == (20, 27)
+    assert {info["id"] for info in segments_info} == set(ids.unique().tolist()) - {0}
+    assert results["instances"].pred_masks.shape[1:] == (20, 27)
+    assert len(results["instances"]) > 0
+
+
+def test_predictor_score_threshold_drops_instances(tiny_cfg: CfgNode, image: np.ndarray) -> None:
+    torch.manual_seed(0)
+    scores = Predictor(tiny_cfg, task="instance")(image)["instances"].scores
+    threshold = float(scores.median())
+    torch.manual_seed(0)
+    kept = Predictor(tiny_cfg, task="instance", score_threshold=threshold)(image)["instances"].scores
+    assert kept.tolist() == scores[scores >= threshold].tolist()
+    assert 0 < len(kept) < len(scores)
+
+
+def test_predictor_same_weights_same_results(tiny_cfg: CfgNode, image: np.ndarray, tmp_path: Path) -> None:
+    first = Predictor(tiny_cfg, task="semantic")
+    torch.save({"model": first.model.state_dict()}, tmp_path / "weights.pth")
+    second = Predictor(tiny_cfg, tmp_path / "weights.pth", task="semantic")
+    assert torch.equal(first(image)["sem_seg"], second(image)["sem_seg"])
