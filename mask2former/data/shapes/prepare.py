@@ -137,8 +137,10 @@ def _map_unordered(
     if num_workers == 1:
         yield from ((chunk, function(chunk)) for chunk in chunks)
         return
-    # Forked processes need not import torch again, which takes longer than many chunks do.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    # Not forked from this process: the threads of OpenCV and torch do not survive that, and waiting for them hangs.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload([draw_chunk.__module__])  # torch is imported once for all workers
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
     try:
         futures: dict[Future[list[Record]], Chunk] = {pool.submit(function, chunk): chunk for chunk in chunks}
