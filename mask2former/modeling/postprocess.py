@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
-_GROUP_ELEMENTS = 1 << 24  # pixels of all masks, at the largest size on their way, that are in memory at once
+_GROUP_PIXELS = 1 << 25  # of all masks that the tasks are handed at once
+_RESIZE_PIXELS = 1 << 22  # of all masks that are enlarged at once: what a processor's cache holds
 _AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
 _NUM_CLIP_RESULTS = 10  # Parity: the published video model keeps ten, whatever the config says (test_parity_video)
 
@@ -39,10 +40,19 @@ class MaskGeometry:
         """Maps (N, *image) -> (N, *output)."""
         return _resize(maps, self.output)
 
-    @property
-    def group_size(self) -> int:
-        """How many masks may be enlarged at once."""
-        return max(1, _GROUP_ELEMENTS // max(self.padded[0] * self.padded[1], self.output[0] * self.output[1]))
+    def resize(self, maps: Tensor, *, to_output: bool) -> Tensor:
+        """Maps (N, h, w) of the padded input -> float32 (N, *output), or (N, *image) where the output comes later."""
+        resized = maps.new_empty((len(maps), *(self.output if to_output else self.image)), dtype=torch.float32)
+        at_once = max(1, _RESIZE_PIXELS // (self.padded[0] * self.padded[1]))
+        for source, target in zip(maps.split(at_once), resized.split(at_once)):
+            enlarged = self.to_image(source.float())
+            target.copy_(self.to_output(enlarged) if to_output else enlarged)
+        return resized
+
+    def group_size(self, *, to_output: bool) -> int:
+        """How many resized masks are handed to the tasks at once."""
+        height, width = self.output if to_output else self.image
+        return max(1, _GROUP_PIXELS // (height * width))
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,8 @@ class InferenceOptions:
 class _Task(Protocol):
     queries: list[int]
 
-    def add(self, rows: list[int], members: list[int], logits: Tensor, probs: Tensor) -> None:
-        """Take masks (G, H, W) of a group: those in `rows` belong to the task's queries at positions `members`."""
+    def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
+        """Take masks (G, H, W) and their probabilities: those in `rows` are the task's queries at `members`."""
 
     def result(self) -> Any:
         """What the model returns under the task's name."""
@@ -108,16 +118,15 @@ def _run(tasks: list[_Task], mask_logits: Tensor, geometry: MaskGeometry, *, res
     """Bring the masks that any task needs to size once, group by group, and hand them to the tasks."""
     wanted = sorted({query for task in tasks for query in task.queries})
     positions = [{query: position for position, query in enumerate(task.queries)} for task in tasks]
-    for start in range(0, len(wanted), geometry.group_size):
-        group = wanted[start : start + geometry.group_size]
-        logits = geometry.to_image(mask_logits[torch.tensor(group, device=mask_logits.device)].float())
-        if resize_first:
-            logits = geometry.to_output(logits)
-        probs = logits.sigmoid()
+    group_size = geometry.group_size(to_output=resize_first)
+    for start in range(0, len(wanted), group_size):
+        group = wanted[start : start + group_size]
+        logits = geometry.resize(mask_logits[torch.tensor(group, device=mask_logits.device)], to_output=resize_first)
+        masks, probs = logits > 0, logits.sigmoid_()
         for task, position in zip(tasks, positions):
             rows = [row for row, query in enumerate(group) if query in position]
             if rows:
-                task.add(rows, [position[group[row]] for row in rows], logits, probs)
+                task.add(rows, [position[group[row]] for row in rows], masks, probs)
 
 
 class _SemanticTask:
@@ -130,7 +139,7 @@ class _SemanticTask:
         self.geometry = geometry
         self.maps: Tensor | None = None
 
-    def add(self, rows: list[int], members: list[int], logits: Tensor, probs: Tensor) -> None:
+    def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
         weights = self.class_probs[members[0] : members[-1] + 1].T  # (K, G): groups of all queries are ranges
         pixels = probs.flatten(1)  # (G, HW)
         if self.maps is None:
@@ -169,7 +178,7 @@ class _PanopticTask:
         self.inside = torch.zeros(size, dtype=torch.bool, device=device)  # whether its own mask holds the pixel
         self.areas: list[Tensor] = []
 
-    def add(self, rows: list[int], members: list[int], logits: Tensor, probs: Tensor) -> None:
+    def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
         probs = _select(probs, rows)
         first = members[0]  # the kept queries of a group follow one another
         weighted = probs * self.weights[first : first + len(rows), None, None]
@@ -179,7 +188,7 @@ class _PanopticTask:
         self.best = best.where(is_better, self.best)
         self.winner = (index + first).where(is_better, self.winner)
         self.inside = inside.where(is_better, self.inside)
-        self.areas.append((probs >= 0.5).flatten(1).sum(1))
+        self.areas.append(count_pixels(probs >= 0.5))
 
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""
@@ -188,7 +197,7 @@ class _PanopticTask:
         num_kept = len(self.queries)
         # One histogram gives, for each kept query, the pixels it won outside and inside its own mask.
         won = (2 * self.winner + self.inside).flatten().bincount(minlength=2 * num_kept).view(num_kept, 2)
-        counts = torch.cat((won, torch.cat(self.areas)[:, None]), dim=1).tolist()
+        counts = torch.cat((won, torch.cat(self.areas)[:, None].long()), dim=1).tolist()
         segment_of, segments = self._segments(counts)
         ids = torch.tensor(segment_of, dtype=torch.int32, device=self.winner.device)[self.winner]
         return ids * self.inside, segments
@@ -236,11 +245,11 @@ class _InstanceTask:
         self.masks = [torch.zeros((0, *size), dtype=torch.bool, device=device)]
         self.mask_scores = [torch.zeros(0, device=device)]
 
-    def add(self, rows: list[int], members: list[int], logits: Tensor, probs: Tensor) -> None:
-        masks = _select(logits, rows) > 0
-        total = (_select(probs, rows) * masks).flatten(1).sum(1)
+    def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
+        masks, probs = _select(masks, rows), _select(probs, rows)
+        total = torch.linalg.vecdot(probs.flatten(1), _as_floats(masks))
         self.masks.append(masks)
-        self.mask_scores.append(total / (masks.flatten(1).sum(1) + _AREA_EPSILON))
+        self.mask_scores.append(total / (count_pixels(masks) + _AREA_EPSILON))
 
     def result(self) -> Instances:
         """N instances by falling score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
@@ -281,9 +290,8 @@ def infer_clip(class_logits: Tensor, mask_logits: Tensor, *, geometry: MaskGeome
     scores, labels, queries = best_pairs(class_logits.float().softmax(-1), _NUM_CLIP_RESULTS)
     unique, member = queries.unique(return_inverse=True)
     frames = mask_logits[unique].flatten(0, 1)  # (NT, h, w)
-    masks = [
-        (geometry.to_output(geometry.to_image(group.float())) > 0).cpu() for group in frames.split(geometry.group_size)
-    ]
+    groups = frames.split(geometry.group_size(to_output=True))
+    masks = [(geometry.resize(group, to_output=True) > 0).cpu() for group in groups]
     by_query = torch.cat(masks).unflatten(0, (len(unique), -1))  # (N, T, H, W)
     return {
         "image_size": geometry.output,
@@ -291,6 +299,16 @@ def infer_clip(class_logits: Tensor, mask_logits: Tensor, *, geometry: MaskGeome
         "pred_labels": labels.tolist(),
         "pred_masks": [by_query[index] for index in member.tolist()],
     }
+
+
+def count_pixels(masks: Tensor) -> Tensor:
+    """Areas (N,) float32 of masks (N, H, W) bool; exact up to 2**24 pixels."""
+    return _as_floats(masks).sum(1)
+
+
+def _as_floats(masks: Tensor) -> Tensor:
+    # By way of uint8, whose conversion is vectorised: several times as fast as from bool.
+    return masks.flatten(1).view(torch.uint8).float()
 
 
 def _select(maps: Tensor, rows: list[int]) -> Tensor:

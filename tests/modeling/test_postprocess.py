@@ -60,9 +60,10 @@ def naive_panoptic(
     return ids, segments
 
 
-@pytest.fixture(params=[1 << 24, 2 * 64 * 96, 1], ids=["one group", "two masks", "one mask"])
+@pytest.fixture(params=[1 << 25, 2 * 64 * 96, 1], ids=["one group", "two masks", "one mask"])
 def _group_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postprocess, "_GROUP_ELEMENTS", request.param)
+    monkeypatch.setattr(postprocess, "_GROUP_PIXELS", request.param)
+    monkeypatch.setattr(postprocess, "_RESIZE_PIXELS", request.param)
 
 
 @pytest.mark.usefixtures("_group_elements")

@@ -93,5 +93,5 @@ class FeedForwardLayer(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         x = self.norm(queries) if self.pre_norm else queries
-        queries = queries + self.linear2(F.relu(self.linear1(x)))
+        queries = queries + self.linear2(F.relu(self.linear1(x), inplace=True))
         return queries if self.pre_norm else self.norm(queries)
