@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 
 # Before torch is imported: worker processes started by tests inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -31,3 +33,17 @@ def _seed_everything() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _restore_process_state() -> Iterator[None]:
+    """What a run sets for its whole process does not outlive the test: log handlers, deterministic kernels."""
+    logger = logging.getLogger("mask2former")
+    handlers, level = list(logger.handlers), logger.level
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    for handler in [handler for handler in logger.handlers if handler not in handlers]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(level)
