@@ -15,8 +15,8 @@ from mask2former.data.shapes.things import Patch, Pose, Thing, cover
 REFERENCE_SIDE = 128  # sizes below are for an image whose shorter side has this many pixels
 MIN_VISIBLE_PIXELS = 30
 MIN_VISIBLE_PART = 0.25
-_MIN_PART_IN_PICTURE = 0.5
-_RADIUS = (8.0, 29.0)
+_MIN_PART_IN_PICTURE = 0.6
+_RADIUS = (9.0, 30.0)
 _CROWD_RADIUS = (6.0, 8.5)
 _NUM_THINGS_ODDS = (0.1, 0.17, 0.2, 0.18, 0.14, 0.1, 0.07, 0.04)  # of 1, 2, … things
 _EMPTY, _CROWDED, _CROWD_UNCOUNTED = 0.06, 0.05, 0.4
@@ -97,7 +97,7 @@ def place_things(rng: np.random.Generator, size: Size) -> Stage:
         count = int(rng.integers(0, 3))
     else:
         count = 1 + int(rng.choice(len(_NUM_THINGS_ODDS), p=_NUM_THINGS_ODDS))
-    crowding = math.sqrt(4 / max(count, 4))  # many things are smaller things
+    crowding = (4 / max(count, 4)) ** 0.4  # many things are smaller things
     for _ in range(count):
         thing = sample_thing(rng)
         for _ in range(_TRIES):
