@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -240,15 +241,8 @@ def _build_trainer(cfg: CfgNode, model: nn.Module, batches: Iterable[Batch], hoo
         "%s",
         summary.describe_schedule(cfg, world_size=world_size, precision=precision.describe(), device=device.type),
     )
-    wrapped = model
-    if world_size > 1:
-        devices = [device.index] if device.type == "cuda" else None
-        # Buffers do not differ between processes, so they are not sent at every step.
-        wrapped = DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
     return Trainer(
-        wrapped,
+        _average_gradients(model, device) if world_size > 1 else model,
         optimizer,
         batches=batches,
         max_iter=cfg.SOLVER.MAX_ITER,
@@ -259,6 +253,19 @@ def _build_trainer(cfg: CfgNode, model: nn.Module, batches: Iterable[Batch], hoo
         nonfinite=cfg.SOLVER.NONFINITE,
         hooks=hooks,
     )
+
+
+def _average_gradients(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    with warnings.catch_warnings():
+        # Buffers do not differ between processes: sending the many of frozen norms at every step would be waste. The
+        # option is to be replaced by one that torch does not have yet.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        return DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
 
 def _log_environment() -> None:

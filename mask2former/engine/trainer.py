@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -109,6 +110,9 @@ class Trainer:
         """
         self.model.train()
         with contextlib.ExitStack() as cleanup:
+            cleanup.enter_context(warnings.catch_warnings())
+            # The schedule goes on where a step is skipped, also where it is the first.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             for hook in self.hooks:
                 cleanup.callback(hook.close)
             if self.iteration < self.max_iter:
