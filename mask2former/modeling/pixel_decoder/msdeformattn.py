@@ -125,7 +125,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = self.transformer(maps, [self.position(features) for features in maps])
         for level, name in reversed(list(enumerate(self.pyramid_features, start=1))):
             lateral = getattr(self, f"adapter_{level}")(features[name])
-            above = F.interpolate(maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            # Tokens come back with channels last: bring the small map, not the large one, into the layout of the others.
+            above = maps[-1].contiguous(memory_format=_memory_format(lateral))
+            above = F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(getattr(self, f"layer_{level}")(lateral + above))
         return self.mask_features(maps[-1]), maps[0], maps[:_NUM_MAPS]
 
@@ -144,6 +146,10 @@ def _channels(input_shape: dict[str, ShapeSpec], name: str) -> int:
 
 def _map_to_tokens(features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)  # (N, C, h, w) -> (N, hw, C)
+
+
+def _memory_format(features: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if features.is_contiguous() else torch.channels_last
 
 
 def _project_to_tokens(in_channels: int, conv_dim: int) -> nn.Sequential:
