@@ -188,7 +188,7 @@ class _PanopticTask:
         self.best = best.where(is_better, self.best)
         self.winner = (index + first).where(is_better, self.winner)
         self.inside = inside.where(is_better, self.inside)
-        self.areas.append(count_pixels(probs >= 0.5))
+        self.areas.append(_as_floats(probs >= 0.5).sum(1))  # exact up to 2**24 pixels
 
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""
@@ -247,9 +247,10 @@ class _InstanceTask:
 
     def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
         masks, probs = _select(masks, rows), _select(probs, rows)
-        total = torch.linalg.vecdot(probs.flatten(1), _as_floats(masks))
+        inside = _as_floats(masks)  # (G, HW)
+        total = torch.einsum("gp,gp->g", probs.flatten(1), inside)
         self.masks.append(masks)
-        self.mask_scores.append(total / (count_pixels(masks) + _AREA_EPSILON))
+        self.mask_scores.append(total / (inside.sum(1) + _AREA_EPSILON))
 
     def result(self) -> Instances:
         """N instances by falling score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
@@ -301,13 +302,8 @@ def infer_clip(class_logits: Tensor, mask_logits: Tensor, *, geometry: MaskGeome
     }
 
 
-def count_pixels(masks: Tensor) -> Tensor:
-    """Areas (N,) float32 of masks (N, H, W) bool; exact up to 2**24 pixels."""
-    return _as_floats(masks).sum(1)
-
-
 def _as_floats(masks: Tensor) -> Tensor:
-    # By way of uint8, whose conversion is vectorised: several times as fast as from bool.
+    """Masks (N, H, W) bool as zeros and ones (N, HW), by way of uint8, whose conversion is several times as fast."""
     return masks.flatten(1).view(torch.uint8).float()
 
 

@@ -125,7 +125,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = self.transformer(maps, [self.position(features) for features in maps])
         for level, name in reversed(list(enumerate(self.pyramid_features, start=1))):
             lateral = getattr(self, f"adapter_{level}")(features[name])
-            # Tokens come back with channels last: bring the small map, not the large one, into the layout of the others.
+            # Tokens come back with channels last: bring the small map, not the large one, into the backbone's layout.
             above = maps[-1].contiguous(memory_format=_memory_format(lateral))
             above = F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(getattr(self, f"layer_{level}")(lateral + above))
