@@ -126,6 +126,11 @@ def _sizes(value: Tensor, sampling_locations: Tensor) -> tuple[int, ...]:
     return (*value.shape, queries, levels, points)
 
 
+def _is_empty(output: Tensor, locations: Tensor) -> bool:
+    """Whether there is nothing to compute; the kernels need something."""
+    return output.numel() == 0 or locations.numel() == 0
+
+
 def _shape_array(spatial_shapes: Sequence[int]) -> Any:
     return (ctypes.c_int64 * len(spatial_shapes))(*spatial_shapes)
 
@@ -158,8 +163,8 @@ def _forward_cpu(
     _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
     value, locations, weights = value.contiguous(), sampling_locations.contiguous(), attention_weights.contiguous()
     output = value.new_empty(_output_shape(value, locations))
-    if output.numel() == 0:
-        return output
+    if _is_empty(output, locations):
+        return output.zero_()
     status = library.m2f_ms_deform_attn_forward(
         dtype,
         value.data_ptr(),
@@ -189,7 +194,7 @@ def _backward_cpu(
     value, locations, weights = value.contiguous(), sampling_locations.contiguous(), attention_weights.contiguous()
     grad_output = grad_output.contiguous()
     grads = torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
-    if grad_output.numel() == 0:
+    if _is_empty(grad_output, locations):
         return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
     status = library.m2f_ms_deform_attn_backward(
         dtype,
@@ -228,8 +233,8 @@ def _forward_cuda(
         _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
         value, locations, weights = value.contiguous(), sampling_locations.contiguous(), attention_weights.contiguous()
         output = value.new_empty(_output_shape(value, locations))
-        if output.numel() == 0:
-            return output
+        if _is_empty(output, locations):
+            return output.zero_()
         status = library.m2f_cuda_ms_deform_attn_forward(
             _CUDA_DTYPES[value.dtype],
             value.data_ptr(),
@@ -262,7 +267,7 @@ def _backward_cuda(
         # Atomic additions go to float32 whatever the value's dtype: half-precision sums of many small terms lose them.
         grad_value = torch.zeros_like(value, dtype=torch.float32)
         grad_locations, grad_weights = torch.empty_like(locations), torch.empty_like(weights)
-        if grad_output.numel() == 0:
+        if _is_empty(grad_output, locations):
             return grad_value.to(value.dtype), grad_locations.zero_(), grad_weights.zero_()
         status = library.m2f_cuda_ms_deform_attn_backward(
             _CUDA_DTYPES[value.dtype],

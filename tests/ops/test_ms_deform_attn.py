@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -14,23 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mask2former.ops import build, kernel_status, ms_deform_attn, ms_deform_attn_reference, native
+from mask2former.ops import kernel_status, ms_deform_attn, ms_deform_attn_reference, native
 
 REFERENCE = Path(__file__).parents[1] / "data/reference/ops.npz"
 OPERATOR = torch.ops.mask2former.ms_deform_attn.default
 ODD_SHAPES = ((5, 7), (3, 1), (1, 2))
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
-
-
-@pytest.fixture(scope="session")
-def cpu_library() -> object:
-    """The built CPU library; compiled here if the installation has none."""
-    if not (native.LIBRARY_DIR / native.CPU_LIBRARY).is_file():
-        build.build_cpu(native.LIBRARY_DIR)
-        native._load_cpu_library.cache_clear()
-    library = native.cpu_library()
-    assert library is not None, kernel_status()
-    return library
 
 
 @pytest.fixture(params=["reference", *INSTRUCTION_SETS])
@@ -351,60 +339,6 @@ def test_ms_deform_attn_names_the_wrong_argument(function, position: int, change
 def test_ms_deform_attn_backward_names_a_wrong_gradient() -> None:
     with pytest.raises(ValueError, match=r"grad_output must be \(2, 7, 16\)"):
         torch.ops.mask2former.ms_deform_attn_backward(torch.randn(2, 7, 15), *make_inputs(dtype=torch.float32))
-
-
-# --- libraries ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def library_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An installation without libraries."""
-    caches = (native._load_cpu_library, native._load_cuda_library, native._warn_once)
-    monkeypatch.setattr(native, "LIBRARY_DIR", tmp_path)
-    for cache in caches:
-        cache.cache_clear()
-    yield tmp_path
-    for cache in caches:
-        cache.cache_clear()
-
-
-def test_missing_library_is_said_once_and_the_reference_serves(library_dir: Path, caplog) -> None:
-    inputs = make_inputs()
-    with caplog.at_level(logging.WARNING):
-        outputs = [ms_deform_attn(*inputs) for _ in range(3)]
-    assert len(caplog.messages) == 1
-    assert "libm2f_ops_cpu.so is not built" in caplog.messages[0]
-    assert "python -m mask2former.ops.build" in caplog.messages[0]
-    torch.testing.assert_close(outputs[2], ms_deform_attn_reference(*inputs))
-    assert "python -m mask2former.ops.build" in kernel_status()
-
-
-def test_damaged_library_is_said_and_the_reference_serves(library_dir: Path, caplog) -> None:
-    (library_dir / native.CPU_LIBRARY).write_bytes(b"not a library")
-    output = ms_deform_attn(*make_inputs())
-    assert output.shape == (2, 7, 16)
-    assert len(caplog.messages) == 1
-    assert "cannot be loaded" in caplog.messages[0]
-
-
-def test_library_of_another_version_is_refused(library_dir: Path, cpu_library, monkeypatch, caplog) -> None:
-    built = Path(native.__file__).with_name("lib") / native.CPU_LIBRARY
-    (library_dir / native.CPU_LIBRARY).write_bytes(built.read_bytes())
-    monkeypatch.setattr(native, "_ABI_VERSION", 999)
-    assert native.cpu_library() is None
-    assert "another version" in caplog.messages[0]
-
-
-def test_missing_cuda_library_is_said_once(library_dir: Path, caplog) -> None:
-    assert native.cuda_library() is None
-    assert native.cuda_library() is None
-    assert caplog.messages[0].startswith("CUDA kernels not in use")
-    assert len(caplog.messages) == 1
-
-
-def test_kernel_status_names_the_instruction_set(cpu_library) -> None:
-    assert cpu_library.m2f_instruction_set().decode() in kernel_status()
-    assert "\n" not in kernel_status()
 
 
 # --- CUDA ---------------------------------------------------------------------------------------------------------
