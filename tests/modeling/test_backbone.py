@@ -171,3 +171,16 @@ def test_build_backbone_names_key_and_choices_of_an_unknown_name() -> None:
     cfg.MODEL.BACKBONE.NAME = "build_vgg"
     with pytest.raises(ConfigError, match=r"MODEL\.BACKBONE\.NAME: .*D2SwinTransformer.*found 'build_vgg'"):
         build_backbone(cfg)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin"])
+def test_backbone_exports_with_any_batch_size(name: str) -> None:
+    backbone = BACKBONES[name]().eval()
+    with torch.no_grad():
+        exported = torch.export.export(
+            backbone, (torch.randn(2, 3, 40, 56),), dynamic_shapes=({0: torch.export.Dim("B", min=1, max=8)},)
+        ).module()
+        images = torch.randn(3, 3, 40, 56)
+        expected, actual = backbone(images), exported(images)
+    for feature_name, feature in actual.items():
+        assert_close_to_peak(feature, expected[feature_name], tolerance=1e-5)

@@ -53,8 +53,8 @@ def partition_shifted_windows(x: Tensor, window_size: int) -> tuple[Tensor, list
 def merge_shifted_windows(windows: Tensor, window_size: int, *, size: tuple[int, int], batch_size: int) -> Tensor:
     """Puts windows (G, S, C) back together and rolls back; the inverse of `partition_shifted_windows`."""
     (H, W), w = size, window_size
-    num_right = H // w * batch_size
-    left, right = windows[: len(windows) - num_right], windows[len(windows) - num_right :]
+    num_left = H // w * batch_size * (W // w - 1)
+    left, right = windows[:num_left], windows[num_left:]
     x = torch.cat(
         (
             merge_windows(left, w, size=(H, W - w), batch_size=batch_size),
