@@ -231,9 +231,9 @@ class _InstanceTask:
         self, class_probs: Tensor, *, size: tuple[int, int], kept: Set[int], options: InferenceOptions
     ) -> None:
         scores, labels, queries = best_pairs(class_probs, options.detections_per_image)
-        pairs = zip(scores.tolist(), labels.tolist(), queries.tolist())
+        chosen = zip(scores.tolist(), labels.tolist(), queries.tolist())
         # A mask's score is at most 1: what is below the threshold now stays below it.
-        pairs = [pair for pair in pairs if pair[1] in kept and pair[0] >= options.score_threshold]
+        pairs = [pair for pair in chosen if pair[1] in kept and pair[0] >= options.score_threshold]
         self.queries = sorted({query for _, _, query in pairs})
         position = {query: index for index, query in enumerate(self.queries)}
         device = class_probs.device

@@ -17,14 +17,14 @@ from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
 class MaskFormerHead(nn.Module):
     """From the maps of a backbone to class and mask predictions of every query."""
 
-    def __init__(self, num_classes: int, *, pixel_decoder: nn.Module, predictor: nn.Module) -> None:
+    def __init__(self, num_classes: int, *, pixel_decoder: Any, predictor: nn.Module) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
 
     @classmethod
-    def from_config(cls, cfg: Any, pixel_decoder: nn.Module, predictor: nn.Module) -> dict[str, Any]:
+    def from_config(cls, cfg: Any, pixel_decoder: Any, predictor: nn.Module) -> dict[str, Any]:
         """The class count is MODEL.SEM_SEG_HEAD.NUM_CLASSES; both decoders are given."""
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,

@@ -86,12 +86,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         finest = min(_stride(input_shape, name) for name in self.transformer_in_features)
         self.pyramid_features = by_stride[: int(math.log2(finest) - math.log2(common_stride))]
         for level, name in enumerate(self.pyramid_features, start=1):
-            adapter = Conv2d(_channels(input_shape, name), conv_dim, 1, bias=not norm, norm=get_norm(norm, conv_dim))
-            output = Conv2d(
-                conv_dim, conv_dim, 3, padding=1, bias=not norm, norm=get_norm(norm, conv_dim), activation=F.relu
-            )
-            self.add_module(f"adapter_{level}", _xavier(adapter))
-            self.add_module(f"layer_{level}", _xavier(output))
+            adapter, output = _pyramid_level(_channels(input_shape, name), conv_dim, norm)
+            self.add_module(f"adapter_{level}", adapter)
+            self.add_module(f"layer_{level}", output)
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -157,6 +154,12 @@ def _project_to_tokens(in_channels: int, conv_dim: int) -> nn.Sequential:
     nn.init.xavier_uniform_(convolution.weight)
     nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
     return nn.Sequential(convolution, nn.GroupNorm(_NUM_GROUPS, conv_dim))
+
+
+def _pyramid_level(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv2d]:
+    adapter = Conv2d(in_channels, conv_dim, 1, bias=not norm, norm=get_norm(norm, conv_dim))
+    output = Conv2d(conv_dim, conv_dim, 3, padding=1, bias=not norm, norm=get_norm(norm, conv_dim), activation=F.relu)
+    return _xavier(adapter), _xavier(output)
 
 
 def _xavier(convolution: Conv2d) -> Conv2d:

@@ -142,13 +142,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 TRANSFORMER_DECODER_REGISTRY._do_register("VideoMultiScaleMaskedTransformerDecoder", MultiScaleMaskedTransformerDecoder)
 
 
-def resize_to_tokens(mask_features: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_to_tokens(mask_features: Tensor, size: Sequence[int]) -> Tensor:
     """Mask features (B, T, C, H, W), resized to a level's (h, w), as a matrix (B, C, S).
 
     Resizing is linear over space and the mask product over channels, so this once replaces shrinking every query's
     full mask in every layer.
     """
-    resized = F.interpolate(mask_features.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
+    resized = F.interpolate(mask_features.flatten(0, 1), size=tuple(size), mode="bilinear", align_corners=False)
     num_batch, num_frames = mask_features.shape[:2]
     tokens = resized.flatten(2).unflatten(0, (num_batch, num_frames))  # (B, T, C, hw)
     return tokens.transpose(1, 2).flatten(2)
