@@ -94,6 +94,13 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
+def share_buffers(model: torch.nn.Module) -> None:
+    """Gives every process the main one's buffers: the running statistics of batch norms differ between them."""
+    if get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def barrier() -> None:
     """Waits for every process."""
     if get_world_size() > 1:

@@ -127,6 +127,7 @@ class Evaluation(Hook):
 
     def _run(self, trainer: Trainer) -> None:
         started = time.perf_counter()
+        distributed.share_buffers(trainer.unwrapped_model)
         with preserved_random_state():
             self.results = self._evaluate()
         if distributed.is_main():
@@ -160,7 +161,8 @@ class BestCheckpoint:
         record = {"metric": self._metric, "value": value, "iteration": trainer.iteration}
         path = self._folder.save_best({"model": trainer.unwrapped_model.state_dict(), **record})
         write_text_atomic(json.dumps(record) + "\n", self._folder.directory / self._RECORD)
-        logger.info("best %s so far: %.4f (before: %.4f), written to %s", self._metric, value, self.best, path)
+        before = "" if math.isinf(self.best) else f" (before: {self.best:.4f})"
+        logger.info("best %s so far: %.4f%s, written to %s", self._metric, value, before, path)
         self.best = value
 
     def _read_record(self) -> float:
