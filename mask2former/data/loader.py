@@ -113,11 +113,10 @@ class TrainLoader:
         num_workers: int = 0,
         group_of: Callable[[int], int] | None = None,
         start_iter: int = 0,
-        persistent_workers: bool = False,
     ) -> None:
         self.seed, self.batch_size, self.num_samples = dataset.seed, batch_size, len(dataset)
         batches = TrainingBatches(sampler, batch_size=batch_size, group_of=group_of, start=start_iter)
-        self._loader = _data_loader(dataset, batches, num_workers, persistent_workers)
+        self._loader = _data_loader(dataset, batches, num_workers)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return _checked_batches(self._loader)
@@ -130,7 +129,7 @@ class TestLoader:
 
     def __init__(self, dataset: MappedDataset, sampler: InferenceSampler, *, batch_size: int, num_workers: int) -> None:
         self.num_samples = len(sampler)
-        self._loader = _data_loader(dataset, BatchSampler(sampler, batch_size, drop_last=False), num_workers, False)
+        self._loader = _data_loader(dataset, BatchSampler(sampler, batch_size, drop_last=False), num_workers)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return _checked_batches(self._loader)
@@ -168,7 +167,6 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         group_of=group_of if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         start_iter=start_iter,
-        persistent_workers=cfg.DATALOADER.PERSISTENT_WORKERS,
     )
 
 
@@ -297,7 +295,7 @@ def _takes_two_arguments(mapper: Mapper) -> bool:
     return sum(p.kind in kinds for p in parameters) >= 2
 
 
-def _data_loader(dataset: MappedDataset, batches: Any, num_workers: int, persistent_workers: bool) -> DataLoader:
+def _data_loader(dataset: MappedDataset, batches: Any, num_workers: int) -> DataLoader:
     if num_workers < 0:
         raise ConfigError(f"DATALOADER.NUM_WORKERS must be 0 or more, found {num_workers}")
     return DataLoader(
@@ -306,7 +304,6 @@ def _data_loader(dataset: MappedDataset, batches: Any, num_workers: int, persist
         num_workers=num_workers,
         collate_fn=pack if num_workers > 0 else _as_is,
         worker_init_fn=_init_worker,
-        persistent_workers=persistent_workers and num_workers > 0,
         # Forked workers share the data set's buffer; they never touch a GPU.
         multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
     )
@@ -319,13 +316,20 @@ def _as_is(samples: list[Any]) -> list[Any]:
 def _init_worker(worker_id: int) -> None:
     # One thread each: the workers are the parallelism, and idle threads would fight training for cores.
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # not 1: that waits for threads which a fork leaves behind
 
 
 def _checked_batches(loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
-    for received in loader:
-        batch = unpack(received) if isinstance(received, PackedBatch) else received
-        for sample in batch:
-            if isinstance(sample, _Failure):
-                raise sample.error_class(sample.message)
-        yield batch
+    batches = iter(loader)
+    try:
+        for received in batches:
+            batch = unpack(received) if isinstance(received, PackedBatch) else received
+            for sample in batch:
+                if isinstance(sample, _Failure):
+                    raise sample.error_class(sample.message)
+            yield batch
+    except Exception:
+        # The traceback keeps the iterator alive, and left to the garbage collector its workers end late.
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
+        raise
