@@ -1,6 +1,6 @@
 """Universal image and video segmentation with masked-attention mask transformers.
 
-The names below are imported on first use, so that ``import mask2former`` costs nothing.
+Everything is imported on first use, so that ``import mask2former`` costs nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mask2former.config import add_maskformer2_config, get_cfg
-    from mask2former.modeling import build_model
+    from torch import nn
+
+    from mask2former.config import CfgNode, add_maskformer2_config, get_cfg
     from mask2former.predictor import Predictor
 
 __version__ = "0.1.0"
@@ -20,9 +21,21 @@ __all__ = ["Predictor", "__version__", "add_maskformer2_config", "build_model", 
 _MODULE_OF = {
     "Predictor": "mask2former.predictor",
     "add_maskformer2_config": "mask2former.config",
-    "build_model": "mask2former.modeling",
     "get_cfg": "mask2former.config",
 }
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The model that ``cfg`` describes, on ``cfg.MODEL.DEVICE``, knowing the classes of the built-in data sets.
+
+    Raises:
+        ConfigError: a key names a part that does not exist, or values do not fit together.
+    """
+    from mask2former.data.datasets import register_builtin_datasets
+    from mask2former.modeling import build_model as assemble
+
+    register_builtin_datasets()  # the model asks their metadata which classes are things
+    return assemble(cfg)
 
 
 def __getattr__(name: str) -> Any:
