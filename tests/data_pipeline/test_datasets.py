@@ -65,7 +65,7 @@ def test_builtin_datasets_have_the_published_classes(tmp_path: Path) -> None:
     assert len(MetadataCatalog.get("cityscapes_fine_panoptic_val").stuff_classes) == 19
     assert len(MetadataCatalog.get("ytvis_2021_train").thing_classes) == 40
     assert "shapes_panoptic_train" in DatasetCatalog
-    assert "cityscapes_fine_panoptic_val" not in DatasetCatalog
+    assert "cityscapes_fine_panoptic_val" in DatasetCatalog
 
 
 def test_builtin_datasets_move_with_the_root(tmp_path: Path) -> None:

@@ -1,21 +1,96 @@
-"""The data sets that published configs name: paths below the dataset root and class tables, in ``builtin.json``."""
+"""The data sets that published configs name, below one root; what is known of them stands in ``tables/``."""
 
 from __future__ import annotations
 
-import functools
-import json
+import fnmatch
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from mask2former.data.catalog import DatasetCatalog, MetadataCatalog, dataset_root
-from mask2former.data.datasets.coco import register_coco_instances
-from mask2former.data.datasets.coco_panoptic import register_coco_panoptic
-from mask2former.data.datasets.sem_seg import register_sem_seg
+from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog, dataset_root
+from mask2former.data.datasets.cityscapes import (
+    load_cityscapes_instances,
+    load_cityscapes_panoptic,
+    load_cityscapes_sem_seg,
+)
+from mask2former.data.datasets.classes import read_table, taxonomy_metadata
+from mask2former.data.datasets.coco import load_coco_json
+from mask2former.data.datasets.coco_panoptic import load_coco_panoptic_json, load_coco_panoptic_separated
+from mask2former.data.datasets.files import root_note
+from mask2former.data.datasets.sem_seg import load_sem_seg
 from mask2former.data.datasets.shapes import register_shapes_datasets
+from mask2former.data.datasets.ytvis import load_ytvis_json
+from mask2former.errors import DatasetError
 
-_PATH_KEYS = ("image_root", "image_dir", "gt_dir", "json_file", "panoptic_root", "panoptic_json", "sem_seg_root")
+_PATH_KEYS = (
+    *("panoptic_json", "json_file", "panoptic_root", "sem_seg_root", "gt_dir"),
+    *("image_root", "image_dir"),
+)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """``load`` takes the data set's name and the paths in ``reads``, then the entry's options by name."""
+
+    load: Callable[..., list[DatasetDict]]
+    reads: tuple[str, ...]
+
+
+def _load_instances(name: str, json_file: str, image_root: str, *, annotated: bool = True) -> list[DatasetDict]:
+    return load_coco_json(json_file, image_root, name, annotated=annotated)
+
+
+def _load_panoptic(
+    name: str, panoptic_json: str, panoptic_root: str, sem_seg_root: str | None, image_root: str
+) -> list[DatasetDict]:
+    return load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, sem_seg_root=sem_seg_root, metadata=name)
+
+
+def _load_separated(name: str, json_file: str, sem_seg_root: str, image_root: str) -> list[DatasetDict]:
+    return load_coco_panoptic_separated(json_file, image_root, sem_seg_root, name)
+
+
+def _load_sem_seg(name: str, sem_seg_root: str, image_root: str, *, gt_ext: str = "png") -> list[DatasetDict]:
+    return load_sem_seg(sem_seg_root, image_root, gt_ext=gt_ext)
+
+
+def _load_cityscapes_sem_seg(name: str, gt_dir: str, image_dir: str) -> list[DatasetDict]:
+    return load_cityscapes_sem_seg(image_dir, gt_dir)
+
+
+def _load_cityscapes_instances(name: str, gt_dir: str, image_dir: str) -> list[DatasetDict]:
+    return load_cityscapes_instances(image_dir, gt_dir)
+
+
+def _load_cityscapes_panoptic(
+    name: str, panoptic_json: str, panoptic_root: str, gt_dir: str, image_root: str
+) -> list[DatasetDict]:
+    return load_cityscapes_panoptic(panoptic_json, image_root, panoptic_root, gt_dir=gt_dir, metadata=name)
+
+
+def _load_ytvis(name: str, json_file: str, image_root: str, *, annotated: bool = True) -> list[DatasetDict]:
+    return load_ytvis_json(json_file, image_root, name, annotated=annotated)
+
+
+# Annotations come before images in what is read: where both are missing, the error names the annotations.
+_FORMATS: Mapping[str, _Format] = MappingProxyType(
+    {
+        "coco_instances": _Format(_load_instances, ("json_file", "image_root")),
+        "coco_panoptic": _Format(_load_panoptic, ("panoptic_json", "panoptic_root", "sem_seg_root", "image_root")),
+        "coco_panoptic_separated": _Format(_load_separated, ("json_file", "sem_seg_root", "image_root")),
+        "sem_seg": _Format(_load_sem_seg, ("sem_seg_root", "image_root")),
+        "cityscapes_sem_seg": _Format(_load_cityscapes_sem_seg, ("gt_dir", "image_dir")),
+        "cityscapes_instance": _Format(_load_cityscapes_instances, ("gt_dir", "image_dir")),
+        "cityscapes_panoptic": _Format(
+            _load_cityscapes_panoptic, ("panoptic_json", "panoptic_root", "gt_dir", "image_root")
+        ),
+        "ytvis": _Format(_load_ytvis, ("json_file", "image_root")),
+    }
+)
 
 
 @dataclass
@@ -27,16 +102,11 @@ class _Registered:
 _registered = _Registered()
 
 
-@functools.cache
-def _tables() -> dict[str, Any]:
-    return json.loads(resources.files(__package__).joinpath("builtin.json").read_text(encoding="utf-8"))
-
-
 def register_builtin_datasets(root: str | Path | None = None) -> None:
     """Register every built-in data set that is not registered yet, below ``root`` (``dataset_root()``).
 
-    Reads nothing but the table of names. Data sets in a format without a loader get their metadata only. Called
-    again with another root, the names move there; what somebody else registered stays.
+    Reads nothing but the class tables. Called again with another root, the names move there; what somebody else
+    registered stays.
     """
     folder = (dataset_root() if root is None else Path(root)).absolute()
     if _registered.root != folder:
@@ -47,7 +117,7 @@ def register_builtin_datasets(root: str | Path | None = None) -> None:
                 MetadataCatalog.remove(name)
         _registered.names.clear()
     before = set(MetadataCatalog.list())
-    for name, entry in _tables()["datasets"].items():
+    for name, entry in read_table("datasets").items():
         if name not in DatasetCatalog and MetadataCatalog.get(name).get("evaluator_type") is None:
             _register(name, entry, folder)
     register_shapes_datasets(folder)
@@ -56,32 +126,36 @@ def register_builtin_datasets(root: str | Path | None = None) -> None:
 
 
 def _register(name: str, entry: dict[str, Any], root: Path) -> None:
-    paths = {key: str(root / entry[key]) for key in _PATH_KEYS if key in entry}
-    metadata = {k: v for k, v in entry.items() if k not in (*_PATH_KEYS, "taxonomy", "gt_ext")}
-    metadata |= _taxonomy(entry["taxonomy"])
-    if name.startswith(("cityscapes", "ytvis")):
-        MetadataCatalog.get(name).set(**metadata, **paths)
-    elif "panoptic_json" in paths:
-        register_coco_panoptic(
-            name,
-            metadata,
-            paths["image_root"],
-            paths["panoptic_root"],
-            paths["panoptic_json"],
-            paths.get("sem_seg_root"),
-            paths.get("json_file"),
-        )
-    elif "json_file" in paths:
-        register_coco_instances(name, metadata, paths["json_file"], paths["image_root"])
-    else:
-        register_sem_seg(name, metadata, paths["image_root"], paths["sem_seg_root"], gt_ext=entry.get("gt_ext", "png"))
+    # Not joined by Path: the published folders of Cityscapes end in a slash.
+    facts = {k: f"{root}/{v}" if k in _PATH_KEYS and v is not None else v for k, v in entry["metadata"].items()}
+    MetadataCatalog.get(name).set(**taxonomy_metadata(entry["classes"]), **facts)
+    DatasetCatalog.register(name, partial(_load, name, entry, root))
 
 
-@functools.cache
-def _taxonomy(name: str) -> dict[str, Any]:
-    table = dict(_tables()["taxonomies"][name])
-    for key in ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"):
-        if key in table:
-            # JSON has text keys only.
-            table[key] = {int(dataset_id): contiguous for dataset_id, contiguous in table[key].items()}
-    return table
+def _load(name: str, entry: dict[str, Any], root: Path) -> list[DatasetDict]:
+    options = dict(entry.get("options", {}))
+    places = entry["metadata"] | {key: options.pop(key) for key in _PATH_KEYS if key in options}
+    data_format = _FORMATS[entry["format"]]
+    paths = []
+    for key in data_format.reads:
+        place = places.get(key)
+        if place is not None:
+            _check_there(root, place)
+        paths.append(None if place is None else str(root / place))
+    return data_format.load(name, *paths, **options)
+
+
+def _check_there(root: Path, place: str) -> None:
+    path = root / place
+    if path.is_file() or (path.is_dir() and next(os.scandir(path), None) is not None):
+        return
+    state = "is empty" if path.is_dir() else "not found"
+    raise DatasetError(f"{path} {state} {root_note()}; {provision_of(place)}")
+
+
+def provision_of(place: str) -> str:
+    """Where the files at ``place``, a path below the dataset root, come from: a sentence for an error."""
+    for pattern, provision in read_table("provisions").items():
+        if fnmatch.fnmatch(place, pattern):
+            return provision
+    return "datasets/README.md shows what belongs there"

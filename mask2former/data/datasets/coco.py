@@ -36,22 +36,27 @@ def register_coco_instances(
 
 
 def load_coco_json(
-    json_file: str | os.PathLike[str], image_root: str | os.PathLike[str], dataset_name: str | None = None
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    dataset_name: str | None = None,
+    *,
+    annotated: bool = True,
 ) -> list[DatasetDict]:
     """Dataset dicts of all images of a COCO instance file.
 
     With ``dataset_name``, category ids become the contiguous ids of its metadata, which is completed from the
-    file (``thing_classes``, ``thing_dataset_id_to_contiguous_id``). Without, ids stay as they are.
+    file (``thing_classes``, ``thing_dataset_id_to_contiguous_id``). Without, ids stay as they are. ``annotated`` false
+    reads a file of images alone, as of a test set; its dicts have no annotations.
 
     Raises:
         DatasetError: a file or folder is missing, or an entry is wrong; the message names it.
     """
-    content = read_json_object(json_file, ("images", "annotations"))
+    content = read_json_object(json_file, ("images", "annotations") if annotated else ("images",))
     folder = require_folder(image_root, "image")
     if not content["images"]:
         raise DatasetError(f"{json_file} lists no image")
-    id_map = _resolve_categories(content, json_file, dataset_name)
-    annotations_of = _group_by_image(content, json_file)
+    id_map = _resolve_categories(content, json_file, dataset_name) if annotated else None
+    annotations_of = _group_by_image(content, json_file) if annotated else {}
     dicts = []
     for image in content["images"]:
         image = require_keys(image, ("id", "file_name", "height", "width"), f"{json_file}: image {_id_of(image)}")
@@ -61,10 +66,11 @@ def load_coco_json(
             "width": image["width"],
             "image_id": image["id"],
         }
-        record["annotations"] = [
-            _convert_annotation(a, record, id_map, f"{json_file}: annotation {_id_of(a)}")
-            for a in annotations_of.pop(image["id"], ())
-        ]
+        if annotated:
+            record["annotations"] = [
+                _convert_annotation(a, record, id_map, f"{json_file}: annotation {_id_of(a)}")
+                for a in annotations_of.pop(image["id"], ())
+            ]
         dicts.append(record)
     if annotations_of:
         image_id, orphans = next(iter(annotations_of.items()))

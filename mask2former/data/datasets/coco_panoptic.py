@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
-from mask2former.data.datasets.coco import images_of
+from mask2former.data.datasets.coco import images_of, load_coco_json
 from mask2former.data.datasets.files import read_json_object, require_folder, require_keys
+from mask2former.data.datasets.sem_seg import load_sem_seg
 from mask2former.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def load_coco_panoptic_json(
     panoptic_folder = require_folder(panoptic_root, "panoptic segmentation")
     sem_seg_folder = None if sem_seg_root is None else require_folder(sem_seg_root, "semantic segmentation")
     resolved = MetadataCatalog.get(metadata) if isinstance(metadata, str) else metadata
-    contiguous_of = _resolve_categories(content, resolved, json_file)
+    contiguous_of = resolve_categories(content, resolved, json_file)
     images = images_of(content, Path(json_file))
     dicts = []
     for annotation in content["annotations"]:
@@ -92,7 +93,7 @@ def load_coco_panoptic_json(
             "file_name": os.path.join(image_folder, image.get("file_name", f"{stem}.jpg")),
             "image_id": annotation["image_id"],
             "pan_seg_file_name": os.path.join(panoptic_folder, annotation["file_name"]),
-            "segments_info": [_convert_segment(s, contiguous_of, context) for s in annotation["segments_info"]],
+            "segments_info": [convert_segment(s, contiguous_of, context) for s in annotation["segments_info"]],
         }
         record.update({side: image[side] for side in ("height", "width") if side in image})
         if sem_seg_folder is not None:
@@ -103,6 +104,26 @@ def load_coco_panoptic_json(
     return dicts
 
 
+def load_coco_panoptic_separated(
+    json_file: PathLike, image_root: PathLike, sem_seg_root: PathLike, dataset_name: str
+) -> list[DatasetDict]:
+    """Dataset dicts of COCO instances, each with the semantic PNG of its image's name.
+
+    Raises:
+        DatasetError: a file or folder is missing, an image has no PNG, or an entry is wrong.
+    """
+    label_files = {d["image_id"]: d["sem_seg_file_name"] for d in load_sem_seg(sem_seg_root, image_root)}
+    dicts = load_coco_json(json_file, image_root, dataset_name)
+    for record in dicts:
+        name = Path(record["file_name"]).relative_to(image_root).with_suffix("").as_posix()
+        if name not in label_files:
+            raise DatasetError(
+                f"{json_file}: image {record['image_id']} has no label file {name}.png in {sem_seg_root}"
+            )
+        record["sem_seg_file_name"] = label_files[name]
+    return dicts
+
+
 def _check_first_files(record: DatasetDict, json_file: PathLike) -> None:
     # A wrong folder shows in the first image; the others are found missing when read.
     for key in ("file_name", "pan_seg_file_name", "sem_seg_file_name"):
@@ -110,8 +131,8 @@ def _check_first_files(record: DatasetDict, json_file: PathLike) -> None:
             raise DatasetError(f"{json_file}: file not found: {record[key]} ({key} of image {record['image_id']})")
 
 
-def _resolve_categories(content: dict[str, Any], metadata: Any, json_file: PathLike) -> dict[int, tuple[int, bool]]:
-    """Dataset id → (contiguous id, is thing)."""
+def resolve_categories(content: dict[str, Any], metadata: Any, json_file: PathLike) -> dict[int, tuple[int, bool]]:
+    """Dataset id → (contiguous id, is thing); where ``metadata`` lacks the ids it is completed from the file."""
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
         _set_categories_from_file(content, metadata, json_file)
     things: dict[int, int] = metadata.thing_dataset_id_to_contiguous_id
@@ -139,7 +160,8 @@ def _set_categories_from_file(content: dict[str, Any], metadata: Any, json_file:
         raise DatasetError(f"{json_file}: its categories contradict the registered ones: {error}") from error
 
 
-def _convert_segment(segment: Any, contiguous_of: dict[int, tuple[int, bool]], context: str) -> dict[str, Any]:
+def convert_segment(segment: Any, contiguous_of: dict[int, tuple[int, bool]], context: str) -> dict[str, Any]:
+    """An entry of ``segments_info`` with its contiguous class and ``isthing``; ``context`` says where it stands."""
     segment = require_keys(segment, ("id", "category_id"), f"{context}: segment")
     category = segment["category_id"]
     if category not in contiguous_of:

@@ -10,6 +10,11 @@ from typing import Any
 from mask2former.errors import DatasetError
 
 
+def root_note() -> str:
+    """For errors about missing files: what the dataset root is, in brackets."""
+    return f"(DETECTRON2_DATASETS is {os.environ.get('DETECTRON2_DATASETS', 'not set: ./datasets')})"
+
+
 def require_folder(path: str | os.PathLike[str], role: str) -> Path:
     """``path``, checked to be a folder with something in it; ``role`` says in an error what it should hold.
 
@@ -18,10 +23,7 @@ def require_folder(path: str | os.PathLike[str], role: str) -> Path:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise DatasetError(
-            f"{role} folder not found: {folder} "
-            f"(DETECTRON2_DATASETS is {os.environ.get('DETECTRON2_DATASETS', 'not set: ./datasets')})"
-        )
+        raise DatasetError(f"{role} folder not found: {folder} {root_note()}")
     if next(os.scandir(folder), None) is None:
         raise DatasetError(f"{role} folder is empty: {folder}")
     return folder
@@ -35,10 +37,7 @@ def read_json_object(path: str | os.PathLike[str], keys: tuple[str, ...]) -> dic
     """
     file = Path(path)
     if not file.is_file():
-        raise DatasetError(
-            f"annotation file not found: {file} "
-            f"(DETECTRON2_DATASETS is {os.environ.get('DETECTRON2_DATASETS', 'not set: ./datasets')})"
-        )
+        raise DatasetError(f"annotation file not found: {file} {root_note()}")
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:  # also undecodable text
