@@ -1,0 +1,66 @@
+"""Cityscapes: maps of training ids, and panoptic annotations made of the instance maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mask2former.data.datasets.cityscapes import INSTANCES_PER_CLASS
+from mask2former.data.datasets.classes import class_table
+from mask2former.data.image_files import read_label_map
+from mask2former.data.preparation.files import remove_temporaries
+from mask2former.data.preparation.labels import lookup
+from mask2former.data.preparation.panoptic import PanopticImage, write_panoptic
+from mask2former.data.preparation.work import Conversion, RunOptions, convert_all
+from mask2former.errors import DatasetError
+
+IGNORE_LABEL = 255
+PANOPTIC_SPLITS = ("train", "val")  # the annotations of the test images are not published
+_LABELS, _TRAIN_LABELS, _INSTANCES = "_labelIds.png", "_labelTrainIds.png", "_instanceIds.png"
+
+
+def prepare_cityscapes(root: Path, split: str, options: RunOptions) -> None:
+    """gtFine/<split>/<city>/*_labelTrainIds.png and gtFine/cityscapes_panoptic_<split>/ with its json."""
+    folder = root / "cityscapes" / "gtFine" / split
+    remove_temporaries(folder)
+    conversions = [
+        Conversion(path, path.with_name(path.name.removesuffix(_LABELS) + _TRAIN_LABELS))
+        for path in _annotation_files(folder, _LABELS)
+    ]
+    convert_all(conversions, _train_labels, options, description=f"labelTrainIds/{split}")
+    if split in PANOPTIC_SPLITS:
+        output = folder.with_name(f"cityscapes_panoptic_{split}")
+        sources = _annotation_files(folder, _INSTANCES)
+        write_panoptic(_panoptic_image, sources, output, class_table("cityscapes"), options)
+
+
+def _annotation_files(folder: Path, suffix: str) -> list[Path]:
+    files = sorted(folder.glob(f"*/*_gtFine{suffix}"))
+    if not files:
+        raise DatasetError(f"no <city>/*_gtFine{suffix} below {folder}")
+    return files
+
+
+def _train_labels(conversion: Conversion) -> np.ndarray:
+    train_ids = {c.id: train_id for train_id, c in enumerate(class_table("cityscapes"))}
+    return lookup(read_label_map(conversion.source), train_ids, conversion.source, default=IGNORE_LABEL)
+
+
+def _panoptic_image(path: Path) -> PanopticImage:
+    """Segment ids are those of the instance map: class × 1000 + number; the class alone for stuff and groups."""
+    ids = read_label_map(path).astype(np.int32)
+    things = {c.id: c.isthing for c in class_table("cityscapes")}
+    segments, ignored = {}, []
+    for segment_id in np.flatnonzero(np.bincount(ids.reshape(-1))).tolist():
+        is_single = segment_id >= INSTANCES_PER_CLASS
+        category = segment_id // INSTANCES_PER_CLASS if is_single else segment_id
+        if category in things:
+            segments[segment_id] = (category, things[category] and not is_single)
+        else:
+            ignored.append(segment_id)
+    void = lookup(ids, dict.fromkeys(ignored, 0), path, default=1) == 0
+    stem = path.name.removesuffix(_INSTANCES)
+    image_id = stem.removesuffix("_gtFine")
+    ids[void] = 0
+    return PanopticImage(image_id, f"{stem}_leftImg8bit.png", f"{stem}_panoptic.png", ids, segments)

@@ -1,0 +1,105 @@
+"""Work on many files: several processes, one progress bar, and no work on what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from mask2former.data.image_files import read_image_size
+from mask2former.data.preparation.files import is_intact, link_or_copy, write_picture
+from mask2former.data.processes import process_pool
+from mask2former.errors import DatasetError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MAX_CHUNK = 16  # files handed to a process at a time
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """``force`` makes anew what is there already."""
+
+    num_workers: int = 1
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A picture to be made of ``source``; its size is that of ``size_of`` (``source`` where None)."""
+
+    source: Path
+    target: Path
+    detail: Any = None
+    size_of: Path | None = None
+
+
+def convert_all(
+    conversions: Sequence[Conversion],
+    convert: Callable[[Conversion], np.ndarray],
+    options: RunOptions,
+    *,
+    description: str,
+) -> None:
+    """Write what ``convert`` returns, pixels (H, W) or (H, W, 3), to each target that is not there and whole."""
+    convert_one = partial(_convert_one, convert=convert, force=options.force)
+    written = run_all(convert_one, conversions, options, description=description)
+    print(f"{description}: {sum(written)} files written, {len(written) - sum(written)} were there")
+
+
+def _convert_one(conversion: Conversion, convert: Callable[[Conversion], np.ndarray], force: bool) -> bool:
+    size = read_image_size(conversion.size_of or conversion.source)
+    if not force and is_intact(conversion.target, size):
+        return False
+    pixels = convert(conversion)
+    if pixels.shape[:2] != size:
+        raise DatasetError(
+            f"{conversion.source}: (height, width) is {pixels.shape[:2]}, that of {conversion.size_of} is {size}"
+        )
+    write_picture(conversion.target, pixels)
+    return True
+
+
+def link_all(pairs: Sequence[tuple[Path, Path]], options: RunOptions, *, description: str) -> None:
+    """Make each target the same file as its source, or a copy; those that are there already are kept."""
+    written = run_all(_link, pairs, options, description=description)
+    print(f"{description}: {sum(written)} files placed, {len(written) - sum(written)} were there")
+
+
+def _link(pair: tuple[Path, Path]) -> bool:
+    return link_or_copy(*pair)
+
+
+def run_all(
+    function: Callable[[Item], Result], items: Sequence[Item], options: RunOptions, *, description: str
+) -> list[Result]:
+    """What ``function`` returns for each item, in their order.
+
+    Raises:
+        DatasetError: what ``function`` raised, a file that cannot be written, or a process that was killed.
+    """
+    try:
+        results = _map(function, items, min(options.num_workers, max(len(items), 1)))
+        return list(tqdm(results, total=len(items), desc=description, unit="file", disable=None))
+    except BrokenProcessPool as error:
+        raise DatasetError(
+            f"{description}: a process was killed; memory may be short: try fewer --num-workers"
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"{description}: {error}") from error
+
+
+def _map(function: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
+    if num_workers == 1:
+        yield from map(function, items)
+        return
+    chunksize = max(1, min(_MAX_CHUNK, len(items) // (4 * num_workers)))
+    with process_pool(num_workers, preload=[__name__]) as pool:
+        yield from pool.map(function, items, chunksize=chunksize)

@@ -1,0 +1,36 @@
+"""A pool of processes that neither hangs on threads of this one nor outlives it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+
+import cv2
+
+
+@contextmanager
+def process_pool(num_workers: int, preload: Sequence[str] = ()) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose processes import the modules ``preload`` once for all; leaving it cancels what has not begun."""
+    # Not forked from this process: the threads of OpenCV and torch do not survive that, and waiting for them hangs.
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(list(preload))
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A worker that waits for work would otherwise outlive a killed parent for ever.
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
