@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mask2former.data.image_files import read_image_size
 from mask2former.data.preparation.files import is_intact, link_or_copy, write_picture
-from mask2former.data.processes import process_pool
+from mask2former.data.preparation.processes import process_pool
 from mask2former.errors import DatasetError
 
 Item = TypeVar("Item")
