@@ -34,16 +34,25 @@ class MultiheadAttention(nn.Module):
         """`attend_mask` (B, 1, Q, S) bool is True where a query sees a token; each row needs one that it sees."""
         query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
         query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
-        heads = F.scaled_dot_product_attention(
+        heads = _attend(
             self._split_heads(F.linear(query, query_weight, query_bias)),
             self._split_heads(F.linear(key, key_weight, key_bias)),
             self._split_heads(F.linear(value, value_weight, value_bias)),
-            attn_mask=attend_mask,
+            attend_mask,
         )
         return self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, M, Q, D) -> (B, Q, C)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, S, C) -> (B, M, S, D)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None) -> Tensor:
+    """Fused attention: queries (B, M, Q, D), keys and values (B, M, S, D) -> (B, M, Q, D)."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # The fused kernel of the CPU is slower in bfloat16, with gradients up to eight times at a few tokens.
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=attend_mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attend_mask)
 
 
 class SelfAttentionLayer(nn.Module):
