@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something given is wrong, or training diverged; 2 wrong us
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ EXIT_INTERRUPTED = 130  # as shells report the signal of Ctrl-C
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command; returns the exit code."""
+    limit_spinning()
     parser = argparse.ArgumentParser(prog="mask2former", description="Train, evaluate and predict segmentation models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands.add_parser("train", help="train or evaluate a model", description=TRAIN_DESCRIPTION))
@@ -33,10 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """``tools/train_net.py``; returns the exit code."""
+    limit_spinning()
     parser = argparse.ArgumentParser(description=TRAIN_DESCRIPTION)
     _add_train(parser)
     args = parser.parse_args(argv)
     return run_cli(lambda: args.run(args), verbose=args.verbose)
+
+
+def limit_spinning() -> None:
+    """Lets idle threads of GNU OpenMP sleep early; must run before torch is imported, and yields to the user's choice.
+
+    By default they spin for milliseconds. With as many threads as cores, one other busy process (a data worker is
+    enough) then holds up every parallel region: measured on two cores, 5.6 s a step instead of 0.4 s. Where nothing
+    else runs the two do not differ.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def run_cli(function: Callable[[], Any], *, verbose: bool = False) -> int:

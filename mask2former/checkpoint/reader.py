@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,9 @@ def _read_torch(path: Path) -> Any:
     elif path.stat().st_size == 0 or path.read_bytes()[:2] == b"PK":
         raise CheckpointError(f"{path}: truncated: {path.stat().st_size} bytes, and the end of the archive is missing")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # what it cannot read it refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:Unsupported global: )?GLOBAL ([\w.]+)", str(error))
         if refused is None:

@@ -86,10 +86,8 @@ def fit(
         trainer = _build_trainer(cfg, model, batches, hooks)
         seed_everything(cfg.SEED + distributed.get_rank())
         if checkpoint is not None:
-            path, state = checkpoint
-            restore_state(trainer, state, source=path)
-            logger.info("resumed from %s: next iteration %d of %d", path, trainer.start_iter, trainer.max_iter)
-        del checkpoint
+            restore_state(trainer, checkpoint[1], source=checkpoint[0])
+        del checkpoint  # as large as model and optimiser together
         trainer.train()
         return evaluation.results if evaluation is not None else {}
 
@@ -110,8 +108,9 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
     results: dict[str, Any] = {}
     logger.info("%s", summary.describe_tasks(cfg))
     for name in cfg.DATASETS.TEST:
+        loader = build_test_loader(cfg, name)  # before the evaluator, which reads the metadata that this registers
         evaluator = build_evaluator(cfg, name, str(Path(cfg.OUTPUT_DIR) / "inference" / name))
-        results[name] = inference_on_dataset(model, build_test_loader(cfg, name), evaluator) or {}
+        results[name] = inference_on_dataset(model, loader, evaluator) or {}
     if len(results) == 1:
         results = next(iter(results.values()))
     if distributed.is_main():

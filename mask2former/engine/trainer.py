@@ -21,6 +21,11 @@ from mask2former.errors import ConfigError, DatasetError, NonFiniteError
 
 Batch = Sequence[Mapping[str, Any]]
 
+_EXPECTED_WARNINGS = (
+    "Detected call of `lr_scheduler.step",  # the schedule goes on where a step is skipped, also where it is the first
+    "Grad strides do not match bucket view",  # of 1x1 convolutions in channels_last: a copy of a few values
+)
+
 
 class Hook:
     """What happens around the steps; ``trainer.iteration`` counts from 0 and names the current step."""
@@ -111,8 +116,8 @@ class Trainer:
         self.model.train()
         with contextlib.ExitStack() as cleanup:
             cleanup.enter_context(warnings.catch_warnings())
-            # The schedule goes on where a step is skipped, also where it is the first.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for message in _EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message, UserWarning)
             for hook in self.hooks:
                 cleanup.callback(hook.close)
             if self.iteration < self.max_iter:

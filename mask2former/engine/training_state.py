@@ -62,6 +62,7 @@ def restore_state(trainer: Trainer, state: dict[str, Any], *, source: str | Path
     for hook in trainer.hooks:
         if type(hook).__name__ in hooks:
             hook.load_state_dict(hooks[type(hook).__name__])
+    logger.info("resumed from %s: next iteration %d of %d", source, trainer.start_iter, trainer.max_iter)
     if state.get("num_threads", torch.get_num_threads()) != torch.get_num_threads():
         # Sums are split among threads, and their order decides the last bits.
         logger.warning(

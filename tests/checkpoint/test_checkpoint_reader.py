@@ -163,3 +163,31 @@ def test_load_state_refuses_file_that_is_no_mapping(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(CheckpointError, match="found list"):
         load_state(path)
+
+
+@pytest.mark.parametrize("value", [np.array([print], dtype=object), {"nested": [np.array([None, print])]}])
+def test_load_state_refuses_arrays_of_objects_that_name_code(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": value}))
+    with pytest.raises(CheckpointError, match=r"builtins\.print"):
+        load_state(path)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        # numpy.core.multiarray._reconstruct of another class than ndarray; scalars and buffers of Python objects
+        b"cnumpy.core.multiarray\n_reconstruct\n(cbuiltins\nset\n(I0\ntC\x01btR.",
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x01\x00\x00\x00OtRC\x08\x01\x01\x01\x01\x01\x01\x01\x01tR.",
+        b"cnumpy._core.numeric\n_frombuffer\n(C\x08\x01\x01\x01\x01\x01\x01\x01\x01cnumpy\ndtype\n(X\x01\x00\x00\x00OtR(I1\ntX\x01\x00\x00\x00CtR.",
+        b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR.",
+        b"X\x01\x00\x00\x00aQ.",
+    ],
+)
+def test_load_state_refuses_admitted_constructors_with_other_arguments(tmp_path: Path, pickled: bytes) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickled)
+    with pytest.raises(
+        CheckpointError, match=r"model\.pkl: (truncated or corrupt: ValueError|refused: refers to outside)"
+    ):
+        load_state(path)

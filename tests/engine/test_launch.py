@@ -24,7 +24,7 @@ def run_script(*arguments: Any, launcher: tuple[str, ...] = (), **environment: s
     command = [sys.executable, *launcher, "-m", "tests.engine.stub_training", *(str(a) for a in arguments)]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **threads, **environment}, capture_output=True, text=True, timeout=120
+        command, cwd=ROOT, env={**os.environ, **threads, **environment}, capture_output=True, text=True, timeout=240
     )
 
 

@@ -17,6 +17,7 @@ from mask2former.engine.hooks import ProgressBar
 from mask2former.engine.losses import LossVector
 from mask2former.engine.metrics import JsonWriter, LossWindow, flatten_results, format_duration
 from mask2former.engine.scaling import describe_scaling, scale_to_world_size
+from mask2former.engine.summary import describe_results
 from mask2former.errors import ConfigError
 from tests.engine.stub_training import run_stub, stub_config
 
@@ -182,3 +183,14 @@ def test_scale_to_world_size_leaves_config_without_reference_alone(tmp_path: Pat
 def test_flatten_results_and_duration() -> None:
     assert flatten_results({"a": {"segm": {"AP": 1}}, "b": 2.0}) == {"a/segm/AP": 1.0, "b": 2.0}
     assert format_duration(93784.9) == "1 day, 2:03:04"
+
+
+def test_describe_results_names_datasets_and_leaves_out_classes() -> None:
+    metrics = {"segm": {"AP": 12.3456, "AP-circle": 1.0}}
+    assert describe_results(metrics) == "segm: AP 12.346"
+    assert describe_results({"first": metrics, "second": metrics}).splitlines() == [
+        "first:",
+        "  segm: AP 12.346",
+        "second:",
+        "  segm: AP 12.346",
+    ]

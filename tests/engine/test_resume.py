@@ -66,8 +66,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_killed_run_resumes_to_equal_bits(tmp_path: Path, unbroken: Path) -> None:
-    killed = start("OUTPUT_DIR", tmp_path, *OPTIONS, STUB_STEP_SECONDS="0.04")
-    deadline = time.monotonic() + 60
+    killed = start("OUTPUT_DIR", tmp_path, *OPTIONS, STUB_STEP_SECONDS="0.08")
+    deadline = time.monotonic() + 120
     while not (tmp_path / "model_0000013.pth").exists() and time.monotonic() < deadline and killed.poll() is None:
         time.sleep(0.02)
     time.sleep(0.1)  # some steps beyond the checkpoint
@@ -76,7 +76,7 @@ def test_killed_run_resumes_to_equal_bits(tmp_path: Path, unbroken: Path) -> Non
     killed.communicate()
     assert not (tmp_path / "model_final.pth").exists()
     resumed = start("--resume", "OUTPUT_DIR", tmp_path, *OPTIONS)
-    output = resumed.communicate(timeout=60)[0]
+    output = resumed.communicate(timeout=120)[0]
     assert resumed.returncode == 0, output
     assert "resumed from" in output
     assert_same_run(tmp_path, unbroken)

@@ -15,6 +15,7 @@ from mask2former.config import get_cfg
 from mask2former.engine import Hook, Trainer
 from mask2former.engine.losses import LossVector, with_total
 from mask2former.engine.precision import Precision
+from mask2former.engine.random_state import set_determinism
 from mask2former.engine.trainer import split_batch
 from mask2former.errors import ConfigError, DatasetError
 from tests.engine.stub_training import WIDTH, StubModel, run_stub, stub_config
@@ -106,6 +107,19 @@ def test_precision_of_cpu_follows_hardware(monkeypatch: pytest.MonkeyPatch, has_
     for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, probe, lambda: has_bfloat16, raising=False)
     assert Precision.from_config(cfg, "cpu").dtype == (torch.bfloat16 if has_bfloat16 else None)
+
+
+def test_deterministic_mode_allows_deterministic_kernels_only(tmp_path: Path) -> None:
+    run_stub(stub_config(tmp_path / "free"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        run_stub(stub_config(tmp_path / "fixed", "DETERMINISTIC", True))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic
+    finally:
+        set_determinism(False)
+    expected = weights(tmp_path / "free")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "fixed").items())
 
 
 class _Recorder(Hook):
