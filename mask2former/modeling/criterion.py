@@ -95,37 +95,32 @@ class SetCriterion(nn.Module):
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and dice losses, two tensors (L,): sums over matched masks and over frames."""
-        logits, labels = [], []
         queries = table.clamp(min=0).split([len(target["labels"]) for target in targets], dim=1)
-        for image, target in enumerate(targets):
-            point_logits, point_labels = self._points_of_image(predictions, image, queries[image], target["masks"])
-            logits.append(point_logits)
-            labels.append(point_labels)
-        point_logits, point_labels = torch.cat(logits, 1), torch.cat(labels, 1)  # (L, M, T, P)
+        logits = [chosen_mask_logits(predictions, image, chosen) for image, chosen in enumerate(queries)]
+        masks = torch.cat([target["masks"] for target in targets])  # (M, T, H, W)
+        point_logits, point_labels = self._at_points(torch.cat(logits, 1).float(), masks)  # (L, M, T, P)
         is_matched = (table >= 0).to(point_logits.dtype)  # (L, M)
         mask_losses = sigmoid_ce_losses(point_logits, point_labels).sum(-1)
         return (mask_losses * is_matched).sum(1), (dice_losses(point_logits, point_labels).sum(-1) * is_matched).sum(1)
 
-    def _points_of_image(
-        self, predictions: Sequence[QueryPrediction], image: int, queries: Tensor, masks: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits and labels (L, N, T, P) float32 of an image's targets (N, T, H, W) and their queries (L, N)."""
-        shape = (*queries.shape, masks.shape[1], self.num_points)
-        logits = chosen_mask_logits(predictions, image, queries).flatten(0, 2)[:, None].float()  # (LNT, 1, h, w)
-        if len(logits) == 0:  # the empty product keeps the gradients of all parameters connected
-            return logits.sum() + logits.new_zeros(shape), logits.new_zeros(shape)
+    def _at_points(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (L, M, T, h, w) and labels of their targets (M, T, H, W), both at points of each: (L, M, T, P)."""
+        shape = (*logits.shape[:3], self.num_points)
+        maps = logits.flatten(0, 2)[:, None]  # (LMT, 1, h, w)
+        if len(maps) == 0:  # the empty product keeps the gradients of all parameters connected
+            return maps.sum() + maps.new_zeros(shape), maps.new_zeros(shape)
         with torch.no_grad():
             points_xy = sample_uncertain_points(
-                logits.detach(),
+                maps.detach(),
                 num_points=self.num_points,
                 oversample_ratio=self.oversample_ratio,
                 importance_sample_ratio=self.importance_sample_ratio,
-            )  # (LNT, P, 2)
-            # A target is read at the points of all layers at once: (L, NT, P, 2) -> (NT, LP, 2)
+            )  # (LMT, P, 2)
+            # A target is read at the points of all layers at once: (L, MT, P, 2) -> (MT, LP, 2)
             of_targets = points_xy.unflatten(0, (shape[0], -1)).transpose(0, 1).flatten(1, 2)
-            labels = point_sample(masks.flatten(0, 1)[:, None].float(), of_targets)  # (NT, 1, LP)
-            labels = labels.view(shape[1], shape[2], shape[0], shape[3]).permute(2, 0, 1, 3)  # (L, N, T, P)
-        return point_sample(logits, points_xy).view(shape), labels
+            labels = point_sample(masks.flatten(0, 1)[:, None].float(), of_targets)  # (MT, 1, LP)
+            labels = labels.view(shape[1], shape[2], shape[0], shape[3]).permute(2, 0, 1, 3)  # (L, M, T, P)
+        return point_sample(maps, points_xy).view(shape), labels
 
 
 def with_frames(masks: Tensor) -> Tensor:

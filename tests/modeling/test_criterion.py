@@ -100,7 +100,7 @@ def test_criterion_draws_its_own_points_for_each_mask(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(criterion_module, "sample_uncertain_points", record)
     build_criterion()(random_layers(2, frames=2), [random_target(3, frames=2), random_target(1, frames=2)])
-    assert shapes == [(3 * 3 * 2, 1, 9, 11), (3 * 1 * 2, 1, 9, 11)]
+    assert shapes == [(3 * (3 + 1) * 2, 1, 9, 11)]  # layers, targets of both images, frames
 
 
 def test_criterion_names_final_layer_first() -> None:
