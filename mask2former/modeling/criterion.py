@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
+from mask2former.errors import NonFiniteError
 from mask2former.modeling.losses import dice_losses, sigmoid_ce_losses
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.prediction import QueryPrediction, chosen_mask_logits
@@ -58,11 +59,18 @@ class SetCriterion(nn.Module):
         targets = [{**target, "masks": with_frames(target["masks"])} for target in targets]
         device = predictions[0].class_logits.device
         with torch.autocast(device.type, enabled=False):
-            table = self.matcher(predictions, targets).to(device)  # (L, M)
-            class_losses = self.class_losses(predictions, targets, table)
+            table = self._match(predictions, targets).to(device)  # (L, M)
+            class_losses, class_weights = self.class_losses(predictions, targets, table)
         mask_losses, dice_losses_ = self.mask_losses(predictions, targets, table)
-        num_masks = average_num_masks(table.shape[1], device)
-        layers = {"loss_ce": class_losses, "loss_mask": mask_losses / num_masks, "loss_dice": dice_losses_ / num_masks}
+        # Divided by the sums of all processes: the mean of their losses is the loss of one process with all images.
+        num_masks = class_weights.new_full((1,), table.shape[1])
+        totals, num_processes = sum_over_processes(torch.cat([class_weights, num_masks]))
+        num_masks = totals[-1].clamp(min=1) / num_processes
+        layers = {
+            "loss_ce": class_losses / (totals[:-1] / num_processes),
+            "loss_mask": mask_losses / num_masks,
+            "loss_dice": dice_losses_ / num_masks,
+        }
         last = len(predictions) - 1
         losses = {name: values[last] for name, values in layers.items()}
         for layer in range(last):
@@ -74,10 +82,18 @@ class SetCriterion(nn.Module):
         kinds = {name: "_".join(name.split("_")[:2]) for name in losses}
         return {name: loss * self.loss_weights[kinds[name]] for name, loss in losses.items()}
 
+    def _match(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        try:
+            return self.matcher(predictions, targets)
+        except NonFiniteError:
+            # The other processes wait for this one's share of the sums.
+            sum_over_processes(torch.zeros(len(predictions) + 1, device=predictions[0].class_logits.device))
+            raise
+
     def class_losses(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
-    ) -> Tensor:
-        """Cross-entropies (L,): weighted means over all queries of the batch, "no object" where nothing matched."""
+    ) -> tuple[Tensor, Tensor]:
+        """Sums (L,) over all queries of weighted cross-entropies, and of their weights; "no object" if unmatched."""
         logits = torch.stack([prediction.class_logits for prediction in predictions]).float()  # (L, B, Q, K + 1)
         num_layers, num_batch, num_queries = logits.shape[:3]
         labels = torch.cat([target["labels"] for target in targets])
@@ -88,8 +104,7 @@ class SetCriterion(nn.Module):
         classes[layers, images.to(table.device), table.where(table >= 0, num_queries)] = labels.expand_as(table)
         classes = classes[..., :num_queries]
         losses = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
-        weights = self.empty_weight[classes].flatten(1).sum(1)
-        return losses.view(num_layers, -1).sum(1) / weights
+        return losses.view(num_layers, -1).sum(1), self.empty_weight[classes].flatten(1).sum(1)
 
     def mask_losses(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
@@ -128,10 +143,10 @@ def with_frames(masks: Tensor) -> Tensor:
     return masks.unsqueeze(1) if masks.ndim == 3 else masks
 
 
-def average_num_masks(num_masks: int, device: torch.device) -> Tensor:
-    """Number of target masks per process, a scalar of at least 1: what mask losses are divided by."""
-    average = torch.tensor(float(num_masks), device=device)
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(average)
-        average = average / distributed.get_world_size()
-    return average.clamp(min=1)
+def sum_over_processes(values: Tensor) -> tuple[Tensor, int]:
+    """The sum over all processes of a tensor that carries no gradient, and their number; all must call this alike."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values, 1
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total, distributed.get_world_size()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask2former.modeling import criterion as criterion_module
-from mask2former.modeling.criterion import SetCriterion, average_num_masks
+from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.losses import dice_losses, sigmoid_ce_losses
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.prediction import QueryPrediction
@@ -164,8 +164,3 @@ def test_criterion_computes_in_float32_under_autocast() -> None:
         losses = build_criterion()(layers, [target])
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert torch.equal(losses["loss_ce"], expected["loss_ce"])  # matching and class loss know no bfloat16
-
-
-def test_average_num_masks_is_at_least_one() -> None:
-    assert average_num_masks(0, torch.device("cpu")).item() == 1
-    assert average_num_masks(7, torch.device("cpu")).item() == 7
