@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from mask2former.config import CfgNode
 from mask2former.errors import ConfigError
+from mask2former.modeling.backbone import Backbone
 
 _NORM_MODULES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")  # of Swin: never decayed
@@ -31,6 +32,7 @@ class GroupRules:
     weight_decay_embed: float | None = None
     weight_decay_bias: float | None = None
     bias_lr_factor: float = 1.0
+    layer_decay: float = 1.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GroupRules:
@@ -44,6 +46,7 @@ class GroupRules:
             weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
             weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
             bias_lr_factor=solver.BIAS_LR_FACTOR,
+            layer_decay=solver.LAYER_DECAY,
         )
 
     def resolve(self, module: nn.Module, module_name: str, parameter_name: str) -> tuple[float, float]:
@@ -70,9 +73,12 @@ def build_parameter_groups(model: nn.Module, rules: GroupRules) -> list[dict[str
     Fewer groups than parameters matter: a fused optimiser launches once for each group.
     """
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    layer_factors, undecayed = _layer_factors(model, rules.layer_decay), _undecayed_parameters(model)
     for module, module_name, parameter_name, parameter in _iter_trained(model):
         name = f"{module_name}.{parameter_name}" if module_name else parameter_name
-        groups.setdefault(rules.resolve(module, module_name, parameter_name), []).append((name, parameter))
+        lr, weight_decay = rules.resolve(module, module_name, parameter_name)
+        key = lr * layer_factors.get(name, 1.0), 0.0 if name in undecayed else weight_decay
+        groups.setdefault(key, []).append((name, parameter))
     return [{"params": named, "lr": lr, "weight_decay": decay} for (lr, decay), named in groups.items()]
 
 
@@ -134,6 +140,34 @@ def _clip_each_value(parameters: Sequence[torch.Tensor], limit: float, norm_type
 
 
 _CLIP_TYPES = {"full_model": _clip_full_model, "norm": _clip_each_norm, "value": _clip_each_value}
+
+
+def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """What the rate of each parameter of a backbone is multiplied by: ``decay`` once in the last layer, once more in
+    each before it (Bao et al. 2022, BEiT). Empty where there is no decay.
+    """
+    if decay == 1.0:
+        return {}
+    factors = {}
+    for prefix, backbone in _backbones(model):
+        layers = backbone.parameter_layers()
+        num_layers = 1 + max(layers.values(), default=0)
+        factors.update({prefix + name: decay ** (num_layers - layer) for name, layer in layers.items()})
+    if not factors or not 0 < decay <= 1:
+        raise ConfigError(
+            "SOLVER.LAYER_DECAY: expected a factor above 0, at most 1, and a model whose backbone has layers; "
+            f"found {decay} and {'no such backbone' if not factors else 'one'}"
+        )
+    return factors
+
+
+def _undecayed_parameters(model: nn.Module) -> set[str]:
+    return {prefix + name for prefix, backbone in _backbones(model) for name in backbone.undecayed_parameters()}
+
+
+def _backbones(model: nn.Module) -> list[tuple[str, Backbone]]:
+    """Each backbone with the prefix of its parameters' names."""
+    return [(f"{name}." if name else "", part) for name, part in model.named_modules() if isinstance(part, Backbone)]
 
 
 def _iter_trained(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mask2former.checkpoint import load_state_dict, load_weights, write_text_atomic
 from mask2former.config import CfgNode
 from mask2former.engine import distributed, summary
+from mask2former.engine.backbone_weights import load_backbone_weights
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.hooks import (
     BestCheckpoint,
@@ -192,6 +193,7 @@ def _first_batch(cfg: CfgNode, checkpoint: tuple[Path, Any] | None) -> int:
 
 
 def _load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:
+    load_backbone_weights(cfg, model)
     if cfg.MODEL.WEIGHTS:
         load_weights(model, cfg.MODEL.WEIGHTS)
     else:

@@ -18,6 +18,7 @@ from mask2former.engine.optimizer import (
     build_parameter_groups,
 )
 from mask2former.errors import ConfigError
+from mask2former.modeling.backbone import build_backbone
 from tests.parity import CONFIG_DIR, REFERENCE_DIR
 
 REFERENCE = json.loads((REFERENCE_DIR / "optimizer_and_schedule.json").read_text())
@@ -96,6 +97,56 @@ def test_build_parameter_groups_follows_all_rules_and_takes_each_parameter_once(
         "relative_position_bias_table": (1.0, 0.0),
     }
     assert len(groups) == len(set(actual.values()))
+
+
+def layer_decay_factors(backbone: str, **options: Any) -> dict[str, float]:
+    cfg = recipe_config("coco_panoptic_swin_tiny")
+    cfg.MODEL.BACKBONE.NAME = backbone
+    cfg.merge_from_list([item for pair in options.items() for item in pair])
+    with torch.device("meta"):
+        model = nn.ModuleDict({"backbone": build_backbone(cfg), "head": nn.Linear(2, 2)})
+    rates = []
+    for decay in (1.0, 0.5):
+        cfg.SOLVER.LAYER_DECAY = decay
+        groups = build_parameter_groups(model, GroupRules.from_config(cfg))
+        rates.append({name: group["lr"] for group in groups for name, _ in group["params"]})
+    return {name: rates[1][name] / rate for name, rate in rates[0].items()}
+
+
+def test_layer_decay_falls_towards_the_input_of_swin() -> None:
+    factors = layer_decay_factors("D2SwinTransformer")
+    assert factors["head.weight"] == 1.0
+    assert factors["backbone.norm3.weight"] == factors["backbone.layers.3.blocks.1.mlp.fc1.weight"] == 0.5
+    assert factors["backbone.layers.3.blocks.0.mlp.fc1.weight"] == 0.25
+    assert factors["backbone.layers.0.downsample.reduction.weight"] == 0.5**11
+    assert factors["backbone.patch_embed.proj.weight"] == 0.5**13
+
+
+def test_layer_decay_falls_towards_the_input_of_resnet_and_timm() -> None:
+    factors = layer_decay_factors("build_resnet_backbone")
+    assert factors["backbone.res5.2.conv1.weight"] == 0.5
+    assert factors["backbone.stem.conv1.weight"] == 0.5**5
+    factors = layer_decay_factors("build_timm_backbone", **{"MODEL.TIMM.NAME": "vit_tiny_patch16_224"})
+    assert factors["backbone.pyramid.scales.0.0.weight"] == 1.0
+    assert factors["backbone.network.blocks.11.mlp.fc1.weight"] == 0.5
+    assert factors["backbone.network.pos_embed"] == 0.5**13
+
+
+def test_position_embeddings_of_timm_are_not_decayed() -> None:
+    cfg = recipe_config("coco_panoptic_swin_tiny")
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.TIMM.NAME = "build_timm_backbone", "vit_tiny_patch16_224"
+    with torch.device("meta"):
+        groups = build_parameter_groups(build_backbone(cfg), GroupRules.from_config(cfg))
+    decays = {name: group["weight_decay"] for group in groups for name, _ in group["params"]}
+    assert decays["network.pos_embed"] == decays["network.cls_token"] == 0.0
+    assert decays["network.blocks.0.mlp.fc1.weight"] == cfg.SOLVER.WEIGHT_DECAY
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5])
+def test_layer_decay_refuses_what_is_no_decay(decay: float) -> None:
+    rules = GroupRules(lr=1.0, weight_decay=0.0, layer_decay=decay)
+    with pytest.raises(ConfigError, match=r"SOLVER\.LAYER_DECAY: expected a factor"):
+        build_parameter_groups(_Parts(), rules)
 
 
 @pytest.mark.parametrize("name", ["ADAMW", "adamw", "SGD"])

@@ -40,6 +40,26 @@ class Backbone(nn.Module):
         """Channels and stride of each feature that `forward` returns."""
         return {name: self._features[name] for name in self.out_features}
 
+    def parameter_layers(self) -> dict[str, int]:
+        """The layer of each parameter by its name, 0 nearest the input, for learning rates that fall towards it.
+
+        Here each direct child is a layer, and each entry of a list of modules; a parameter left out keeps its rate.
+        """
+        layers: dict[str, int] = {}
+        parts = [
+            (f"{name}.{index}", part) if isinstance(child, nn.ModuleList) else (name, child)
+            for name, child in self.named_children()
+            for index, part in (enumerate(child) if isinstance(child, nn.ModuleList) else [(0, child)])
+        ]
+        parts = [(name, part) for name, part in parts if next(part.parameters(), None) is not None]
+        for layer, (name, part) in enumerate(parts):
+            layers.update({f"{name}.{parameter}": layer for parameter, _ in part.named_parameters()})
+        return layers
+
+    def undecayed_parameters(self) -> set[str]:
+        """Names of parameters without weight decay, beside those that every recipe leaves without."""
+        return set()
+
 
 def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
     """The backbone that MODEL.BACKBONE.NAME names; by default its input has as many channels as MODEL.PIXEL_MEAN."""

@@ -258,6 +258,19 @@ class D2SwinTransformer(Backbone):
                 x = stage.downsample(x)
         return features
 
+    def parameter_layers(self) -> dict[str, int]:
+        """The embedding, then each block; merging belongs to the last block of its stage, and so does the norm."""
+        layers = {name: 0 for name, _ in self.named_parameters() if name.startswith(("patch_embed", "absolute_pos"))}
+        last = 0
+        for index, stage in enumerate(self.layers):
+            assert isinstance(stage, SwinStage)
+            first, last = last + 1, last + len(stage.blocks)
+            for name, _ in stage.named_parameters():
+                block = name.split(".")[1] if name.startswith("blocks.") else -1
+                layers[f"layers.{index}.{name}"] = range(first, last + 1)[int(block)]
+            layers.update({f"norm{index}.{name}": last for name in ("weight", "bias")})
+        return layers
+
     def _add_absolute_position(self, x: Tensor) -> Tensor:
         if self.absolute_pos_embed is None:
             return x
