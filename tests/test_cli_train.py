@@ -159,7 +159,7 @@ def test_train_net_script_reports_wrong_key_in_one_line(tmp_path: Path, argument
         (["SEED", "1", "--eval-only"], "--eval-only: options come before"),
         (["SOLVER.NO_SUCH_KEY", "1"], "SOLVER.NO_SUCH_KEY"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
-        (["MODEL.WEIGHTS", "detectron2://ImageNetPretrained/torchvision/R-50.pkl"], "give its path"),
+        (["MODEL.WEIGHTS", "zoo://coco/panoptic/r51"], "no such model in the zoo"),
         (["SOLVER.LR_SCHEDULER_NAME", "Step"], "SOLVER.LR_SCHEDULER_NAME"),
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], "CLIP_TYPE"),
     ],
@@ -244,3 +244,21 @@ def test_run_cli_returns_codes_and_passes_bugs_through(capsys: pytest.CaptureFix
         run_cli(lambda: _fail(TypeError("a bug")))
     assert run_cli(lambda: _fail(ConfigError("wrong key")), verbose=True) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("door", ["tools/train_net.py", "demo/demo.py"])
+def test_door_sets_how_idle_threads_wait_before_torch_is_imported(door: str) -> None:
+    # OpenMP reads its environment when it is loaded.
+    code = f"""
+import builtins, os, runpy, sys
+runpy.run_path({door!r}, run_name="door")
+assert "torch" not in sys.modules
+from mask2former import cli
+cli.run_cli = lambda function, **_: print(os.environ["GOMP_SPINCOUNT"])
+cli.{"train_main" if "train" in door else "predict_main"}(["--config-file", "c", "--input", "i", "--output", "o"])
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("GOMP", "OMP_WAIT"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "1000", done.stderr

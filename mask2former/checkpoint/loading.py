@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,31 @@ import numpy as np
 import torch
 from torch import nn
 
+from mask2former.checkpoint.adapting import adapt_shapes
+from mask2former.checkpoint.families import DERIVED, Family, ImageStatistics, convert_to_ours
 from mask2former.checkpoint.reader import load_state
 from mask2former.errors import CheckpointError
 
 _WRAPPER_KEYS = ("model", "state_dict", "model_state_dict")
 _WRAPPER_PREFIX = "module."
+_STATISTIC_TOLERANCE = 2.0  # of 255: the published means differ in their decimals
 _MAX_LISTED = 8  # names per list in the log; the report object holds all
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to each name; shapes are (in the checkpoint, in the model)."""
+    """What happened to each name; shapes are (in the checkpoint, in the model).
+
+    ``adapted`` are loaded too, but resized; ``notes`` say what else the user should know of this file.
+    """
 
     source: str
     matched: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    adapted: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -39,27 +48,80 @@ class LoadReport:
         """The report in a few lines for the log."""
         total = len(self.matched) + len(self.missing) + len(self.mismatched)
         lines = [f"{self.source}: {len(self.matched)} of {total} tensors of the model loaded"]
-        if self.mismatched:
-            shapes = [f"{name} {theirs} here {ours}" for name, (theirs, ours) in self.mismatched.items()]
-            lines += _format_list("of another shape, keep their initial values", shapes)
+        lines += _format_list("resized", _format_shapes(self.adapted))
+        lines += _format_list("of another shape, keep their initial values", _format_shapes(self.mismatched))
         lines += _format_list("not in the checkpoint, keep their initial values", self.missing)
         lines += _format_list("in the checkpoint but not in the model, ignored", self.unexpected)
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
-    """Loads a checkpoint file into a model and logs the report.
+def load_weights(model: nn.Module, path: str | Path, *, resize_queries: bool = False) -> LoadReport:
+    """Loads a checkpoint of any known family into a model and logs the report.
+
+    ``path`` is a file, a folder of transformers, or an address as ``load_state`` takes them. Relative position tables
+    of other windows are interpolated. ``resize_queries``: of another number of queries, as many as both have are
+    copied and the others keep their initial values; without it the queries count as of another shape.
 
     Raises:
         CheckpointError: the file cannot be read safely, or no parameter of the model is in it.
     """
     state = load_state(path)
-    report = load_state_dict(
-        model, find_weights(state), source=str(path), match_suffixes=bool(state.get("matching_heuristics"))
-    )
-    level = logging.INFO if report.is_complete else logging.WARNING
+    tensors, own = to_tensors(find_weights(state)), model.state_dict()
+    tensors, family = _choose_names(tensors, own, source=str(path), try_suffixes="matching_heuristics" in state)
+    tensors, adapted = adapt_shapes(tensors, own, resize_queries=resize_queries)
+    report = load_state_dict(model, tensors, source=str(path))
+    report = replace(report, adapted=adapted, notes=tuple(_note_images(model, family)))
+    level = logging.INFO if report.is_complete and not report.notes else logging.WARNING
     logging.getLogger(__name__).log(level, "%s", report.format())
     return report
+
+
+def _choose_names(
+    tensors: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], *, source: str, try_suffixes: bool
+) -> tuple[dict[str, torch.Tensor], Family | None]:
+    """The tensors under those names that most of the model's entries bear: as they are, by family, or by endings."""
+
+    def count(candidate: Iterable[str]) -> int:
+        return sum(name in own for name in candidate)
+
+    converted = convert_to_ours(tensors, source=source) if count(tensors) < len(own) else None
+    best, family = tensors, None
+    if converted is not None and count(converted.tensors) > count(best):
+        best, family = converted.tensors, converted.family
+    if try_suffixes or not count(best):
+        by_suffix = _rename_by_suffix(tensors, own)
+        if count(by_suffix) > count(best):
+            best, family = by_suffix, converted.family if converted is not None else None
+    return best, family
+
+
+def _note_images(model: nn.Module, family: Family | None) -> list[str]:
+    """What to tell of weights that know other images than the model is fed with."""
+    mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
+    if family is None or not isinstance(mean, torch.Tensor) or not isinstance(std, torch.Tensor):
+        return []
+    notes = [family.hint] if family.hint else []
+    images = family.images
+    if images is not None and not (_is_near(mean, images.mean) and _is_near(std, images.std)):
+        notes.append(_describe_images(images, mean, std))
+    return notes
+
+
+def _is_near(actual: torch.Tensor, expected: Sequence[float]) -> bool:
+    values = actual.flatten().tolist()
+    return len(values) == len(expected) and all(abs(a - e) < _STATISTIC_TOLERANCE for a, e in zip(values, expected))
+
+
+def _describe_images(images: ImageStatistics, mean: torch.Tensor, std: torch.Tensor) -> str:
+    return (
+        f"these weights expect {images.order} images: INPUT.FORMAT {images.order} MODEL.PIXEL_MEAN {list(images.mean)} "
+        f"MODEL.PIXEL_STD {list(images.std)}; the model has PIXEL_MEAN {_rounded(mean)} PIXEL_STD {_rounded(std)}"
+    )
+
+
+def _rounded(statistic: torch.Tensor) -> list[float]:
+    return [round(value, 3) for value in statistic.flatten().tolist()]
 
 
 def find_weights(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -70,21 +132,14 @@ def find_weights(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return state
 
 
-def load_state_dict(
-    model: nn.Module, weights: Mapping[str, Any], *, source: str, match_suffixes: bool = False
-) -> LoadReport:
+def load_state_dict(model: nn.Module, weights: Mapping[str, Any], *, source: str) -> LoadReport:
     """Copies those weights whose name and shape fit; tensors of another shape keep their initial values.
-
-    ``match_suffixes``: names that lack their leading parts (``res2.…`` for ``backbone.res2.…``, as backbones' files
-    have them) go to the one place they fit.
 
     Raises:
         CheckpointError: no parameter of the model is in the checkpoint.
     """
-    tensors = _to_tensors(weights)
+    tensors = to_tensors(weights)
     own = model.state_dict()
-    if match_suffixes:
-        tensors = _rename_by_suffix(tensors, own)
     mismatched = {
         name: (tuple(tensor.shape), tuple(own[name].shape))
         for name, tensor in tensors.items()
@@ -93,15 +148,18 @@ def load_state_dict(
     fitting = {name: tensor for name, tensor in tensors.items() if name not in mismatched}
     # The model's own hooks may rename entries of older files while loading, so what is missing is asked of torch.
     outcome = model.load_state_dict(fitting, strict=False)
-    missing = tuple(name for name in outcome.missing_keys if name not in mismatched)
-    matched = tuple(name for name in own if name not in mismatched and name not in set(missing))
+    absent = {name for name in outcome.missing_keys if name not in mismatched}
+    missing = tuple(name for name in outcome.missing_keys if name in absent and not re.search(DERIVED, name))
+    matched = tuple(name for name in own if name not in mismatched and name not in absent)
     parameters = {name for name, _ in model.named_parameters()}
     if parameters and not parameters & set(matched):
         raise CheckpointError(_describe_foreign(source, tensors, own, mismatched=len(mismatched)))
-    return LoadReport(source, matched, missing, tuple(outcome.unexpected_keys), mismatched)
+    unexpected = tuple(name for name in outcome.unexpected_keys if not re.search(DERIVED, name))
+    return LoadReport(source, matched, missing, unexpected, mismatched)
 
 
-def _to_tensors(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def to_tensors(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The numeric entries as tensors, without the prefix that wrappers for several processes add."""
     tensors = {}
     for name, value in weights.items():
         if isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "biuf":
@@ -140,6 +198,10 @@ def _describe_foreign(
 
 def _example(names: Iterable[str]) -> str:
     return next((repr(name) for name in names), "nothing")
+
+
+def _format_shapes(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> list[str]:
+    return [f"{name} {theirs} here {ours}" for name, (theirs, ours) in shapes.items()]
 
 
 def _format_list(title: str, names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import warnings
@@ -12,32 +13,32 @@ from typing import Any
 
 import torch
 
+from mask2former.checkpoint.addresses import resolve_address, suggest_source
 from mask2former.checkpoint.restricted_pickle import RestrictedUnpickler
 from mask2former.errors import CheckpointError
 
-_CATALOG_ADDRESS = re.compile(r"^[a-z0-9+]{2,}://", re.IGNORECASE)
+_TRANSFORMERS_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
     """Content of a checkpoint, tensors on the CPU; arrays of ``.pkl`` files stay numpy arrays.
 
     ``.pth``, ``.pt`` and ``.bin`` are torch files, ``.safetensors`` is flat name to tensor (returned as
-    ``{"model": …}``), ``.pkl`` holds numpy arrays.
+    ``{"model": …}``), ``.pkl`` holds numpy arrays. A folder is one of transformers. Addresses (``zoo://…``,
+    ``detectron2://…``, ``https://…``) are downloaded to the cache.
 
     Raises:
-        CheckpointError: the file is missing, truncated, corrupt, of an unknown kind, or names code to run.
+        CheckpointError: the file is missing, truncated, corrupt, of an unknown kind, or names code to run, or an
+            address cannot be downloaded.
     """
-    if _CATALOG_ADDRESS.match(str(path)):
-        raise CheckpointError(
-            f"{path}: model catalog and network addresses are not read; download the file and give its path, "
-            "for instance MODEL.WEIGHTS weights/model.pkl (or MODEL.WEIGHTS '' to start from random weights)"
-        )
-    path = Path(path).expanduser()
-    reader = _READERS.get(path.suffix.lower())
+    path = resolve_address(path)
+    if path.is_dir():
+        path = _find_transformers_file(path)
+    reader = _read_sharded if path.name == _TRANSFORMERS_FILES[0] else _READERS.get(path.suffix.lower())
     if reader is None:
         raise CheckpointError(f"{path}: unknown kind of checkpoint, expected one of {', '.join(_READERS)}")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+        raise CheckpointError(f"{path}: no such checkpoint file{suggest_source(path)}")
     try:
         state = reader(path)
     except CheckpointError:
@@ -87,6 +88,26 @@ def _read_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
     return {"model": load_file(path, device="cpu")}
+
+
+def _find_transformers_file(folder: Path) -> Path:
+    for name in _TRANSFORMERS_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: a folder without weights, expected one of {', '.join(_TRANSFORMERS_FILES)} in it")
+
+
+def _read_sharded(index: Path) -> Any:
+    """Several safetensors files beside an index that lists them."""
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: refused: lists {shard!r}, expected .safetensors files of the same folder")
+        if not (index.parent / shard).is_file():
+            raise CheckpointError(f"{index}: the listed file {shard} is missing")
+        tensors |= _read_safetensors(index.parent / shard)["model"]
+    return {"model": tensors}
 
 
 def _first_line(error: Exception) -> str:

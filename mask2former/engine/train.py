@@ -195,7 +195,7 @@ def _first_batch(cfg: CfgNode, checkpoint: tuple[Path, Any] | None) -> int:
 def _load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:
     load_backbone_weights(cfg, model)
     if cfg.MODEL.WEIGHTS:
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        load_weights(model, cfg.MODEL.WEIGHTS, resize_queries=cfg.MODEL.MASK_FORMER.RESIZE_QUERIES)
     else:
         logger.info("MODEL.WEIGHTS is empty: the model starts from random weights")
 

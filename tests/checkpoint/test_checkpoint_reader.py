@@ -149,8 +149,10 @@ def test_load_state_recognises_changed_byte_in_torch_file(tmp_path: Path) -> Non
     [
         ("absent.pth", "no such checkpoint file"),
         ("model.onnx", "unknown kind"),
-        ("detectron2://ImageNetPretrained/torchvision/R-50.pkl", "give its path"),
-        ("zoo://R50", "give its path"),
+        ("s3://bucket/R-50.pkl", "s3://"),
+        ("zoo://R50", "no such model in the zoo.*coco/panoptic/r50"),
+        ("R-101.pkl", r"no such checkpoint file.*https://.*resnet101"),
+        ("model_final_3c8ec9.pkl", "zoo://coco/instance/r50"),
     ],
 )
 def test_load_state_explains_unusable_address(tmp_path: Path, name: str, message: str) -> None:

@@ -1,0 +1,105 @@
+"""What MODEL.WEIGHTS may name besides a file: models of the zoo, detectron2's catalog, http addresses."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mask2former.checkpoint.download import download
+from mask2former.errors import CheckpointError
+
+_SCHEME = re.compile(r"^([a-z0-9+]{2,})://(.*)$", re.IGNORECASE | re.DOTALL)  # one letter would be a Windows drive
+_DETECTRON2_CATALOG = "https://dl.fbaipublicfiles.com/detectron2/"
+_SWIN_RELEASE = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+_FORMS = "a file, a folder of transformers, zoo://NAME, http(s)://… or detectron2://…"
+
+# Files that published configs name without a folder: where weights come from that can be given in their place.
+_PRETRAINED_BACKBONES = {
+    "R-101.pkl": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    **{
+        f"{name}.pkl": f"{_SWIN_RELEASE}{name}.pth"
+        for name in (
+            "swin_tiny_patch4_window7_224",
+            "swin_small_patch4_window7_224",
+            "swin_base_patch4_window12_384",
+            "swin_base_patch4_window12_384_22k",
+            "swin_large_patch4_window12_384_22k",
+        )
+    },
+}
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A published model: ``name`` such as coco/panoptic/r50, its config below ``configs/``, its address and metrics."""
+
+    name: str
+    dataset: str
+    task: str
+    backbone: str
+    schedule: str
+    metrics: dict[str, float]
+    model_id: str
+    config: str
+    checkpoint_url: str
+
+
+@functools.cache
+def zoo_models() -> dict[str, ZooModel]:
+    """The published models by name."""
+    text = resources.files(__package__).joinpath("model_zoo.json").read_text(encoding="utf-8")
+    entries: list[dict[str, Any]] = json.loads(text)
+    return {entry["name"]: ZooModel(**entry) for entry in entries}
+
+
+def find_zoo_model(name: str) -> ZooModel:
+    """The model of a name; capitals do not matter, and an ending that only one model has may be left out.
+
+    Raises:
+        CheckpointError: no such name, or several begin so; the message lists them.
+    """
+    models, wanted = zoo_models(), name.strip("/").lower()
+    if wanted in models:
+        return models[wanted]
+    beginning = [known for known in models if wanted and known.startswith(f"{wanted}-")]
+    if len(beginning) == 1:
+        return models[beginning[0]]
+    near = beginning or [known for known in models if wanted and known.startswith(f"{wanted}/")]
+    near = near or difflib.get_close_matches(wanted, models, n=5, cutoff=0.5) or list(models)
+    raise CheckpointError(f"zoo://{name}: no such model in the zoo; there are for instance {', '.join(near[:12])}")
+
+
+def resolve_address(address: str | Path) -> Path:
+    """A local path: that of a downloaded file for an address, the path itself otherwise.
+
+    Raises:
+        CheckpointError: an unknown name or kind of address, or the download fails.
+    """
+    found = _SCHEME.match(str(address))
+    if found is None:
+        return Path(address).expanduser()
+    scheme, rest = found[1].lower(), found[2]
+    if scheme in ("http", "https"):
+        return download(str(address))
+    if scheme == "zoo":
+        return download(find_zoo_model(rest).checkpoint_url)
+    if scheme == "detectron2":
+        return download(_DETECTRON2_CATALOG + rest.lstrip("/"))
+    raise CheckpointError(f"{address}: addresses of the kind {scheme}:// are not read; expected {_FORMS}")
+
+
+def suggest_source(path: Path) -> str:
+    """For a missing file of a published name: where it or its weights can be had; empty for others."""
+    model = next((m for m in zoo_models().values() if m.checkpoint_url.endswith(f"/{path.name}")), None)
+    if model is not None:
+        return f"; this is a published model, give MODEL.WEIGHTS zoo://{model.name} to download it"
+    if path.name in _PRETRAINED_BACKBONES:
+        address = _PRETRAINED_BACKBONES[path.name]
+        return f"; a pretrained backbone, give MODEL.WEIGHTS {address} to download the same weights"
+    return ""
