@@ -3,8 +3,19 @@
 from mask2former.modeling import backbone as backbone
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher
-from mask2former.modeling.meta_arch import MaskFormer, MaskFormerHead, build_model
-from mask2former.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+from mask2former.modeling.meta_arch import (
+    MaskFormer,
+    MaskFormerHead,
+    PerPixelBaselineHead,
+    PerPixelBaselinePlusHead,
+    SemanticSegmentor,
+    build_model,
+)
+from mask2former.modeling.pixel_decoder import (
+    BasePixelDecoder,
+    MSDeformAttnPixelDecoder,
+    TransformerEncoderPixelDecoder,
+)
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import (
     BACKBONE_REGISTRY,
@@ -12,19 +23,25 @@ from mask2former.modeling.registry import (
     SEM_SEG_HEADS_REGISTRY,
     TRANSFORMER_DECODER_REGISTRY,
 )
-from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder
+from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder, StandardTransformerDecoder
 
 __all__ = [
     "BACKBONE_REGISTRY",
     "META_ARCH_REGISTRY",
     "SEM_SEG_HEADS_REGISTRY",
     "TRANSFORMER_DECODER_REGISTRY",
+    "BasePixelDecoder",
     "HungarianMatcher",
     "MSDeformAttnPixelDecoder",
     "MaskFormer",
     "MaskFormerHead",
     "MultiScaleMaskedTransformerDecoder",
+    "PerPixelBaselineHead",
+    "PerPixelBaselinePlusHead",
     "QueryPrediction",
+    "SemanticSegmentor",
     "SetCriterion",
+    "StandardTransformerDecoder",
+    "TransformerEncoderPixelDecoder",
     "build_model",
 ]

@@ -1,12 +1,14 @@
-"""Losses and matching costs of masks, given as logits at sampled points (Mask2Former, section 3.3).
+"""Losses and matching costs of masks, given as logits at sampled points (Mask2Former, section 3.3), and of pixels.
 
-Letters: N masks, M targets, Q queries, P points (of all frames together where costs are meant).
+Letters: N masks, M targets, Q queries, P points (of all frames together where costs are meant), B batch, K classes.
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
+
+IGNORED = -1  # label of a pixel that trains nothing
 
 
 def dice_losses(mask_logits: Tensor, targets: Tensor) -> Tensor:
@@ -38,3 +40,15 @@ def sigmoid_ce_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:
 def class_costs(class_logits: Tensor, labels: Tensor) -> Tensor:
     """Negated class probabilities (..., Q, M) of logits (..., Q, K + 1) for target classes (M,)."""
     return -class_logits.softmax(-1)[..., labels]
+
+
+def pixel_ce_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, a scalar, of logits (B, K, H', W') against the labels (B, H, W) that are not IGNORED.
+
+    Logits may reach beyond the labels at right and bottom. Where every label is ignored, the loss is a zero with
+    gradients.
+    """
+    height, width = labels.shape[-2:]
+    logits = class_logits[..., :height, :width]
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)

@@ -1,6 +1,7 @@
 """Layers that several components share."""
 
-from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm
+from mask2former.modeling.layers.attention import MultiheadAttention
+from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm, init_xavier
 from mask2former.modeling.layers.drop_path import DropPath
 from mask2former.modeling.layers.mlp import MLP
 from mask2former.modeling.layers.norms import (
@@ -14,6 +15,7 @@ from mask2former.modeling.layers.norms import (
 )
 from mask2former.modeling.layers.position_encoding import PositionEmbeddingSine, sine_position_encoding
 from mask2former.modeling.layers.size_cache import SizeCache
+from mask2former.modeling.layers.transformer import TransformerDecoder, TransformerEncoder
 
 __all__ = [
     "MLP",
@@ -22,12 +24,16 @@ __all__ = [
     "DropPath",
     "FrozenBatchNorm2d",
     "LayerNorm2d",
+    "MultiheadAttention",
     "NormSpec",
     "PositionEmbeddingSine",
     "SizeCache",
     "SyncBatchNorm",
+    "TransformerDecoder",
+    "TransformerEncoder",
     "fold_frozen_batch_norm",
     "freeze_batch_norm",
     "get_norm",
+    "init_xavier",
     "sine_position_encoding",
 ]

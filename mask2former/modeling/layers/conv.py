@@ -6,11 +6,14 @@ Letters: N batch, C channels, H W height and width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mask2former.modeling.layers.norms import FrozenBatchNorm2d
+
+ConvolutionT = TypeVar("ConvolutionT", bound=nn.Conv2d)
 
 
 class Conv2d(nn.Conv2d):
@@ -85,6 +88,14 @@ class Conv2d(nn.Conv2d):
         self.weight.copy_(weight)
         self.bias = nn.Parameter(bias, requires_grad=self.weight.requires_grad)
         self.norm = None
+
+
+def init_xavier(convolution: ConvolutionT) -> ConvolutionT:
+    """Uniform weights of variance 1 / fan-in and no bias: the start of every projection; returns its argument."""
+    nn.init.kaiming_uniform_(convolution.weight, a=1)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    return convolution
 
 
 def fold_frozen_batch_norm(module: nn.Module) -> nn.Module:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from mask2former.errors import ConfigError
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.modeling.meta_arch.mask_former_head import ENCODED, MULTI_SCALE, PIXELS
 from mask2former.modeling.registry import (
     META_ARCH_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
@@ -17,6 +21,7 @@ from mask2former.modeling.registry import (
     build_from_config,
     lookup,
 )
+from mask2former.modeling.transformer_decoder import StandardTransformerDecoder
 from mask2former.structures import ShapeSpec
 
 _logger = logging.getLogger(__name__)
@@ -33,23 +38,63 @@ def build_model(cfg: Any) -> nn.Module:
 
 
 def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """The head of MODEL.SEM_SEG_HEAD.NAME with its pixel decoder and transformer decoder."""
-    names, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+    """The head of MODEL.SEM_SEG_HEAD.NAME with its pixel decoder and what predicts from it."""
+    names = cfg.MODEL.SEM_SEG_HEAD
     head = lookup(SEM_SEG_HEADS_REGISTRY, names.NAME, key="MODEL.SEM_SEG_HEAD.NAME")
     pixel_decoder = lookup(
         SEM_SEG_HEADS_REGISTRY, names.PIXEL_DECODER_NAME, key="MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
     )
-    predictor = lookup(
-        TRANSFORMER_DECODER_REGISTRY,
-        mask_former.TRANSFORMER_DECODER_NAME,
-        key="MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
-    )
+    build_predictor = _PREDICTOR_BUILDERS.get(names.NAME, build_transformer_decoder)
     return build_from_config(
         head,
         cfg,
         build_from_config(pixel_decoder, cfg, input_shape),
-        build_from_config(predictor, cfg, names.CONVS_DIM),
+        build_predictor(cfg, input_shape),
     )
+
+
+def build_transformer_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """The decoder of MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME."""
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    decoder = lookup(TRANSFORMER_DECODER_REGISTRY, name, key="MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME")
+    return build_from_config(decoder, cfg, transformer_in_channels(cfg, input_shape))
+
+
+def build_class_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """MaskFormer's decoder with queries that stand for classes, whatever decoder the config names."""
+    arguments = StandardTransformerDecoder.from_config(cfg, transformer_in_channels(cfg, input_shape))
+    return StandardTransformerDecoder(**{**arguments, "num_classes": None})
+
+
+def build_pixel_classifier(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """A 1x1 convolution from mask features to class logits."""
+    classifier = nn.Conv2d(cfg.MODEL.SEM_SEG_HEAD.MASK_DIM, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, kernel_size=1)
+    nn.init.kaiming_normal_(classifier.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
+    return classifier
+
+
+# Heads that do not take the decoder of the config.
+_PREDICTOR_BUILDERS: Mapping[str, Callable[[Any, dict[str, ShapeSpec]], nn.Module]] = MappingProxyType(
+    {"PerPixelBaselineHead": build_pixel_classifier, "PerPixelBaselinePlusHead": build_class_decoder}
+)
+
+
+def transformer_in_channels(cfg: Any, input_shape: dict[str, ShapeSpec]) -> int:
+    """Channels of what MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE names.
+
+    Raises:
+        ConfigError: the name is neither one of the pixel decoder's maps nor a feature of the backbone.
+    """
+    head, name = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+    channels = {feature: shape.channels for feature, shape in input_shape.items()}
+    channels.update({MULTI_SCALE: head.CONVS_DIM, ENCODED: head.CONVS_DIM, PIXELS: head.MASK_DIM})
+    found = channels.get(name)
+    if found is None:
+        raise ConfigError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE: expected one of {', '.join(channels)}; found {name!r}"
+        )
+    return found
 
 
 def build_criterion(cfg: Any) -> SetCriterion:

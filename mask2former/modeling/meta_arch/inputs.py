@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mask2former.errors import DatasetError, InputError
+from mask2former.modeling.losses import IGNORED
 from mask2former.structures import ImageList, Instances
 
 
@@ -62,19 +63,55 @@ def pad_targets(
     """
     targets = []
     for index, sample in enumerate(batch):
-        name = str(sample.get("file_name", f"sample {index} of the batch"))
+        name = _name(sample, index)
         if "instances" not in sample:
             raise DatasetError(f"{name}: training needs 'instances', found keys {sorted(sample)}")
         frames = sample["instances"] if is_clip(sample) else [sample["instances"]]
         labels, masks = _stack_frames(frames)
         _check_labels(labels, num_classes, name)
         height, width = masks.shape[-2:]
-        if height > size[0] or width > size[1]:
-            raise DatasetError(f"{name}: masks of size {(height, width)} exceed the padded image {size}")
+        _check_size((height, width), size, name)
         padded = torch.zeros((*masks.shape[:2], *size), dtype=torch.bool, device=device)
         padded[..., :height, :width] = masks.to(device)
         targets.append({"labels": labels.to(device), "masks": padded})
     return targets
+
+
+def pad_label_maps(
+    batch: Sequence[dict[str, Any]], *, size: tuple[int, int], num_classes: int, ignore_value: int, device: torch.device
+) -> Tensor:
+    """Class ids (B, *size) int64 of pixels; IGNORED in the padding and where no class is known.
+
+    A sample's `sem_seg` (H, W), with `ignore_value`, comes before its `instances`, of which the last covers the others.
+
+    Raises:
+        DatasetError: a class id is out of range, or a map is larger than its padded image.
+    """
+    padded = torch.full((len(batch), *size), IGNORED, dtype=torch.int64)
+    for index, (labels, sample) in enumerate(zip(padded, batch, strict=True)):
+        name = _name(sample, index)
+        found = _label_map(sample, name, ignore_value=ignore_value)
+        height, width = found.shape
+        _check_size((height, width), size, name)
+        _check_labels(found[found != IGNORED], num_classes, name)
+        labels[:height, :width] = found
+    return padded.to(device)
+
+
+def _label_map(sample: dict[str, Any], name: str, *, ignore_value: int) -> Tensor:
+    """Class ids (H, W) int64 of one sample, IGNORED where none is known."""
+    if "sem_seg" in sample:
+        labels = torch.as_tensor(sample["sem_seg"]).long().cpu()
+        if labels.ndim != 2:
+            raise DatasetError(f"{name}: expected 'sem_seg' (H, W), found shape {tuple(labels.shape)}")
+        return labels.masked_fill(labels == ignore_value, IGNORED)
+    if "instances" not in sample:
+        raise DatasetError(f"{name}: training needs 'sem_seg' or 'instances', found keys {sorted(sample)}")
+    masks = _bitmaps(sample["instances"]).cpu()
+    labels = torch.full(masks.shape[1:], IGNORED, dtype=torch.int64)
+    for mask, label in zip(masks, sample["instances"].gt_classes.tolist(), strict=True):
+        labels.masked_fill_(mask, label)
+    return labels
 
 
 def _stack_frames(frames: Sequence[Instances]) -> tuple[Tensor, Tensor]:
@@ -95,6 +132,15 @@ def _bitmaps(frame: Instances) -> Tensor:
     masks = frame.gt_masks
     tensor = masks if isinstance(masks, Tensor) else masks.tensor
     return tensor.bool()
+
+
+def _name(sample: dict[str, Any], index: int) -> str:
+    return str(sample.get("file_name", f"sample {index} of the batch"))
+
+
+def _check_size(found: tuple[int, int], padded: tuple[int, int], name: str) -> None:
+    if found[0] > padded[0] or found[1] > padded[1]:
+        raise DatasetError(f"{name}: masks of size {found} exceed the padded image {padded}")
 
 
 def _check_labels(labels: Tensor, num_classes: int, name: str) -> None:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mask2former.modeling.backbone import build_backbone
 from mask2former.modeling.criterion import SetCriterion
-from mask2former.modeling.meta_arch.assembly import build_criterion, build_sem_seg_head
-from mask2former.modeling.meta_arch.inputs import count_frames, pad_images, pad_targets
+from mask2former.modeling.meta_arch.assembly import build_criterion
+from mask2former.modeling.meta_arch.inputs import count_frames, pad_targets
+from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
 from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_clip, infer_image
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import META_ARCH_REGISTRY
@@ -28,11 +28,8 @@ _logger = logging.getLogger(__name__)
 
 
 @META_ARCH_REGISTRY.register()
-class MaskFormer(nn.Module):
+class MaskFormer(SegmentationModel):
     """The published meta-architecture: list of dictionaries in; losses out in training, list of results otherwise."""
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(
         self,
@@ -51,27 +48,25 @@ class MaskFormer(nn.Module):
 
         A negative `size_divisibility` stands for the backbone's.
         """
-        super().__init__()
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
+        super().__init__(
+            backbone,
+            sem_seg_head=sem_seg_head,
+            size_divisibility=size_divisibility,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            channels_last=channels_last,
+        )
         self.criterion = criterion
         self.inference = inference
-        self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
         self.dataset_names = tuple(dataset_names)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.backbone.to(memory_format=self.memory_format)
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self._warned_about_things = False
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         """The architecture figure: a backbone, a head of two decoders, a criterion, and what inference returns."""
-        backbone = build_backbone(cfg)
         test = cfg.MODEL.MASK_FORMER.TEST
         return {
-            "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            **super().from_config(cfg),
             "criterion": build_criterion(cfg),
             "inference": InferenceOptions(
                 semantic=test.SEMANTIC_ON,
@@ -84,16 +79,8 @@ class MaskFormer(nn.Module):
                 resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             ),
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "dataset_names": [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST],
-            "channels_last": cfg.MODEL.CHANNELS_LAST,
         }
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes; inputs are moved there."""
-        return self.pixel_mean.device
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Weighted scalar losses in training, one dictionary of results per sample otherwise.
@@ -107,25 +94,11 @@ class MaskFormer(nn.Module):
             NonFiniteError: matching met a value that is infinite or not a number.
         """
         num_frames = count_frames(batch)
-        images, sizes = pad_images(
-            batch, mean=self.pixel_mean, std=self.pixel_std, size_divisibility=self.size_divisibility
-        )
-        predictions = self.sem_seg_head.predict(self.features(images.tensor, num_frames=num_frames))
-        padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
+        images, geometries = self.pad(batch)
+        predictions = self.sem_seg_head.predict(self.features(images, num_frames=num_frames))
         if self.training:
-            return self.losses(predictions, batch, size=padded)
-        geometries = [
-            MaskGeometry(padded, size, (int(sample.get("height", size[0])), int(sample.get("width", size[1]))))
-            for sample, size in zip(batch, sizes, strict=True)
-        ]
+            return self.losses(predictions, batch, size=geometries[0].padded)
         return self.results(predictions[-1], geometries, as_clips=num_frames is not None)
-
-    def features(self, images: Tensor, *, num_frames: int | None = None) -> dict[str, Tensor]:
-        """Backbone maps (B, C, h, w) by name of images; for clips, folded as (BT, 3, H, W): (B, T, C, h, w)."""
-        features = self.backbone(images.contiguous(memory_format=self.memory_format))
-        if num_frames is None:
-            return features
-        return {name: maps.unflatten(0, (-1, num_frames)) for name, maps in features.items()}
 
     def losses(
         self, predictions: Sequence[QueryPrediction], batch: Sequence[dict[str, Any]], *, size: tuple[int, int]

@@ -9,37 +9,50 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mask2former.errors import ConfigError
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
+
+MULTI_SCALE, ENCODED, PIXELS = "multi_scale_pixel_decoder", "transformer_encoder", "pixel_embedding"
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MaskFormerHead(nn.Module):
     """From the maps of a backbone to class and mask predictions of every query."""
 
-    def __init__(self, num_classes: int, *, pixel_decoder: Any, predictor: nn.Module) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        pixel_decoder: Any,
+        predictor: nn.Module,
+        transformer_in_feature: str = MULTI_SCALE,
+    ) -> None:
+        """`transformer_in_feature` names what queries look at (see `predict_queries`)."""
         super().__init__()
         self.num_classes = num_classes
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
+        self.transformer_in_feature = transformer_in_feature
 
     @classmethod
     def from_config(cls, cfg: Any, pixel_decoder: Any, predictor: nn.Module) -> dict[str, Any]:
-        """The class count is MODEL.SEM_SEG_HEAD.NUM_CLASSES; both decoders are given."""
+        """Class count and what queries look at come from the config; both decoders are given."""
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "pixel_decoder": pixel_decoder,
             "predictor": predictor,
+            "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE,
         }
 
     def predict(self, features: dict[str, Tensor]) -> list[QueryPrediction]:
         """Maps (B, [T,] C, h, w) by name -> one prediction per layer, the final one last; no full mask is formed."""
-        first = next(iter(features.values()))
-        num_frames = first.shape[1] if first.ndim == 5 else 1
-        if first.ndim == 5:
-            features = {name: maps.flatten(0, 1) for name, maps in features.items()}  # (BT, C, h, w)
-        mask_features, _, multi_scale_features = self.pixel_decoder.forward_features(features)
-        return self.predictor(multi_scale_features, mask_features, num_frames=num_frames)
+        return predict_queries(
+            features,
+            pixel_decoder=self.pixel_decoder,
+            predictor=self.predictor,
+            in_feature=self.transformer_in_feature,
+        )
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Maps (B, [T,] C, h, w) by name -> the published dictionary.
@@ -49,6 +62,29 @@ class MaskFormerHead(nn.Module):
         is_clip = next(iter(features.values())).ndim == 5
         *auxiliary, final = [_as_dict(prediction, is_clip=is_clip) for prediction in self.predict(features)]
         return {**final, "aux_outputs": auxiliary}
+
+
+def predict_queries(
+    features: dict[str, Tensor], *, pixel_decoder: Any, predictor: nn.Module, in_feature: str
+) -> list[QueryPrediction]:
+    """Maps (B, [T,] C, h, w) by name -> one prediction per layer, the final one last.
+
+    Queries look at `in_feature`: the pixel decoder's maps, its encoder's map, its mask features, or a backbone map.
+
+    Raises:
+        ConfigError: the pixel decoder has no encoder, and its map is asked for.
+    """
+    first = next(iter(features.values()))
+    num_frames = first.shape[1] if first.ndim == 5 else 1
+    if first.ndim == 5:
+        features = {name: maps.flatten(0, 1) for name, maps in features.items()}  # (BT, C, h, w)
+    mask_features, encoded, multi_scale_features = pixel_decoder.forward_features(features)
+    inputs = {**features, MULTI_SCALE: multi_scale_features, ENCODED: encoded, PIXELS: mask_features}[in_feature]
+    if inputs is None:
+        raise ConfigError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE: {type(pixel_decoder).__name__} has no {in_feature!r}"
+        )
+    return predictor(inputs, mask_features, num_frames=num_frames)
 
 
 def _as_dict(prediction: QueryPrediction, *, is_clip: bool) -> dict[str, Tensor]:

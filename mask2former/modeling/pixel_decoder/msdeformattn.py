@@ -12,15 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.errors import ConfigError
-from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm
+from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, init_xavier
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoder, MSDeformAttnEncoderLayer
+from mask2former.modeling.pixel_decoder.pyramid import (
+    NUM_MAPS,
+    channels_of,
+    in_features_of,
+    map_to_tokens,
+    pyramid_level,
+    stride_of,
+)
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
 from mask2former.structures import ShapeSpec
 
 _FEED_FORWARD_CHANNELS = 1024  # Mask2Former, appendix: the pixel decoder's own, whatever DIM_FEEDFORWARD says
 _NUM_GROUPS = 32
-_NUM_MAPS = 3  # maps that the transformer decoder attends to
 
 
 class DeformableTransformer(nn.Module):
@@ -34,8 +40,8 @@ class DeformableTransformer(nn.Module):
     def forward(self, maps: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
         """Maps (N, C, h, w) and their encodings (1, C, h, w) -> maps of the same shapes."""
         shapes = [(features.shape[-2], features.shape[-1]) for features in maps]
-        tokens = torch.cat([_map_to_tokens(features) for features in maps], dim=1)  # (N, S, C)
-        places = [_map_to_tokens(place) + embed for place, embed in zip(positions, self.level_embed, strict=True)]
+        tokens = torch.cat([map_to_tokens(features) for features in maps], dim=1)  # (N, S, C)
+        places = [map_to_tokens(place) + embed for place, embed in zip(positions, self.level_embed, strict=True)]
         tokens = self.encoder(tokens, torch.cat(places, dim=1), shapes=shapes)
         levels = tokens.split([height * width for height, width in shapes], dim=1)
         return [level.transpose(1, 2).unflatten(-1, shape) for level, shape in zip(levels, shapes, strict=True)]
@@ -62,12 +68,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
     ) -> None:
         """`input_shape` names channels and stride of each map; those of the transformer must be among them."""
         super().__init__()
-        by_stride = sorted(input_shape, key=lambda name: _stride(input_shape, name))
+        by_stride = sorted(input_shape, key=lambda name: stride_of(input_shape, name))
         # From low to high resolution, as everything behind the transformer is ordered.
         self.transformer_in_features = [name for name in reversed(by_stride) if name in transformer_in_features]
         num_levels = len(self.transformer_in_features)
         self.input_proj = nn.ModuleList(
-            _project_to_tokens(_channels(input_shape, name), conv_dim) for name in self.transformer_in_features
+            _project_to_tokens(channels_of(input_shape, name), conv_dim) for name in self.transformer_in_features
         )
         layers = [
             MSDeformAttnEncoderLayer(
@@ -82,11 +88,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ]
         self.transformer = DeformableTransformer(conv_dim, num_levels=num_levels, encoder=MSDeformAttnEncoder(layers))
         self.position = PositionEmbeddingSine(conv_dim // 2, normalize=True)
-        self.mask_features = _xavier(Conv2d(conv_dim, mask_dim, 1))
-        finest = min(_stride(input_shape, name) for name in self.transformer_in_features)
+        self.mask_features = init_xavier(Conv2d(conv_dim, mask_dim, 1))
+        finest = min(stride_of(input_shape, name) for name in self.transformer_in_features)
         self.pyramid_features = by_stride[: int(math.log2(finest) - math.log2(common_stride))]
         for level, name in enumerate(self.pyramid_features, start=1):
-            adapter, output = _pyramid_level(_channels(input_shape, name), conv_dim, norm)
+            adapter, output = pyramid_level(channels_of(input_shape, name), conv_dim, norm=norm)
             self.add_module(f"adapter_{level}", adapter)
             self.add_module(f"layer_{level}", output)
 
@@ -94,15 +100,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Arguments from MODEL.SEM_SEG_HEAD and MODEL.MASK_FORMER for a backbone of `input_shape`."""
         head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        missing = {*head.IN_FEATURES, *head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES} - set(input_shape)
-        if missing:
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD: IN_FEATURES and DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES expect features of "
-                f"the backbone ({', '.join(input_shape)}), found {', '.join(sorted(missing))}"
-            )
+        deformable = head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES
+        in_features_of(input_shape, deformable, key="DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES")
         return {
-            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
-            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "input_shape": in_features_of(input_shape, head.IN_FEATURES, key="IN_FEATURES"),
+            "transformer_in_features": deformable,
             "transformer_enc_layers": head.TRANSFORMER_ENC_LAYERS,
             "transformer_nheads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
             "transformer_num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
@@ -126,23 +128,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             above = maps[-1].contiguous(memory_format=_memory_format(lateral))
             above = F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(getattr(self, f"layer_{level}")(lateral + above))
-        return self.mask_features(maps[-1]), maps[0], maps[:_NUM_MAPS]
-
-
-def _stride(input_shape: dict[str, ShapeSpec], name: str) -> int:
-    stride = input_shape[name].stride
-    assert stride is not None, f"feature {name} has no stride"
-    return stride
-
-
-def _channels(input_shape: dict[str, ShapeSpec], name: str) -> int:
-    channels = input_shape[name].channels
-    assert channels is not None, f"feature {name} has no channels"
-    return channels
-
-
-def _map_to_tokens(features: Tensor) -> Tensor:
-    return features.flatten(2).transpose(1, 2)  # (N, C, h, w) -> (N, hw, C)
+        return self.mask_features(maps[-1]), maps[0], maps[:NUM_MAPS]
 
 
 def _memory_format(features: Tensor) -> torch.memory_format:
@@ -154,16 +140,3 @@ def _project_to_tokens(in_channels: int, conv_dim: int) -> nn.Sequential:
     nn.init.xavier_uniform_(convolution.weight)
     nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
     return nn.Sequential(convolution, nn.GroupNorm(_NUM_GROUPS, conv_dim))
-
-
-def _pyramid_level(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv2d]:
-    adapter = Conv2d(in_channels, conv_dim, 1, bias=not norm, norm=get_norm(norm, conv_dim))
-    output = Conv2d(conv_dim, conv_dim, 3, padding=1, bias=not norm, norm=get_norm(norm, conv_dim), activation=F.relu)
-    return _xavier(adapter), _xavier(output)
-
-
-def _xavier(convolution: Conv2d) -> Conv2d:
-    nn.init.kaiming_uniform_(convolution.weight, a=1)
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
-    return convolution

@@ -1,5 +1,6 @@
 """Transformer decoders: from pixel-decoder maps to class and mask predictions of the queries."""
 
 from mask2former.modeling.transformer_decoder.masked_decoder import MultiScaleMaskedTransformerDecoder
+from mask2former.modeling.transformer_decoder.standard_decoder import StandardTransformerDecoder
 
-__all__ = ["MultiScaleMaskedTransformerDecoder"]
+__all__ = ["MultiScaleMaskedTransformerDecoder", "StandardTransformerDecoder"]

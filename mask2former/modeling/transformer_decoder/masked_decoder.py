@@ -23,6 +23,7 @@ from mask2former.modeling.transformer_decoder.attention import (
     CrossAttentionLayer,
     FeedForwardLayer,
     SelfAttentionLayer,
+    input_projection,
 )
 
 NUM_LEVELS = 3
@@ -66,9 +67,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.query_feat = nn.Embedding(num_queries, hidden_dim)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.level_embed = nn.Embedding(NUM_LEVELS, hidden_dim)
-        project = in_channels != hidden_dim or enforce_input_project
         self.input_proj = nn.ModuleList(
-            _input_projection(in_channels, hidden_dim) if project else nn.Sequential() for _ in range(NUM_LEVELS)
+            input_projection(in_channels, hidden_dim, enforce=enforce_input_project) for _ in range(NUM_LEVELS)
         )
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, 3)
@@ -161,10 +161,3 @@ def attention_mask(mask_embed: Tensor, features_at_level: Tensor) -> Tensor:
     # Parity: a row that is masked everywhere attends everywhere (test_transformer_decoder_empty_masks_attend_all).
     attend_mask = attend_mask | ~attend_mask.any(dim=-1, keepdim=True)
     return attend_mask[:, None]
-
-
-def _input_projection(in_channels: int, hidden_dim: int) -> nn.Conv2d:
-    projection = nn.Conv2d(in_channels, hidden_dim, kernel_size=1)
-    nn.init.kaiming_uniform_(projection.weight, a=1)
-    nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
-    return projection

@@ -1,0 +1,134 @@
+"""The plain transformer of DETR (section A.3): its encoder over image tokens, and its decoder of object queries.
+
+Positions are added to queries and keys of every attention, never to values. Dropout acts in training alone.
+
+Letters: B batch, Q queries, S tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mask2former.modeling.layers.attention import MultiheadAttention
+
+
+class _TransformerLayer(nn.Module):
+    """Self-attention and feed-forward network, and how a residual step joins them with a norm."""
+
+    def __init__(
+        self, channels: int, *, num_heads: int, hidden_channels: int, dropout: float = 0.0, pre_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.self_attn = MultiheadAttention(channels, num_heads, dropout=dropout)
+        self.linear1 = nn.Linear(channels, hidden_channels)
+        self.linear2 = nn.Linear(hidden_channels, channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def _attend_self(self, x: Tensor, position: Tensor) -> Tensor:
+        placed = x + position
+        return self.self_attn(placed, placed, x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
+
+    def _residual(self, x: Tensor, step: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+        if self.pre_norm:
+            return x + self.dropout(step(norm(x)))
+        return norm(x + self.dropout(step(x)))
+
+
+class TransformerEncoderLayer(_TransformerLayer):
+    """Self-attention among tokens, then the feed-forward network: (B, S, C) -> (B, S, C)."""
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        tokens = self._residual(tokens, lambda x: self._attend_self(x, position), self.norm1)
+        return self._residual(tokens, self._feed_forward, self.norm2)
+
+
+class TransformerDecoderLayer(_TransformerLayer):
+    """Self-attention among queries, attention to tokens, feed-forward network: (B, Q, C) -> (B, Q, C)."""
+
+    def __init__(
+        self, channels: int, *, num_heads: int, hidden_channels: int, dropout: float = 0.0, pre_norm: bool = False
+    ) -> None:
+        super().__init__(
+            channels, num_heads=num_heads, hidden_channels=hidden_channels, dropout=dropout, pre_norm=pre_norm
+        )
+        self.multihead_attn = MultiheadAttention(channels, num_heads, dropout=dropout)
+        self.norm3 = nn.LayerNorm(channels)
+
+    def forward(self, queries: Tensor, query_position: Tensor, *, keys: Tensor, values: Tensor) -> Tensor:
+        """`keys` (B, S, C) are the tokens with their positions, `values` (B, S, C) without."""
+        queries = self._residual(queries, lambda x: self._attend_self(x, query_position), self.norm1)
+        queries = self._residual(queries, lambda x: self.multihead_attn(x + query_position, keys, values), self.norm2)
+        return self._residual(queries, self._feed_forward, self.norm3)
+
+
+class TransformerEncoder(nn.Module):
+    """A stack of encoder layers: (B, S, C) -> (B, S, C). With `pre_norm` a norm follows the last one."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        hidden_channels: int,
+        dropout: float = 0.0,
+        pre_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerEncoderLayer(
+                channels, num_heads=num_heads, hidden_channels=hidden_channels, dropout=dropout, pre_norm=pre_norm
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(channels) if pre_norm else nn.Identity()
+
+    def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
+        """`position` (1, S, C) or (B, S, C) belongs to the tokens."""
+        for layer in self.layers:
+            tokens = layer(tokens, position)
+        return self.norm(tokens)
+
+
+class TransformerDecoder(nn.Module):
+    """A stack of decoder layers; what each says goes through one norm."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_layers: int,
+        num_heads: int,
+        hidden_channels: int,
+        dropout: float = 0.0,
+        pre_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerDecoderLayer(
+                channels, num_heads=num_heads, hidden_channels=hidden_channels, dropout=dropout, pre_norm=pre_norm
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, query_position: Tensor, *, tokens: Tensor, position: Tensor) -> list[Tensor]:
+        """Positions (Q, C) of queries that start as zeros, and tokens (B, S, C) -> queries (B, Q, C) of each layer."""
+        keys = tokens + position
+        queries = tokens.new_zeros((tokens.shape[0], *query_position.shape))
+        outputs = []
+        for layer in self.layers:
+            queries = layer(queries, query_position, keys=keys, values=tokens)
+            outputs.append(self.norm(queries))
+        return outputs

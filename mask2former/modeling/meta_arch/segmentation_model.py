@@ -1,0 +1,80 @@
+"""What every meta-architecture holds: a backbone, a head, and how images come in.
+
+Letters: B batch, T frames, C channels, H W size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.modeling.backbone import build_backbone
+from mask2former.modeling.meta_arch.assembly import build_sem_seg_head
+from mask2former.modeling.meta_arch.inputs import pad_images
+from mask2former.modeling.postprocess import MaskGeometry
+
+
+class SegmentationModel(nn.Module):
+    """Backbone and head, the normalisation of pixels, and the layout of memory."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        sem_seg_head: Any,
+        size_divisibility: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        channels_last: bool = False,
+    ) -> None:
+        """A negative `size_divisibility` stands for the backbone's."""
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self.memory_format)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """A backbone and the head that fits it."""
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; inputs are moved there."""
+        return self.pixel_mean.device
+
+    def pad(self, batch: Sequence[dict[str, Any]]) -> tuple[Tensor, list[MaskGeometry]]:
+        """Normalised images or frames (BT, C, H, W), and for each sample the way back to its output size."""
+        images, sizes = pad_images(
+            batch, mean=self.pixel_mean, std=self.pixel_std, size_divisibility=self.size_divisibility
+        )
+        padded = (int(images.tensor.shape[-2]), int(images.tensor.shape[-1]))
+        geometries = [
+            MaskGeometry(padded, size, (int(sample.get("height", size[0])), int(sample.get("width", size[1]))))
+            for sample, size in zip(batch, sizes, strict=True)
+        ]
+        return images.tensor, geometries
+
+    def features(self, images: Tensor, *, num_frames: int | None = None) -> dict[str, Tensor]:
+        """Backbone maps (B, C, h, w) by name of images; for clips, folded as (BT, 3, H, W): (B, T, C, h, w)."""
+        features = self.backbone(images.contiguous(memory_format=self.memory_format))
+        if num_frames is None:
+            return features
+        return {name: maps.unflatten(0, (-1, num_frames)) for name, maps in features.items()}

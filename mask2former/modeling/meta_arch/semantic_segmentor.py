@@ -1,0 +1,107 @@
+"""Semantic segmentation as classification of pixels: the model of the per-pixel baselines (MaskFormer, section 4.2).
+
+Letters: B batch, K classes, H W size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mask2former.errors import InputError
+from mask2former.modeling.losses import pixel_ce_loss
+from mask2former.modeling.meta_arch.inputs import count_frames, pad_label_maps
+from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
+from mask2former.modeling.postprocess import MaskGeometry
+from mask2former.modeling.registry import META_ARCH_REGISTRY
+
+
+@META_ARCH_REGISTRY.register()
+class SemanticSegmentor(SegmentationModel):
+    """The published meta-architecture: list of dictionaries in; losses out in training, list of results otherwise."""
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        sem_seg_head: Any,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        ignore_value: int = 255,
+        loss_weight: float = 1.0,
+        channels_last: bool = False,
+    ) -> None:
+        """`ignore_value` marks pixels of `sem_seg` that train nothing."""
+        # Parity: images are padded as the backbone needs, whatever MASK_FORMER.SIZE_DIVISIBILITY says.
+        super().__init__(
+            backbone,
+            sem_seg_head=sem_seg_head,
+            size_divisibility=backbone.size_divisibility,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            channels_last=channels_last,
+        )
+        self.ignore_value = ignore_value
+        self.loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """A backbone, a per-pixel head, and what training needs of MODEL.SEM_SEG_HEAD."""
+        return {
+            **super().from_config(cfg),
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "loss_weight": cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT,
+        }
+
+    def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Weighted scalar losses in training, one dictionary with `sem_seg` (K, H, W) logits per sample otherwise.
+
+        Each sample holds `image` (C, H, W), 0..255; in training `sem_seg` (H, W) class ids, or `instances` whose masks
+        say the same; otherwise `height` and `width`, the output size, which is the image's where they are left out.
+
+        Raises:
+            InputError: samples are malformed, or are clips.
+        """
+        if count_frames(batch) is not None:
+            raise InputError(f"{type(self).__name__} takes images (3, H, W): found clips")
+        images, geometries = self.pad(batch)
+        predictions = self.sem_seg_head.predict(self.features(images))
+        if self.training:
+            return self.losses(predictions, batch, size=geometries[0].padded)
+        return self.results(predictions[-1], geometries)
+
+    def losses(
+        self, predictions: Sequence[Tensor], batch: Sequence[dict[str, Any]], *, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """`loss_sem_seg` of the last of the logits (B, K, h, w), and with suffix `_0`, … of those before.
+
+        `size` is the padded input's.
+        """
+        labels = pad_label_maps(
+            batch,
+            size=size,
+            num_classes=self.sem_seg_head.num_classes,
+            ignore_value=self.ignore_value,
+            device=self.device,
+        )
+        names = ["loss_sem_seg", *(f"loss_sem_seg_{layer}" for layer in range(len(predictions) - 1))]
+        with torch.autocast(self.device.type, enabled=False):
+            return {
+                name: self.loss_weight * pixel_ce_loss(self.sem_seg_head.enlarge(logits.float()), labels)
+                for name, logits in zip(names, [predictions[-1], *predictions[:-1]], strict=True)
+            }
+
+    @torch.no_grad()
+    def results(self, logits: Tensor, geometries: Sequence[MaskGeometry]) -> list[dict[str, Any]]:
+        """Logits (B, K, h, w) at the output size of each sample."""
+        stride = self.sem_seg_head.common_stride
+        enlarged = (logits.shape[-2] * stride, logits.shape[-1] * stride)  # an odd input is smaller
+        with torch.autocast(self.device.type, enabled=False):
+            return [
+                {"sem_seg": replace(geometry, padded=enlarged).resize(maps, to_output=True)}
+                for maps, geometry in zip(logits, geometries, strict=True)
+            ]
