@@ -19,26 +19,23 @@ EXIT_INTERRUPTED = 130  # as shells report the signal of Ctrl-C
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command; returns the exit code."""
-    limit_spinning()
-    parser = argparse.ArgumentParser(prog="mask2former", description="Train, evaluate and predict segmentation models.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", help="train or evaluate a model", description=TRAIN_DESCRIPTION))
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # The other commands bring imports of their own: only the one that is asked for is loaded.
-    for name, (summary, add) in _LAZY_COMMANDS.items():
-        command = commands.add_parser(name, help=summary)
-        if name in arguments[:1]:
-            add(command)
-    args = parser.parse_args(arguments)
-    return run_cli(lambda: args.run(args), verbose=args.verbose)
+    return _run(lambda: _build_parser(arguments), arguments)
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """``tools/train_net.py``; returns the exit code."""
-    limit_spinning()
-    parser = argparse.ArgumentParser(description=TRAIN_DESCRIPTION)
-    _add_train(parser)
-    args = parser.parse_args(argv)
+    return _run(lambda: _build_door(TRAIN_DESCRIPTION, _add_train), argv)
+
+
+def predict_main(argv: Sequence[str] | None = None) -> int:
+    """``demo/demo.py``; returns the exit code."""
+    return _run(lambda: _build_door(PREDICT_DESCRIPTION, _add_predict), argv)
+
+
+def _run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> int:
+    limit_spinning()  # first: parsers import the commands, and those import torch
+    args = build_parser().parse_args(argv)
     return run_cli(lambda: args.run(args), verbose=args.verbose)
 
 
@@ -46,8 +43,8 @@ def limit_spinning() -> None:
     """Lets idle threads of GNU OpenMP sleep early; must run before torch is imported, and yields to the user's choice.
 
     By default they spin for milliseconds. With as many threads as cores, one other busy process (a data worker is
-    enough) then holds up every parallel region: measured on two cores, 5.6 s a step instead of 0.4 s. Where nothing
-    else runs the two do not differ.
+    enough) then holds up every parallel region: measured on two cores, 5.6 s a step instead of 0.4 s. What waking
+    costs on an idle machine was within the noise there; OMP_WAIT_POLICY or GOMP_SPINCOUNT overrule this.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -71,10 +68,29 @@ def run_cli(function: Callable[[], Any], *, verbose: bool = False) -> int:
     return code if isinstance(code, int) else 0
 
 
+PREDICT_DESCRIPTION = "Predict images and write panoptic, instance and semantic overlays."
 TRAIN_DESCRIPTION = (
     "Train a model, or with --eval-only evaluate one, as a config file says. Works under torchrun too, which then "
     "replaces --num-gpus and the options after it."
 )
+
+
+def _build_door(description: str, add: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    add(parser)
+    return parser
+
+
+def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mask2former", description="Train, evaluate and predict segmentation models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help="train or evaluate a model", description=TRAIN_DESCRIPTION))
+    # The other commands bring imports of their own: only the one that is asked for is loaded.
+    for name, (summary, add) in _LAZY_COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if name in arguments[:1]:
+            add(command)
+    return parser
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:

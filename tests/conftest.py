@@ -10,6 +10,7 @@ from collections.abc import Iterator
 # Before torch is imported: worker processes started by tests inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MKL_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command lines do
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np

@@ -246,16 +246,22 @@ def test_run_cli_returns_codes_and_passes_bugs_through(capsys: pytest.CaptureFix
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("door", ["tools/train_net.py", "demo/demo.py"])
-def test_door_sets_how_idle_threads_wait_before_torch_is_imported(door: str) -> None:
+@pytest.mark.parametrize(
+    ("door", "command"),
+    [
+        ("tools/train_net.py", "train_main(['--config-file', 'c'])"),
+        ("demo/demo.py", "predict_main(['--config-file', 'c', '--input', 'i', '--output', 'o'])"),
+    ],
+)
+def test_door_sets_how_idle_threads_wait_before_torch_is_imported(door: str, command: str) -> None:
     # OpenMP reads its environment when it is loaded.
     code = f"""
-import builtins, os, runpy, sys
+import os, runpy, sys
 runpy.run_path({door!r}, run_name="door")
 assert "torch" not in sys.modules
 from mask2former import cli
 cli.run_cli = lambda function, **_: print(os.environ["GOMP_SPINCOUNT"])
-cli.{"train_main" if "train" in door else "predict_main"}(["--config-file", "c", "--input", "i", "--output", "o"])
+cli.{command}
 """
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("GOMP", "OMP_WAIT"))}
     done = subprocess.run(

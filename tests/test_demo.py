@@ -159,11 +159,11 @@ def test_find_images_nothing_there_is_named(tmp_path: Path) -> None:
 def test_demo_exit_codes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo = load_demo()
     arguments = ["--config-file", str(REPOSITORY / CONFIG), "--output", str(tmp_path / "out")]
-    assert demo.main([*arguments, "--input", str(photos)]) == 0
-    assert demo.main([*arguments, "--input", str(tmp_path / "none.jpg")]) == 1
+    assert demo.predict_main([*arguments, "--input", str(photos)]) == 0
+    assert demo.predict_main([*arguments, "--input", str(tmp_path / "none.jpg")]) == 1
     captured = capsys.readouterr()
     assert "none.jpg: no such file" in captured.err
     assert "Traceback" not in captured.err
     with pytest.raises(SystemExit) as stopped:
-        demo.main(["--input", str(photos)])
+        demo.predict_main(["--input", str(photos)])
     assert stopped.value.code == 2
