@@ -16,6 +16,7 @@ from mask2former.errors import DatasetError
 from mask2former.structures import (
     Boxes,
     Instances,
+    check_polygons,
     masks_to_boxes_xyxy,
     polygons_to_bitmask,
     segmentation_to_bitmask,
@@ -75,27 +76,16 @@ def instance_targets(
             raise DatasetError(f"{where} has no segmentation")
         # Drawing the original first costs less than it seems, but only points keep outlines sharp when enlarged.
         if isinstance(segmentation, (list, tuple)):
-            check_polygons(segmentation, where)
+            if not segmentation:
+                raise DatasetError(f"{where} has no polygon")
+            check_polygons(segmentation, f"{where}: ")
             bitmap = polygons_to_bitmask(transform.apply_polygons(segmentation), height, width)
         else:
             bitmap = segmentation_to_bitmask(segmentation, *size, context=where)
             bitmap = transform.apply_segmentation(bitmap, fill=0)
-        mask.copy_(torch.from_numpy(np.ascontiguousarray(bitmap)))
+        mask.numpy()[...] = bitmap  # which may be read-only, and in any memory order
     classes = torch.tensor([a["category_id"] for _, a in objects], dtype=torch.int64)
     return build_instances(classes, masks, keep_empty=keep_empty)
-
-
-def check_polygons(polygons: Sequence[Any], context: str) -> None:
-    """Refuse what cannot be drawn.
-
-    Raises:
-        DatasetError: there is no polygon, or one has fewer than three points or an odd number of numbers.
-    """
-    lengths = [len(p) if hasattr(p, "__len__") else -1 for p in polygons]
-    if not lengths or any(n < 6 or n % 2 for n in lengths):
-        raise DatasetError(
-            f"{context}: a polygon needs at least 3 points (6 numbers, x and y), found polygons of {lengths} numbers"
-        )
 
 
 def semantic_from_panoptic(

@@ -129,7 +129,7 @@ def segmentation_to_bitmask(segmentation: Any, height: int, width: int, *, conte
     elif isinstance(segmentation, dict):
         mask = _decode_rle(segmentation, where)
     elif isinstance(segmentation, (list, tuple)):
-        _check_polygons(segmentation, where)
+        check_polygons(segmentation, where)
         mask = polygons_to_bitmask(segmentation, height, width)
     else:
         raise DatasetError(
@@ -140,7 +140,12 @@ def segmentation_to_bitmask(segmentation: Any, height: int, width: int, *, conte
     return mask
 
 
-def _check_polygons(polygons: Sequence[Any], where: str) -> None:
+def check_polygons(polygons: Sequence[Any], where: str = "") -> None:
+    """Refuse polygons that cannot be drawn; the message begins with ``where``.
+
+    Raises:
+        DatasetError: one has fewer than three points, an odd number of numbers, or something that is no finite number.
+    """
     for polygon in polygons:
         if not isinstance(polygon, (list, tuple, np.ndarray)):
             raise DatasetError(f"{where}a polygon must be a list of numbers, found {type(polygon).__name__}")

@@ -22,9 +22,9 @@ from mask2former.data import (
 from mask2former.data.presets import MAPPER_PRESETS
 from mask2former.data.samplers import sample_generator
 from mask2former.data.targets import instance_targets, semantic_from_panoptic
-from mask2former.data.transforms import NoOpTransform
+from mask2former.data.transforms import HFlipTransform, NoOpTransform, ResizeTransform, Transform
 from mask2former.errors import ConfigError, DatasetError
-from mask2former.structures import polygons_to_bitmask
+from mask2former.structures import bitmasks_to_rles, polygons_to_bitmask
 
 TARGET_DATASET = {"semantic": "tiny_sem_seg", "panoptic": "tiny_panoptic", "instance": "tiny_instance"}
 
@@ -226,6 +226,18 @@ def test_instance_targets_draw_polygons_at_the_new_size() -> None:
     assert np.array_equal(targets.gt_masks[0].numpy(), polygons_to_bitmask([polygon], 16, 12))
 
 
+@pytest.mark.filterwarnings("error::UserWarning")  # torch warns of arrays that are read-only
+@pytest.mark.parametrize("transform", [NoOpTransform(), ResizeTransform(5, 7, 9, 11), HFlipTransform(7)])
+def test_instance_targets_own_their_masks(transform: Transform) -> None:
+    bitmap = np.zeros((5, 7), dtype=bool)
+    bitmap[1:4, 2:5] = True
+    bitmap.flags.writeable = False
+    annotations = [{"category_id": 1, "segmentation": s} for s in (bitmap, bitmasks_to_rles(bitmap[None])[0])]
+    targets = instance_targets(annotations, transform, size=(5, 7), context="a.jpg", keep_empty=False)
+    expected = torch.from_numpy(transform.apply_segmentation(bitmap).copy())
+    assert all(torch.equal(mask, expected) for mask in targets.gt_masks)
+
+
 def test_instance_targets_outside_the_crop_are_dropped_or_kept() -> None:
     annotations = [{"category_id": 5, "segmentation": [[20.0, 20, 30, 20, 30, 30]]}]
     for keep_empty, count in ((True, 1), (False, 0)):
@@ -238,7 +250,8 @@ def test_instance_targets_outside_the_crop_are_dropped_or_kept() -> None:
     [
         ({"category_id": 0}, "a.jpg: annotation 0 has no segmentation"),
         ({"category_id": 0, "id": 17, "segmentation": [[1, 1, 2, 2]]}, "a.jpg: annotation 17: .*at least 3 points"),
-        ({"category_id": 0, "segmentation": []}, "a.jpg: annotation 0: .*at least 3 points"),
+        ({"category_id": 0, "segmentation": []}, "a.jpg: annotation 0 has no polygon"),
+        ({"category_id": 0, "segmentation": [[1, 1, 4, 1, 4, float("nan")]]}, "a.jpg: annotation 0: .*finite"),
         ({"category_id": 0, "segmentation": np.zeros((3, 4))}, "a.jpg: annotation 0: .*size"),
         ({"category_id": 0, "segmentation": {"size": [3, 4], "counts": [12]}}, "a.jpg: annotation 0: .*size"),
         ({"category_id": 0, "segmentation": 7}, "a.jpg: annotation 0: .*int"),
