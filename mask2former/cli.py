@@ -175,6 +175,14 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_predict)
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    from mask2former.convert_command import CONVERT_DESCRIPTION, add_convert_arguments, run_convert
+
+    parser.description = CONVERT_DESCRIPTION
+    add_convert_arguments(parser)
+    parser.set_defaults(run=run_convert)
+
+
 def _add_prepare_shapes(parser: argparse.ArgumentParser) -> None:
     from mask2former.data.shapes.command import add_arguments, run
 
@@ -185,6 +193,7 @@ def _add_prepare_shapes(parser: argparse.ArgumentParser) -> None:
 
 _LAZY_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "predict": ("predict images and draw the results", _add_predict),
+    "convert": ("convert weights between families", _add_convert),
     "prepare-shapes": ("draw the embedded data set", _add_prepare_shapes),
 }
 

@@ -24,6 +24,12 @@ def write_text_atomic(text: str, path: str | Path) -> None:
         file.write(text.encode("utf-8"))
 
 
+def write_bytes_atomic(content: bytes, path: str | Path) -> None:
+    """Writes a binary file; on any error ``path`` keeps what it held."""
+    with _replacing(Path(path)) as file:
+        file.write(content)
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A temporary file in the same folder, which takes the place of ``path`` once it is complete and on the disk."""

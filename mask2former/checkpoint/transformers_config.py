@@ -1,0 +1,235 @@
+"""The ``config.json`` of the library transformers from a config of ours, and back. Neither needs the library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mask2former.errors import CheckpointError, ConfigError
+
+_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+_BOTTLENECK_RATIO = 4  # of a stage's channels to those inside its blocks; theirs is fixed
+_RESNET_DEPTHS = {
+    ("basic", (2, 2, 2, 2)): 18,
+    ("basic", (3, 4, 6, 3)): 34,
+    ("bottleneck", (3, 4, 6, 3)): 50,
+    ("bottleneck", (3, 4, 23, 3)): 101,
+    ("bottleneck", (3, 8, 36, 3)): 152,
+}
+_SWIN_KEYS = {  # theirs: ours below MODEL.SWIN
+    "embed_dim": "EMBED_DIM",
+    "depths": "DEPTHS",
+    "num_heads": "NUM_HEADS",
+    "window_size": "WINDOW_SIZE",
+    "image_size": "PRETRAIN_IMG_SIZE",
+    "patch_size": "PATCH_SIZE",
+    "mlp_ratio": "MLP_RATIO",
+    "qkv_bias": "QKV_BIAS",
+    "drop_path_rate": "DROP_PATH_RATE",
+}
+_MASK2FORMER_KEYS = {  # theirs: ours below MODEL
+    "hidden_dim": "MASK_FORMER.HIDDEN_DIM",
+    "num_attention_heads": "MASK_FORMER.NHEADS",
+    "dim_feedforward": "MASK_FORMER.DIM_FEEDFORWARD",
+    "decoder_layers": "MASK_FORMER.DEC_LAYERS",
+    "num_queries": "MASK_FORMER.NUM_OBJECT_QUERIES",
+    "pre_norm": "MASK_FORMER.PRE_NORM",
+    "enforce_input_projection": "MASK_FORMER.ENFORCE_INPUT_PROJ",
+    "no_object_weight": "MASK_FORMER.NO_OBJECT_WEIGHT",
+    "class_weight": "MASK_FORMER.CLASS_WEIGHT",
+    "mask_weight": "MASK_FORMER.MASK_WEIGHT",
+    "dice_weight": "MASK_FORMER.DICE_WEIGHT",
+    "train_num_points": "MASK_FORMER.TRAIN_NUM_POINTS",
+    "oversample_ratio": "MASK_FORMER.OVERSAMPLE_RATIO",
+    "importance_sample_ratio": "MASK_FORMER.IMPORTANCE_SAMPLE_RATIO",
+    "feature_size": "SEM_SEG_HEAD.CONVS_DIM",
+    "mask_feature_size": "SEM_SEG_HEAD.MASK_DIM",
+    "encoder_layers": "SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+    "common_stride": "SEM_SEG_HEAD.COMMON_STRIDE",
+    "ignore_value": "SEM_SEG_HEAD.IGNORE_VALUE",
+}
+_SWIN_FEATURES = ["res2", "res3", "res4", "res5"]
+_FEED_FORWARD_CHANNELS = 1024  # of the pixel decoder, which no key of ours changes
+
+
+def config_to_transformers(
+    cfg: Any, tensors: Mapping[str, Tensor], *, class_names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The content of ``config.json`` for a Mask2Former of this config, whose weights bear our names.
+
+    Raises:
+        ConfigError: an option that their model does not have; the message names the key.
+    """
+    model = cfg.MODEL
+    _check_parts(model)
+    names = list(class_names) or [f"LABEL_{index}" for index in range(model.SEM_SEG_HEAD.NUM_CLASSES)]
+    return {
+        "model_type": "mask2former",
+        "architectures": ["Mask2FormerForUniversalSegmentation"],
+        "backbone_config": _backbone_to_transformers(model, tensors),
+        **{theirs: _plain(_get(model, ours)) for theirs, ours in _MASK2FORMER_KEYS.items()},
+        "encoder_feedforward_dim": _FEED_FORWARD_CHANNELS,
+        "feature_strides": [4, 8, 16, 32],
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        "use_auxiliary_loss": bool(model.MASK_FORMER.DEEP_SUPERVISION),
+    }
+
+
+def preprocessor_to_transformers(cfg: Any) -> dict[str, Any]:
+    """The content of ``preprocessor_config.json``: sizes and statistics of the images.
+
+    Raises:
+        ConfigError: the model wants BGR images, which their pipelines do not make.
+    """
+    if cfg.INPUT.FORMAT != "RGB":
+        raise ConfigError(f"INPUT.FORMAT: transformers feeds RGB images, found {cfg.INPUT.FORMAT!r}")
+    return {
+        "image_processor_type": "Mask2FormerImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": int(cfg.INPUT.MIN_SIZE_TEST), "longest_edge": int(cfg.INPUT.MAX_SIZE_TEST)},
+        "size_divisor": 32,
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [value / 255 for value in cfg.MODEL.PIXEL_MEAN],
+        "image_std": [value / 255 for value in cfg.MODEL.PIXEL_STD],
+        "ignore_index": int(cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE),
+        "num_labels": int(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
+    }
+
+
+def config_from_transformers(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """Dotted keys of ours and their values for a ``config.json`` of Mask2Former.
+
+    Raises:
+        CheckpointError: another model, or a backbone that is not built here.
+    """
+    if content.get("model_type") != "mask2former":
+        raise CheckpointError(f"{source}: model_type: expected 'mask2former', found {content.get('model_type')!r}")
+    width = content.get("encoder_feedforward_dim", _FEED_FORWARD_CHANNELS)
+    if width != _FEED_FORWARD_CHANNELS:
+        raise CheckpointError(f"{source}: encoder_feedforward_dim: expected {_FEED_FORWARD_CHANNELS}, found {width}")
+    backbone = content.get("backbone_config") or {}
+    values: dict[str, Any] = {
+        "MODEL.META_ARCHITECTURE": "MaskFormer",
+        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
+        "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
+        "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,
+        "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
+        "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
+        "MODEL.SEM_SEG_HEAD.NORM": "GN",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": _SWIN_FEATURES,
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": _SWIN_FEATURES[1:],
+        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        "INPUT.FORMAT": "RGB",
+        **{f"MODEL.{ours}": content[theirs] for theirs, ours in _MASK2FORMER_KEYS.items() if theirs in content},
+        **_backbone_from_transformers(backbone, source=source),
+    }
+    if "id2label" in content:
+        values["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(content["id2label"])
+    if "num_attention_heads" in content:  # theirs are the same in both decoders
+        values["MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS"] = content["num_attention_heads"]
+    return values
+
+
+def _check_parts(model: Any) -> None:
+    expected = {
+        "MASK_FORMER.TRANSFORMER_DECODER_NAME": ("MultiScaleMaskedTransformerDecoder",),
+        "SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("MSDeformAttnPixelDecoder",),
+        "SEM_SEG_HEAD.NORM": ("GN",),
+        "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": (model.MASK_FORMER.NHEADS,),
+        "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": (4,),
+        "BACKBONE.NAME": ("D2SwinTransformer", "build_resnet_backbone", "build_resnet_deeplab_backbone"),
+    }
+    for key, allowed in expected.items():
+        _expect(model, key, allowed)
+
+
+def _expect(model: Any, key: str, allowed: Sequence[Any]) -> None:
+    value = _plain(_get(model, key))
+    if value not in allowed:
+        raise ConfigError(
+            f"MODEL.{key}: the model of transformers has {' or '.join(map(repr, allowed))}, found {value!r}"
+        )
+
+
+def _backbone_to_transformers(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    if model.BACKBONE.NAME != "D2SwinTransformer":
+        return _resnet_to_transformers(model, tensors)
+    for key, allowed in (("APE", (False,)), ("PATCH_NORM", (True,)), ("QK_SCALE", (None,))):
+        _expect(model, f"SWIN.{key}", allowed)
+    options = {theirs: _plain(model.SWIN[ours]) for theirs, ours in _SWIN_KEYS.items()}
+    return {"model_type": "swin", **options, "hidden_act": "gelu", "out_features": _STAGES}
+
+
+def _resnet_to_transformers(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "backbone.stem.conv1_2.weight" in tensors:
+        raise ConfigError("MODEL.RESNETS.STEM_TYPE: the model of transformers has 'basic', found 'deeplab'")
+    for key in ("RES4_DILATION", "RES5_DILATION", "NUM_GROUPS"):
+        _expect(model, f"RESNETS.{key}", (1,))
+    is_bottleneck = "backbone.res2.0.conv3.weight" in tensors
+    res2 = model.RESNETS.RES2_OUT_CHANNELS
+    if is_bottleneck:
+        _expect(model, "RESNETS.WIDTH_PER_GROUP", (res2 // _BOTTLENECK_RATIO,))
+    return {
+        "model_type": "resnet",
+        "embedding_size": model.RESNETS.STEM_OUT_CHANNELS,
+        "hidden_sizes": [res2 * 2**stage for stage in range(len(_STAGES))],
+        "depths": [_count_blocks(f"backbone.res{stage + 2}", tensors) for stage in range(len(_STAGES))],
+        "layer_type": "bottleneck" if is_bottleneck else "basic",
+        "downsample_in_bottleneck": bool(is_bottleneck and model.RESNETS.STRIDE_IN_1X1),
+        "downsample_in_first_stage": False,
+        "hidden_act": "relu",
+        "out_features": _STAGES,
+    }
+
+
+def _backbone_from_transformers(backbone: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    kind = backbone.get("model_type")
+    if kind == "swin":
+        return {
+            "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+            "MODEL.SWIN.OUT_FEATURES": _SWIN_FEATURES,
+            **{f"MODEL.SWIN.{ours}": backbone[theirs] for theirs, ours in _SWIN_KEYS.items() if theirs in backbone},
+        }
+    if kind != "resnet":
+        raise CheckpointError(f"{source}: backbone_config.model_type: expected 'swin' or 'resnet', found {kind!r}")
+    layer_type, depths = backbone.get("layer_type", "bottleneck"), tuple(backbone.get("depths", (3, 4, 6, 3)))
+    sizes = backbone.get("hidden_sizes", [256, 512, 1024, 2048])
+    depth = _RESNET_DEPTHS.get((layer_type, depths))
+    if depth is None or any(size != sizes[0] * 2**stage for stage, size in enumerate(sizes)):
+        raise CheckpointError(
+            f"{source}: backbone_config: no ResNet of {layer_type} blocks {depths} by {sizes} channels"
+        )
+    return {
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.STEM_TYPE": "basic",
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": backbone.get("embedding_size", 64),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": sizes[0],
+        "MODEL.RESNETS.WIDTH_PER_GROUP": sizes[0] // _BOTTLENECK_RATIO,
+        "MODEL.RESNETS.STRIDE_IN_1X1": bool(backbone.get("downsample_in_bottleneck", False)),
+        "MODEL.RESNETS.OUT_FEATURES": _SWIN_FEATURES,
+    }
+
+
+def _count_blocks(stage: str, names: Mapping[str, Any]) -> int:
+    pattern = re.compile(re.escape(stage) + r"\.(\d+)\.")
+    return len({found[1] for name in names if (found := pattern.match(name))})
+
+
+def _get(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
