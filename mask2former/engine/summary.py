@@ -12,18 +12,18 @@ from mask2former.config import CfgNode
 _PARTS = {
     "backbone": "backbone",
     "pixel decoder": "sem_seg_head.pixel_decoder",
-    "transformer decoder": "sem_seg_head.predictor",
+    "predictor": "sem_seg_head.predictor",
 }
 
 
 def describe_model(cfg: CfgNode, model: nn.Module) -> str:
     """Architecture, parts with their parameters, queries and classes."""
+    modules = dict(model.named_modules())
     lines = [
         f"model: {cfg.MODEL.META_ARCHITECTURE} with {_describe_backbone(cfg)}, "
-        f"{cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME}, {cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME}; "
-        f"{cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES} queries, {cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes"
+        f"{cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME}, {_describe_predictor(modules)}"
+        f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes"
     ]
-    modules = dict(model.named_modules())
     lines += [f"  {title}: {_describe_size(modules[name])}" for title, name in _PARTS.items() if name in modules]
     lines.append(f"  in all: {_describe_size(model)}")
     return "\n".join(lines)
@@ -86,6 +86,14 @@ def describe_results(results: Mapping[str, Any]) -> str:
 def _describe_backbone(cfg: CfgNode) -> str:
     name = cfg.MODEL.BACKBONE.NAME
     return f"{name} (depth {cfg.MODEL.RESNETS.DEPTH})" if "resnet" in name else name
+
+
+def _describe_predictor(modules: Mapping[str, nn.Module]) -> str:
+    """What follows the pixel decoder; some heads bring their own, whatever decoder the config names."""
+    predictor = modules.get(_PARTS["predictor"])
+    num_queries = getattr(predictor, "num_queries", None)
+    name = "" if predictor is None else type(predictor).__name__
+    return f"{name}; " if num_queries is None else f"{name}; {num_queries} queries, "
 
 
 def _describe_size(module: nn.Module) -> str:
