@@ -14,6 +14,7 @@ from PIL import Image
 
 from mask2former.config import CfgNode, get_cfg
 from mask2former.data.catalog import DatasetCatalog, MetadataCatalog
+from mask2former.data.datasets import builtin
 from mask2former.structures import bitmasks_to_rles, id_to_rgb
 
 HEIGHT, WIDTH = 24, 32
@@ -142,8 +143,9 @@ def cfg() -> CfgNode:
 
 
 @pytest.fixture(autouse=True)
-def _clean_catalogs() -> Iterator[None]:
-    """What a test registers is gone after it."""
+def _clean_catalogs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is gone after it, and it sees nothing of the root of another."""
+    monkeypatch.setattr(builtin, "_registered", builtin._Registered())
     before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before[0]:

@@ -75,6 +75,20 @@ def test_builtin_datasets_move_with_the_root(tmp_path: Path) -> None:
     assert str(tmp_path / "second") in MetadataCatalog.get("shapes_sem_seg_val").image_root
 
 
+def test_builtin_datasets_stay_below_a_given_root_until_the_environment_names_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "first"))
+    register_builtin_datasets(tmp_path / "given")
+    with pytest.raises(DatasetError, match="given/coco"):
+        DatasetCatalog.get("coco_2017_train")
+    assert MetadataCatalog.get("coco_2017_train").image_root == str(tmp_path / "given/coco/train2017")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "second"))
+    with pytest.raises(DatasetError, match="second/coco"):
+        DatasetCatalog.get("coco_2017_train")
+    assert MetadataCatalog.get("coco_2017_train").image_root == str(tmp_path / "second/coco/train2017")
+
+
 def test_builtin_dataset_that_is_missing_names_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for name, place in (

@@ -96,6 +96,7 @@ _FORMATS: Mapping[str, _Format] = MappingProxyType(
 @dataclass
 class _Registered:
     root: Path | None = None
+    default: Path | None = None  # dataset_root() at that time
     names: set[str] = field(default_factory=set)
 
 
@@ -103,12 +104,17 @@ _registered = _Registered()
 
 
 def register_builtin_datasets(root: str | Path | None = None) -> None:
-    """Register every built-in data set that is not registered yet, below ``root`` (``dataset_root()``).
+    """Register every built-in data set that is not registered yet, below ``root``.
 
-    Reads nothing but the class tables. Called again with another root, the names move there; what somebody else
-    registered stays.
+    Without ``root`` they lie below ``dataset_root()``; but a root that was given once holds until the environment
+    names another, so that loading a data set, which calls this too, does not move it. Called with another root, the
+    names move there; what somebody else registered stays. Reads nothing but the class tables.
     """
-    folder = (dataset_root() if root is None else Path(root)).absolute()
+    default = dataset_root().absolute()
+    if root is not None:
+        folder = Path(root).absolute()
+    else:
+        folder = _registered.root if _registered.root is not None and _registered.default == default else default
     if _registered.root != folder:
         for name in _registered.names:
             if name in DatasetCatalog:
@@ -121,7 +127,7 @@ def register_builtin_datasets(root: str | Path | None = None) -> None:
         if name not in DatasetCatalog and MetadataCatalog.get(name).get("evaluator_type") is None:
             _register(name, entry, folder)
     register_shapes_datasets(folder)
-    _registered.root = folder
+    _registered.root, _registered.default = folder, default
     _registered.names |= set(MetadataCatalog.list()) - before
 
 
