@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
 from mask2former.modeling import MaskFormer, build_model
-from mask2former.modeling.layers import MultiheadAttention, TransformerEncoder
+from mask2former.modeling.layers import MultiheadAttention, TransformerEncoder, TransformerOptions
 from mask2former.modeling.pixel_decoder import BasePixelDecoder, TransformerEncoderPixelDecoder
 from mask2former.modeling.transformer_decoder import StandardTransformerDecoder
 from mask2former.structures import Instances, ShapeSpec
@@ -95,7 +95,7 @@ def test_feature_pyramid_gradients_reach_every_parameter(with_encoder: bool) -> 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_encoder_layer_equals_that_of_torch_without_positions(pre_norm: bool) -> None:
-    encoder = TransformerEncoder(16, num_layers=1, num_heads=4, hidden_channels=24, pre_norm=pre_norm).eval()
+    encoder = TransformerEncoder(16, TransformerOptions(4, 24, pre_norm=pre_norm), num_layers=1).eval()
     reference = nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True, norm_first=pre_norm)
     reference.load_state_dict(encoder.layers[0].state_dict())
     tokens = torch.randn(2, 9, 16)

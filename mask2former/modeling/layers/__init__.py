@@ -15,7 +15,7 @@ from mask2former.modeling.layers.norms import (
 )
 from mask2former.modeling.layers.position_encoding import PositionEmbeddingSine, sine_position_encoding
 from mask2former.modeling.layers.size_cache import SizeCache
-from mask2former.modeling.layers.transformer import TransformerDecoder, TransformerEncoder
+from mask2former.modeling.layers.transformer import TransformerDecoder, TransformerEncoder, TransformerOptions
 
 __all__ = [
     "MLP",
@@ -31,6 +31,7 @@ __all__ = [
     "SyncBatchNorm",
     "TransformerDecoder",
     "TransformerEncoder",
+    "TransformerOptions",
     "fold_frozen_batch_norm",
     "freeze_batch_norm",
     "get_norm",

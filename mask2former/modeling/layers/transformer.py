@@ -8,6 +8,7 @@ Letters: B batch, Q queries, S tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,20 +16,28 @@ from torch import Tensor, nn
 from mask2former.modeling.layers.attention import MultiheadAttention
 
 
+@dataclass(frozen=True)
+class TransformerOptions:
+    """What all layers of a transformer share; with `pre_norm` norms stand before each step, not after it."""
+
+    num_heads: int
+    hidden_channels: int  # of the feed-forward network
+    dropout: float = 0.0
+    pre_norm: bool = False
+
+
 class _TransformerLayer(nn.Module):
     """Self-attention and feed-forward network, and how a residual step joins them with a norm."""
 
-    def __init__(
-        self, channels: int, *, num_heads: int, hidden_channels: int, dropout: float = 0.0, pre_norm: bool = False
-    ) -> None:
+    def __init__(self, channels: int, options: TransformerOptions) -> None:
         super().__init__()
-        self.self_attn = MultiheadAttention(channels, num_heads, dropout=dropout)
-        self.linear1 = nn.Linear(channels, hidden_channels)
-        self.linear2 = nn.Linear(hidden_channels, channels)
+        self.self_attn = MultiheadAttention(channels, options.num_heads, dropout=options.dropout)
+        self.linear1 = nn.Linear(channels, options.hidden_channels)
+        self.linear2 = nn.Linear(options.hidden_channels, channels)
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
-        self.pre_norm = pre_norm
+        self.dropout = nn.Dropout(options.dropout)
+        self.pre_norm = options.pre_norm
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
@@ -56,13 +65,9 @@ class TransformerEncoderLayer(_TransformerLayer):
 class TransformerDecoderLayer(_TransformerLayer):
     """Self-attention among queries, attention to tokens, feed-forward network: (B, Q, C) -> (B, Q, C)."""
 
-    def __init__(
-        self, channels: int, *, num_heads: int, hidden_channels: int, dropout: float = 0.0, pre_norm: bool = False
-    ) -> None:
-        super().__init__(
-            channels, num_heads=num_heads, hidden_channels=hidden_channels, dropout=dropout, pre_norm=pre_norm
-        )
-        self.multihead_attn = MultiheadAttention(channels, num_heads, dropout=dropout)
+    def __init__(self, channels: int, options: TransformerOptions) -> None:
+        super().__init__(channels, options)
+        self.multihead_attn = MultiheadAttention(channels, options.num_heads, dropout=options.dropout)
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, queries: Tensor, query_position: Tensor, *, keys: Tensor, values: Tensor) -> Tensor:
@@ -75,24 +80,10 @@ class TransformerDecoderLayer(_TransformerLayer):
 class TransformerEncoder(nn.Module):
     """A stack of encoder layers: (B, S, C) -> (B, S, C). With `pre_norm` a norm follows the last one."""
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        num_layers: int,
-        num_heads: int,
-        hidden_channels: int,
-        dropout: float = 0.0,
-        pre_norm: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, options: TransformerOptions, *, num_layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerEncoderLayer(
-                channels, num_heads=num_heads, hidden_channels=hidden_channels, dropout=dropout, pre_norm=pre_norm
-            )
-            for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(channels) if pre_norm else nn.Identity()
+        self.layers = nn.ModuleList(TransformerEncoderLayer(channels, options) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(channels) if options.pre_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
         """`position` (1, S, C) or (B, S, C) belongs to the tokens."""
@@ -104,23 +95,9 @@ class TransformerEncoder(nn.Module):
 class TransformerDecoder(nn.Module):
     """A stack of decoder layers; what each says goes through one norm."""
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        num_layers: int,
-        num_heads: int,
-        hidden_channels: int,
-        dropout: float = 0.0,
-        pre_norm: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, options: TransformerOptions, *, num_layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerDecoderLayer(
-                channels, num_heads=num_heads, hidden_channels=hidden_channels, dropout=dropout, pre_norm=pre_norm
-            )
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(TransformerDecoderLayer(channels, options) for _ in range(num_layers))
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, query_position: Tensor, *, tokens: Tensor, position: Tensor) -> list[Tensor]:

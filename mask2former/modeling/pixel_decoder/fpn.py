@@ -10,7 +10,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, TransformerEncoder, init_xavier
+from mask2former.modeling.layers import (
+    Conv2d,
+    PositionEmbeddingSine,
+    TransformerEncoder,
+    TransformerOptions,
+    init_xavier,
+)
 from mask2former.modeling.pixel_decoder.pyramid import (
     NUM_MAPS,
     channels_of,
@@ -99,14 +105,13 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         top_channels = channels_of(input_shape, self.in_features[-1])
         self.input_proj = init_xavier(nn.Conv2d(top_channels, conv_dim, kernel_size=1))
         self.position = PositionEmbeddingSine(conv_dim // 2, normalize=True)
-        encoder = TransformerEncoder(
-            conv_dim,
-            num_layers=transformer_enc_layers,
-            num_heads=transformer_nheads,
-            hidden_channels=transformer_dim_feedforward,
+        options = TransformerOptions(
+            transformer_nheads,
+            transformer_dim_feedforward,
             dropout=transformer_dropout,
             pre_norm=transformer_pre_norm,
         )
+        encoder = TransformerEncoder(conv_dim, options, num_layers=transformer_enc_layers)
         self.transformer = nn.ModuleDict({"encoder": encoder})
 
     @classmethod

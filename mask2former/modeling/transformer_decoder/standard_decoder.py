@@ -12,7 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
-from mask2former.modeling.layers import MLP, PositionEmbeddingSine, TransformerDecoder, TransformerEncoder
+from mask2former.modeling.layers import (
+    MLP,
+    PositionEmbeddingSine,
+    TransformerDecoder,
+    TransformerEncoder,
+    TransformerOptions,
+)
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import TRANSFORMER_DECODER_REGISTRY
 from mask2former.modeling.transformer_decoder.attention import input_projection
@@ -48,16 +54,11 @@ class StandardTransformerDecoder(nn.Module):
         self.deep_supervision = deep_supervision
         self.position = PositionEmbeddingSine(hidden_dim // 2, normalize=True)
         self.input_proj = input_projection(in_channels, hidden_dim, enforce=enforce_input_project)
-        layers: dict[str, Any] = {
-            "num_heads": nheads,
-            "hidden_channels": dim_feedforward,
-            "dropout": dropout,
-            "pre_norm": pre_norm,
-        }
+        options = TransformerOptions(nheads, dim_feedforward, dropout=dropout, pre_norm=pre_norm)
         self.transformer = nn.ModuleDict(
             {
-                "encoder": TransformerEncoder(hidden_dim, num_layers=enc_layers, **layers),
-                "decoder": TransformerDecoder(hidden_dim, num_layers=dec_layers, **layers),
+                "encoder": TransformerEncoder(hidden_dim, options, num_layers=enc_layers),
+                "decoder": TransformerDecoder(hidden_dim, options, num_layers=dec_layers),
             }
         )
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
