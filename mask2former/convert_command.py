@@ -63,6 +63,8 @@ def run_convert(args: argparse.Namespace) -> None:
     is_file = output.suffix in _FILE_ENDINGS
     if not is_file and output.is_file():
         raise CheckpointError(f"{output}: expected a name in {', '.join(_FILE_ENDINGS)}, or a folder for transformers")
+    if output.resolve() == source.resolve():
+        raise CheckpointError(f"{output}: OUTPUT is SOURCE itself, expected another name")
     if args.verify and args.swap_channels:
         raise CheckpointError("--verify: with --swap-channels the models are meant to differ")
     cfg = _find_config(args, source)
@@ -141,8 +143,7 @@ def _class_names(cfg: Any) -> list[str]:
 
 
 def _verify(cfg: Any, source: Path, output: Path) -> None:
-    torch.manual_seed(0)
-    image = torch.randn(1, 3, *_VERIFY_SIZE)
+    image = torch.randn(1, 3, *_VERIFY_SIZE, generator=torch.Generator().manual_seed(0))
     expected, actual = (_logits(cfg, place, image) for place in (source, output))
     worst = 0.0
     for name, logits in expected.items():
@@ -159,6 +160,7 @@ def _logits(cfg: Any, place: Path, image: Tensor) -> Logits:
     """Class and mask logits by the model that the weights belong to; for a backbone alone its features."""
     if (place / "config.json").is_file():
         return _transformers_logits(place, image)
+    torch.manual_seed(0)  # what the weights lack is the same in both models
     model: Any = build_model(cfg).eval()
     converted = read_converted(place)
     report = load_state_dict(model, converted.tensors, source=str(place))

@@ -196,6 +196,7 @@ def _check_digest(address: str, partial: Path, *, name: str) -> None:
         if not found.startswith(expected[1]):
             size = partial.stat().st_size
             partial.unlink()
+            _validator_path(partial).unlink(missing_ok=True)
             raise _WrongDigestError(
                 f"{address}: the {kind} of the {size} bytes that came begins with {found[: len(expected[1])]}, "
                 f"expected {expected[1]} by the file's name; what came was removed"

@@ -83,9 +83,13 @@ def _choose_names(
     """The tensors under those names that most of the model's entries bear: as they are, by family, or by endings."""
 
     def count(candidate: Iterable[str]) -> int:
-        return sum(name in own for name in candidate)
+        return sum(name in own and not re.search(DERIVED, name) for name in candidate)
 
-    converted = convert_to_ours(tensors, source=source) if count(tensors) < len(own) else None
+    converted, refusal = None, None
+    try:
+        converted = convert_to_ours(tensors, source=source)
+    except CheckpointError as error:  # of no backbone here, but perhaps of one that somebody registered
+        refusal = error
     best, family = tensors, None
     if converted is not None and count(converted.tensors) > count(best):
         best, family = converted.tensors, converted.family
@@ -93,6 +97,8 @@ def _choose_names(
         by_suffix = _rename_by_suffix(tensors, own)
         if count(by_suffix) > count(best):
             best, family = by_suffix, converted.family if converted is not None else None
+    if refusal is not None and not count(best):
+        raise refusal
     return best, family
 
 

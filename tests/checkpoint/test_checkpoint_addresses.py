@@ -1,0 +1,78 @@
+"""Zoo names: every published model has one, and a wrong one says which there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mask2former.checkpoint import find_zoo_model, zoo_models
+from mask2former.checkpoint.addresses import resolve_address, suggest_source
+from mask2former.errors import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "tests" / "data" / "reference" / "model_zoo.json"
+
+
+def test_zoo_holds_the_published_models() -> None:
+    published = json.loads(REFERENCE.read_text())
+    ours = [{key: value for key, value in vars(model).items() if key != "name"} for model in zoo_models().values()]
+    assert ours == published
+
+
+def test_zoo_names_follow_their_configs() -> None:
+    for name, model in zoo_models().items():
+        dataset, task, backbone = name.split("/")
+        assert model.config.startswith(dataset)
+        assert task in model.config or dataset.startswith("youtubevis")
+        file = Path(model.config).name.replace("swin_", "swin-")
+        assert backbone.removesuffix("-in21k") in file.lower()
+        assert ("in21k" in backbone) == ("IN21k" in file)
+        assert f"{backbone[0]}" in file.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("coco/panoptic/r50", "model_final_94dc52.pkl"),
+        ("COCO/Panoptic/R50", "model_final_94dc52.pkl"),
+        ("coco/panoptic/swin-l", "model_final_f07440.pkl"),
+        ("coco/panoptic/swin-b", "model_final_9d7f02.pkl"),
+        ("coco/panoptic/swin-b-in21k", "model_final_54b88a.pkl"),
+        ("youtubevis_2019/instance/r50", "model_final_34112b.pkl"),
+    ],
+)
+def test_find_zoo_model_by_name(name: str, expected: str) -> None:
+    assert find_zoo_model(name).checkpoint_url.endswith(f"/{expected}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("coco/panoptic/r51", "coco/panoptic/r50"),
+        ("coco/panoptic", "coco/panoptic/swin-t"),
+        ("", "coco/panoptic/r50"),
+        ("nothing", "coco/panoptic/r50"),
+    ],
+)
+def test_find_zoo_model_lists_what_there_is(name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        find_zoo_model(name)
+
+
+def test_resolve_address_leaves_paths_alone(tmp_path: Path) -> None:
+    assert resolve_address(tmp_path / "a.pth") == tmp_path / "a.pth"
+    assert resolve_address("~/a.pth") == Path.home() / "a.pth"
+    assert resolve_address("C:/weights.pth") == Path("C:/weights.pth")
+
+
+def test_every_local_name_in_configs_has_a_source() -> None:
+    names = set()
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        lines = [line.split("WEIGHTS:")[1] for line in path.read_text().splitlines() if line.startswith("  WEIGHTS:")]
+        names |= {line.split("#")[0].strip().strip("\"'") for line in lines}
+    local = {name for name in names if name and "://" not in name}
+    assert len(local) > 8
+    for name in local:
+        assert suggest_source(Path(name)), name
