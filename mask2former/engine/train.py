@@ -36,6 +36,7 @@ from mask2former.engine.scaling import describe_scaling, scale_to_world_size
 from mask2former.engine.schedule import build_lr_scheduler
 from mask2former.engine.trainer import Batch, Hook, Trainer
 from mask2former.engine.training_state import restore_state
+from mask2former.engine.zoo_expectations import expect_zoo_metrics
 from mask2former.errors import ConfigError
 
 BuildBatches = Callable[[CfgNode, int], Iterable[Batch]]  # config and first iteration → batches
@@ -116,7 +117,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
         results = next(iter(results.values()))
     if distributed.is_main():
         logger.info("results on %s\n%s", ", ".join(cfg.DATASETS.TEST), summary.describe_results(results))
-        verify_results(cfg, results)
+        verify_results(expect_zoo_metrics(cfg, results), results)
     return results
 
 

@@ -1,4 +1,7 @@
-"""``python -m mask2former.evaluation {panoptic,coco,sem-seg} …``: metrics of saved predictions, as JSON on stdout."""
+"""``python -m mask2former.evaluation TASK …``: metrics of saved predictions, as JSON on stdout.
+
+Tasks: panoptic, coco, sem-seg, semantic-pq.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from mask2former.evaluation.coco import evaluate_coco
 from mask2former.evaluation.panoptic import evaluate_panoptic
 from mask2former.evaluation.protocol import Results
 from mask2former.evaluation.sem_seg import DEFAULT_IGNORE_LABEL, evaluate_sem_seg
+from mask2former.evaluation.semantic_panoptic_quality import evaluate_semantic_pq
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +39,8 @@ def _evaluate(options: argparse.Namespace) -> Results:
         return evaluate_panoptic(options.gt_json, options.gt_folder, options.pred_json, options.pred_folder)
     if options.task == "coco":
         return evaluate_coco(options.gt_json, options.results_json, tasks=options.tasks)
-    return evaluate_sem_seg(
+    evaluate = evaluate_semantic_pq if options.task == "semantic-pq" else evaluate_sem_seg
+    return evaluate(
         options.gt_dir, options.predictions, class_names=options.class_names, ignore_label=options.ignore_label
     )
 
@@ -50,12 +55,17 @@ def _parser() -> argparse.ArgumentParser:
     coco = tasks.add_parser("coco", help="AP of a COCO results json")
     coco.add_argument("--gt-json", required=True)
     coco.add_argument("--results-json", required=True)
-    coco.add_argument("--tasks", nargs="+", choices=("segm", "bbox"), default=["segm", "bbox"])
-    semantic = tasks.add_parser("sem-seg", help="IoU and accuracies of label maps or of a sem_seg_predictions.json")
-    semantic.add_argument("--gt-dir", required=True)
-    semantic.add_argument("--predictions", required=True, help="folder of label maps, or json")
-    semantic.add_argument("--class-names", nargs="+", required=True, help="in the order of the labels")
-    semantic.add_argument("--ignore-label", type=int, default=DEFAULT_IGNORE_LABEL)
+    coco.add_argument("--tasks", nargs="+", choices=("segm", "bbox", "boundary"), default=["segm", "bbox"])
+    semantic_tasks = {
+        "sem-seg": "IoU and accuracies of label maps or of a sem_seg_predictions.json",
+        "semantic-pq": "PQ of the same, every class counting as stuff",
+    }
+    for task, summary in semantic_tasks.items():
+        semantic = tasks.add_parser(task, help=summary)
+        semantic.add_argument("--gt-dir", required=True)
+        semantic.add_argument("--predictions", required=True, help="folder of label maps, or json")
+        semantic.add_argument("--class-names", nargs="+", required=True, help="in the order of the labels")
+        semantic.add_argument("--ignore-label", type=int, default=DEFAULT_IGNORE_LABEL)
     return parser
 
 

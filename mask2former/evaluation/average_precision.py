@@ -14,7 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-IouType = Literal["segm", "bbox"]
+from mask2former.evaluation.boundary import boundary_rle, pairwise_boundary_aware_iou
+
+IouType = Literal["segm", "bbox", "boundary"]
 Backend = Literal["faster-coco-eval", "pycocotools"]
 
 MAX_DETECTIONS = 100  # by category and image, as COCO counts
@@ -38,12 +40,14 @@ def compute_average_precision(
 ) -> AveragePrecision:
     """AP of detections: ``image_id``, ``category_id``, ``score`` and ``segmentation`` or ``bbox`` (xywh).
 
+    "boundary" compares masks by the lesser of mask IoU and boundary IoU, with pycocotools whatever the ``backend``.
     Both arguments are in COCO's form, taken to be valid, and left as they are.
     """
     category_ids = sorted(category["id"] for category in ground_truth["categories"])
-    evaluate = _evaluate_faster if backend == "faster-coco-eval" else _evaluate_pycocotools
+    is_faster = backend == "faster-coco-eval" and iou_type != "boundary"
+    evaluate = _evaluate_faster if is_faster else _evaluate_pycocotools
     # Mask AP goes by the area of the mask: a box in the entry would take its place.
-    fields = ("image_id", "category_id", "score", "segmentation" if iou_type == "segm" else "bbox")
+    fields = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
     own_detections = [{field: copy.copy(detection[field]) for field in fields} for detection in detections]
     precision = evaluate(_own_ground_truth(ground_truth), own_detections, iou_type)  # (thresholds, R, K, areas, max)
     at_most_100 = precision[..., -1]
@@ -90,8 +94,33 @@ def _evaluate_pycocotools(
         truth = COCO()
         truth.dataset = ground_truth
         truth.createIndex()
-        evaluator = COCOeval(truth, truth.loadRes(detections), iouType=iou_type)
+        if iou_type == "boundary":
+            evaluator = _boundary_evaluator(truth, truth.loadRes(detections))
+        else:
+            evaluator = COCOeval(truth, truth.loadRes(detections), iouType=iou_type)
         evaluator.params.maxDets = [1, 10, MAX_DETECTIONS]
         evaluator.evaluate()
         evaluator.accumulate()
     return np.asarray(evaluator.eval["precision"])
+
+
+def _boundary_evaluator(truth: Any, detections: Any) -> Any:
+    """pycocotools' evaluation of masks with another IoU."""
+    from pycocotools.cocoeval import COCOeval
+
+    class BoundaryEvaluation(COCOeval):
+        def computeIoU(self, image_id: Any, category_id: int) -> Any:  # noqa: N802 (the name that is overridden)
+            true, found = self._gts[image_id, category_id], self._dts[image_id, category_id]
+            if not true or not found:
+                return []
+            order = np.argsort([-detection["score"] for detection in found], kind="mergesort")
+            best = [found[i] for i in order[: self.params.maxDets[-1]]]
+            return pairwise_boundary_aware_iou(
+                [detection["segmentation"] for detection in best],
+                [annotation["segmentation"] for annotation in true],
+                predicted_boundaries=[boundary_rle(detection["segmentation"]) for detection in best],
+                true_boundaries=[boundary_rle(annotation["segmentation"]) for annotation in true],
+                is_crowd=[int(annotation["iscrowd"]) for annotation in true],
+            )
+
+    return BoundaryEvaluation(truth, detections, iouType="segm")

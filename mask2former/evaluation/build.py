@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mask2former.errors import ConfigError
+from mask2former.evaluation.average_precision import IouType
+from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.coco import COCOEvaluator
 from mask2former.evaluation.files import PathLike
+from mask2former.evaluation.lvis import LVISEvaluator
+from mask2former.evaluation.optional import is_installed
 from mask2former.evaluation.panoptic import COCOPanopticEvaluator
+from mask2former.evaluation.panoptic_instances import PanopticInstanceEvaluator
 from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators
 from mask2former.evaluation.sem_seg import SemSegEvaluator
 from mask2former.structures.metadata import MetadataCatalog
 
 logger = logging.getLogger(__name__)
 
-_PANOPTIC_TYPES = (
-    "coco_panoptic_seg",
-    "ade20k_panoptic_seg",
-    "cityscapes_panoptic_seg",
-    "mapillary_vistas_panoptic_seg",
-)
-EVALUATOR_TYPES = ("coco", "sem_seg", *_PANOPTIC_TYPES)
+_CITYSCAPES = "cityscapesscripts"
 
 
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: PathLike | None = None) -> DatasetEvaluator:
@@ -31,33 +32,97 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: PathLike | None = N
     ``output_dir`` is where predictions are written (default cfg.OUTPUT_DIR/inference).
 
     Raises:
-        ConfigError: the type is unknown, or the config switches off every task that the data set can be evaluated for.
+        ConfigError: the type is unknown, a package that it needs is not installed, or the config switches off every
+            task that the data set can be evaluated for.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    evaluator_type = metadata.get("evaluator_type")
-    if evaluator_type not in EVALUATOR_TYPES:
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if evaluator_type not in _BUILDERS:
         raise ConfigError(
             f"data set {dataset_name!r} has evaluator type {evaluator_type!r}, there are {list(EVALUATOR_TYPES)}"
         )
-    output_dir = Path(cfg.OUTPUT_DIR) / "inference" if output_dir is None else output_dir
-    if evaluator_type == "coco":
-        return COCOEvaluator(dataset_name, output_dir)
-    if evaluator_type == "sem_seg":
-        return SemSegEvaluator(dataset_name, output_dir)
-    tasks = cfg.MODEL.MASK_FORMER.TEST
-    evaluators: list[DatasetEvaluator] = []
-    if tasks.PANOPTIC_ON:
-        evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
-    if tasks.INSTANCE_ON:
-        if metadata.get("json_file") is None:
-            logger.warning("%s has no instance annotations (json_file): no AP", dataset_name)
-        else:
-            evaluators.append(COCOEvaluator(dataset_name, output_dir))
-    if tasks.SEMANTIC_ON:
-        evaluators.append(SemSegEvaluator(dataset_name, output_dir))
+    output_dir = Path(cfg.OUTPUT_DIR) / "inference" if output_dir is None else Path(output_dir)
+    evaluators = _BUILDERS[evaluator_type](cfg, dataset_name, output_dir)
     if not evaluators:
         raise ConfigError(
             f"nothing to evaluate on {dataset_name!r} ({evaluator_type}): MODEL.MASK_FORMER.TEST switches on none of "
             "SEMANTIC_ON, INSTANCE_ON (with annotations), PANOPTIC_ON"
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _instances(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    return [COCOEvaluator(dataset_name, output_dir, tasks=_instance_tasks(cfg))]
+
+
+def _lvis(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    return [LVISEvaluator(dataset_name, output_dir)]
+
+
+def _semantic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    return [SemSegEvaluator(dataset_name, output_dir)]
+
+
+def _cityscapes_instances(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    return [CityscapesInstanceEvaluator(dataset_name)]
+
+
+def _cityscapes_semantic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    return [CityscapesSemSegEvaluator(dataset_name)]
+
+
+def _panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    evaluators: list[DatasetEvaluator] = []
+    if test.PANOPTIC_ON:
+        evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+    if test.INSTANCE_ON:
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("json_file") is not None:
+            evaluators += _instances(cfg, dataset_name, output_dir)
+        elif metadata.evaluator_type == "mapillary_vistas_panoptic_seg":
+            evaluators.append(PanopticInstanceEvaluator(dataset_name, output_dir, tasks=_instance_tasks(cfg)))
+        else:
+            logger.warning("%s has no instance annotations (json_file): no AP", dataset_name)
+    if test.SEMANTIC_ON:
+        evaluators += _semantic(cfg, dataset_name, output_dir)
+    return evaluators
+
+
+def _cityscapes_panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    """PQ by ourselves, the rest by cityscapesscripts; where it is not installed, mean IoU by ourselves and no AP."""
+    test = cfg.MODEL.MASK_FORMER.TEST
+    evaluators: list[DatasetEvaluator] = []
+    if test.PANOPTIC_ON:
+        evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+    has_scripts = is_installed(_CITYSCAPES)
+    if not has_scripts and (test.INSTANCE_ON or test.SEMANTIC_ON):
+        logger.warning(
+            "%s is not installed (pip install 'mask2former[cityscapes]'): mean IoU without iIoU, no AP", _CITYSCAPES
+        )
+    if test.INSTANCE_ON and has_scripts:
+        evaluators += _cityscapes_instances(cfg, dataset_name, output_dir)
+    if test.SEMANTIC_ON:
+        build_semantic = _cityscapes_semantic if has_scripts else _semantic
+        evaluators += build_semantic(cfg, dataset_name, output_dir)
+    return evaluators
+
+
+def _instance_tasks(cfg: Any) -> tuple[IouType, ...]:
+    return ("segm", "bbox", "boundary") if cfg.TEST.BOUNDARY_AP else ("segm", "bbox")
+
+
+_Builder = Callable[[Any, str, Path], list[DatasetEvaluator]]
+_BUILDERS: Mapping[str, _Builder] = MappingProxyType(
+    {
+        "coco": _instances,
+        "lvis": _lvis,
+        "sem_seg": _semantic,
+        "cityscapes_instance": _cityscapes_instances,
+        "cityscapes_sem_seg": _cityscapes_semantic,
+        "coco_panoptic_seg": _panoptic,
+        "ade20k_panoptic_seg": _panoptic,
+        "cityscapes_panoptic_seg": _cityscapes_panoptic,
+        "mapillary_vistas_panoptic_seg": _panoptic,
+    }
+)
+EVALUATOR_TYPES = tuple(_BUILDERS)

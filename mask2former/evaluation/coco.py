@@ -12,7 +12,7 @@ import torch
 
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.average_precision import MAX_DETECTIONS, Backend, IouType, compute_average_precision
-from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, read_detections
+from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, needs_masks, read_detections
 from mask2former.evaluation.files import PathLike, metadata_field, write_json
 from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "coco_instances_results.json"
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_TASK_TITLES = {"segm": "masks", "bbox": "boxes"}
+_TASK_TITLES = {"segm": "masks", "bbox": "boxes", "boundary": "masks and their boundaries"}
 
 
 class COCOEvaluator(DatasetEvaluator):
-    """AP of masks and boxes, over all categories and for each.
+    """AP of masks, boxes and, where asked for, boundaries, over all categories and for each.
 
     Reads ``json_file``, ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of the data set's metadata.
     Takes ``outputs[i]["instances"]`` with scores, pred_classes (contiguous), pred_masks (N, H, W) and pred_boxes (made
@@ -47,7 +47,7 @@ class COCOEvaluator(DatasetEvaluator):
     ) -> None:
         self._tasks, self._backend = _checked_tasks(tasks), backend
         metadata = MetadataCatalog.get(dataset_name)
-        self._truth = CocoGroundTruth(metadata_field(metadata, "json_file", "COCOEvaluator"), self._tasks)
+        self._truth = self._read_truth(metadata)
         mapping = metadata.get("thing_dataset_id_to_contiguous_id")
         if mapping is None:
             mapping = {category_id: i for i, category_id in enumerate(sorted(self._truth.category_names))}
@@ -55,6 +55,9 @@ class COCOEvaluator(DatasetEvaluator):
         self._class_names = _class_names(metadata, mapping, self._truth)
         self._output_dir = None if output_dir is None else Path(output_dir)
         self.reset()
+
+    def _read_truth(self, metadata: Metadata) -> CocoGroundTruth:
+        return CocoGroundTruth(metadata_field(metadata, "json_file", type(self).__name__), self._tasks)
 
     def reset(self) -> None:
         self._detections: list[dict[str, Any]] = []
@@ -87,16 +90,19 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir is not None:
             write_json(detections, self._output_dir / RESULTS_FILE)
         self._check_complete([image_id for _, image_ids in parts for image_id in image_ids])
+        return self._report(detections)
+
+    def _report(self, detections: Sequence[dict[str, Any]]) -> Results:
         return _report(self._truth, detections, self._tasks, names=self._class_names, backend=self._backend)
 
     def _encode(self, instances: Instances, image_id: Any) -> list[dict[str, Any]]:
         name = f"prediction for image {image_id!r}"
-        fields = ["scores", "pred_classes"] + (["pred_masks"] if "segm" in self._tasks else [])
+        fields = ["scores", "pred_classes"] + (["pred_masks"] if needs_masks(self._tasks) else [])
         if missing := [field for field in fields if not instances.has(field)]:
             raise InputError(f"{name}: instances lack {missing}")
         scores, classes = instances.scores.detach().double().cpu(), instances.pred_classes.cpu()
         self._check(instances, scores, classes, name)
-        kept = _best_of_each_class(scores, classes)
+        kept = self._select(scores, classes)
         # Selecting copies masks: most images keep everything.
         selected = instances if len(kept) == len(scores) else instances[kept.to(instances.scores.device)]
         entries: list[dict[str, Any]] = [
@@ -111,6 +117,10 @@ class COCOEvaluator(DatasetEvaluator):
             for entry, rle in zip(entries, bitmasks_to_rles(masks)):
                 entry["segmentation"] = rle
         return entries
+
+    def _select(self, scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Ascending indices of the instances of an image that can count."""
+        return _best_of_each_class(scores, classes)
 
     def _check(self, instances: Instances, scores: torch.Tensor, classes: torch.Tensor, name: str) -> None:
         expected = tuple(self._truth.image_sizes[self._image_ids[-1]])

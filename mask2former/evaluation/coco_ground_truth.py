@@ -14,16 +14,16 @@ from mask2former.evaluation.files import PathLike, read_json
 
 
 class CocoGroundTruth:
-    """Images, categories and annotations of a COCO instances json.
+    """Images, categories and annotations of a COCO instances json, or of ``content`` in that form.
 
     Raises:
         DatasetError: the file is missing or corrupt, or an annotation is incomplete or names an unknown image or
             category.
     """
 
-    def __init__(self, json_file: PathLike, tasks: Sequence[str]) -> None:
+    def __init__(self, json_file: PathLike, tasks: Sequence[str], *, content: Any = None) -> None:
         self.json_file = json_file
-        content = read_json(json_file)
+        content = read_json(json_file) if content is None else content
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise DatasetError(f"{json_file}: expected a COCO instances json with a list {key!r}")
@@ -59,7 +59,7 @@ class CocoGroundTruth:
             raise DatasetError(f"{where}: category id {annotation['category_id']} is unknown, there are {known[:20]}")
         checked = {"iscrowd": 0, **annotation}
         size = self.image_sizes[annotation["image_id"]]
-        if "segm" in tasks:
+        if needs_masks(tasks):
             check_segmentation(annotation.get("segmentation"), size, where, DatasetError)
         if "bbox" in tasks:
             check_box(annotation.get("bbox"), where, DatasetError)
@@ -92,16 +92,21 @@ def _checked_detection(entry: Any, truth: CocoGroundTruth, tasks: Sequence[str],
     if not isinstance(entry["score"], (int, float)) or not math.isfinite(entry["score"]):
         raise InputError(f"{where}: score must be a finite number, found {entry['score']!r}")
     checked = dict(entry)
-    if "segm" in tasks:
+    if needs_masks(tasks):
         size = truth.image_sizes[entry["image_id"]]
         check_segmentation(entry.get("segmentation"), size, where, InputError)
         # COCO's tools take polygons and plain run lengths for truth alone.
         checked["segmentation"] = _compressed(entry["segmentation"], size)
     if "bbox" in tasks:
-        if "bbox" not in entry and "segm" in tasks:
+        if "bbox" not in entry and needs_masks(tasks):
             checked["bbox"] = coco_mask.toBbox(checked["segmentation"]).tolist()
         check_box(checked.get("bbox"), where, InputError)
     return checked
+
+
+def needs_masks(tasks: Sequence[str]) -> bool:
+    """Whether one of the tasks compares masks."""
+    return any(task in tasks for task in ("segm", "boundary"))
 
 
 def check_box(box_xywh: Any, where: str, error: type[InputError]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,7 +65,9 @@ class SemSegEvaluator(DatasetEvaluator):
             if output.get(TASK) is None:
                 raise InputError(f"{name}: no 'sem_seg' (MODEL.MASK_FORMER.TEST.SEMANTIC_ON is off?)")
             labels = torch.as_tensor(output[TASK]).argmax(dim=0).cpu().numpy()
-            _add_image(self._confusion, gt_file, labels, name=name, ignore_label=self._ignore_label)
+            num_classes = len(self._class_names)
+            pair = _checked_pair(gt_file, labels, name=name, num_classes=num_classes, ignore_label=self._ignore_label)
+            self._confusion.add_image(pair.truth, pair.prediction)
             self._files.append(str(gt_file))
             if self._output_dir is not None:
                 self._predictions += self._encode(labels, str(image.get("file_name", gt_file)))
@@ -129,32 +131,59 @@ def evaluate_sem_seg(
         InputError: a prediction is missing, unreadable, of another size, or of an unknown image or class.
         DatasetError: the same of the ground truth.
     """
-    gt_files = _label_maps_below(Path(gt_dir), DatasetError)
     confusion = SemanticConfusion(len(class_names))
+    pairs = read_label_pairs(
+        gt_dir,
+        predictions,
+        num_classes=len(class_names),
+        ignore_label=ignore_label,
+        dataset_id_to_contiguous_id=dataset_id_to_contiguous_id,
+    )
+    for pair in pairs:
+        confusion.add_image(pair.truth, pair.prediction)
+    return _report(confusion, class_names)
+
+
+class LabelPair(NamedTuple):
+    """Label maps (H, W) of one image: truth in 0..K, where K is to be ignored, and prediction in 0..K-1."""
+
+    truth: np.ndarray
+    prediction: np.ndarray
+    truth_file: Path
+    name: str  # of the prediction, for errors
+
+
+def read_label_pairs(
+    gt_dir: PathLike,
+    predictions: PathLike,
+    *,
+    num_classes: int,
+    ignore_label: int = DEFAULT_IGNORE_LABEL,
+    dataset_id_to_contiguous_id: Mapping[int, int] | None = None,
+) -> Iterator[LabelPair]:
+    """The checked label maps of every image below ``gt_dir``; arguments and errors are those of evaluate_sem_seg."""
+    gt_files = _label_maps_below(Path(gt_dir), DatasetError)
     if Path(predictions).is_dir():
         predicted_files = _label_maps_below(Path(predictions), InputError)
         _check_same_images(gt_files, predicted_files, gt_dir, predictions)
         for key, gt_file in gt_files.items():
-            path = predicted_files[key]
-            labels = read_label_map(path, error=InputError)
-            _add_image(confusion, gt_file, labels, name=str(path), ignore_label=ignore_label)
-    else:
-        by_stem = {Path(key).name: gt_file for key, gt_file in gt_files.items()}
-        if len(by_stem) < len(gt_files):
-            raise InputError(f"{gt_dir}: file names are not unique across folders, which predictions in json need")
-        by_image = _read_predictions(predictions)
-        _check_same_images(by_stem, by_image, gt_dir, predictions)
-        for stem, gt_file in by_stem.items():
-            name = f"{predictions}: image {stem}"
-            labels = _decode(by_image[stem], dataset_id_to_contiguous_id, name)
-            _add_image(confusion, gt_file, labels, name=name, ignore_label=ignore_label)
-    return _report(confusion, class_names)
+            labels, name = read_label_map(predicted_files[key], error=InputError), str(predicted_files[key])
+            yield _checked_pair(gt_file, labels, name=name, num_classes=num_classes, ignore_label=ignore_label)
+        return
+    by_stem = {Path(key).name: gt_file for key, gt_file in gt_files.items()}
+    if len(by_stem) < len(gt_files):
+        raise InputError(f"{gt_dir}: file names are not unique across folders, which predictions in json need")
+    by_image = _read_predictions(predictions)
+    _check_same_images(by_stem, by_image, gt_dir, predictions)
+    for stem, gt_file in by_stem.items():
+        name = f"{predictions}: image {stem}"
+        labels = _decode(by_image[stem], dataset_id_to_contiguous_id, name)
+        yield _checked_pair(gt_file, labels, name=name, num_classes=num_classes, ignore_label=ignore_label)
 
 
-def _add_image(
-    confusion: SemanticConfusion, gt_file: PathLike, labels: np.ndarray, *, name: str, ignore_label: int
-) -> None:
-    num_classes = confusion.num_classes
+def _checked_pair(
+    gt_file: PathLike, labels: np.ndarray, *, name: str, num_classes: int, ignore_label: int
+) -> LabelPair:
     truth = read_label_map(gt_file)
     if labels.shape != truth.shape:
         raise InputError(
@@ -169,7 +198,7 @@ def _add_image(
         )
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise InputError(f"{name}: labels must lie in 0..{num_classes - 1}, found {labels.min()}..{labels.max()}")
-    confusion.add_image(np.where(is_ignored, num_classes, truth), labels)
+    return LabelPair(np.where(is_ignored, num_classes, truth), labels, Path(gt_file), name)
 
 
 def _label_maps_below(folder: Path, error: type[InputError]) -> dict[str, Path]:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from mask2former.evaluation.boundary import boundary_width
+
 logger = logging.getLogger(__name__)
 
-# Boundary width as a share of the image diagonal (Boundary IoU, section 4).
-_BOUNDARY_RATIO = 0.02
 # Eroding works on bytes, and one value stands for ignored pixels.
 _MAX_CLASSES_WITH_BOUNDARY = 254
 
@@ -84,8 +84,7 @@ def _boundary_values(labels: np.ndarray) -> np.ndarray:
     boundary pixel is a difference of label numbers and counts for the class of that number;
     test_boundary_iou_compares_differences_of_labels.
     """
-    height, width = labels.shape
-    reach = max(1, round(_BOUNDARY_RATIO * float(np.hypot(height, width))))
+    reach = boundary_width((labels.shape[0], labels.shape[1]))
     labels = labels.astype(np.uint8)
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
     least = cv2.erode(labels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0, 0))

@@ -152,7 +152,7 @@ def test_build_evaluator_refuses(tmp_path: Path, reference: ReferenceData, datas
         build_evaluator(cfg_for(tmp_path), dataset_name)
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         build_evaluator(cfg_for(tmp_path), reference.name)
-    MetadataCatalog.get(dataset_name).set(evaluator_type="mapillary_vistas_panoptic_seg", json_file=None)
+    MetadataCatalog.get(dataset_name).set(evaluator_type="coco_panoptic_seg", json_file=None)
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         build_evaluator(cfg_for(tmp_path, INSTANCE_ON=True), dataset_name)
 

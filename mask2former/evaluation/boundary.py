@@ -1,0 +1,62 @@
+"""Boundary IoU of masks.
+
+Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+BOUNDARY_RATIO = 0.02  # width of the boundary as a share of the image diagonal (section 4)
+
+
+def boundary_width(size: tuple[int, int]) -> int:
+    """Pixels that the boundary of a mask reaches inwards, in an image of ``size`` (height, width); at least 1."""
+    return max(1, round(BOUNDARY_RATIO * float(np.hypot(*size))))
+
+
+def mask_boundary(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask (H, W) bool within the boundary's width of its contour; the image's edge is contour too."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    boundary = np.zeros_like(mask)
+    if not len(rows):
+        return boundary
+    # Outside its box the mask is empty, as it is taken to be outside the image: only the box is eroded.
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    reach = boundary_width((mask.shape[0], mask.shape[1]))
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
+    inside = mask[box].astype(np.uint8)
+    interior = cv2.erode(inside, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0, 0))
+    boundary[box] = inside > interior
+    return boundary
+
+
+def boundary_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """IoU in 0..1 of the boundaries of two masks (H, W) bool; NaN where both are empty."""
+    a, b = mask_boundary(a), mask_boundary(b)
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else float("nan")
+
+
+def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    """The run-length code of a mask's boundary, of the mask's own."""
+    return coco_mask.encode(np.asfortranarray(mask_boundary(coco_mask.decode(rle).astype(bool))).astype(np.uint8))
+
+
+def pairwise_boundary_aware_iou(
+    predicted: Sequence[dict[str, Any]],
+    true: Sequence[dict[str, Any]],
+    *,
+    predicted_boundaries: Sequence[dict[str, Any]],
+    true_boundaries: Sequence[dict[str, Any]],
+    is_crowd: Sequence[int],
+) -> np.ndarray:
+    """The lesser of mask IoU and boundary IoU (P, N) of run-length codes; a crowd's union is the prediction alone."""
+    mask_ious = coco_mask.iou(list(predicted), list(true), list(is_crowd))
+    boundary_ious = coco_mask.iou(list(predicted_boundaries), list(true_boundaries), list(is_crowd))
+    return np.minimum(mask_ious, boundary_ious)

@@ -1,0 +1,74 @@
+"""Average precision against the things of panoptic annotations, for data sets without an instances json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mask2former.errors import DatasetError
+from mask2former.evaluation.coco import COCOEvaluator
+from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
+from mask2former.evaluation.files import metadata_field
+from mask2former.evaluation.gather import gather_on_main
+from mask2former.evaluation.panoptic import PanopticGroundTruth
+from mask2former.evaluation.protocol import ModelInputs, ModelOutputs, Results
+from mask2former.structures.masks import bitmasks_to_rles
+from mask2former.structures.metadata import Metadata
+
+
+class PanopticInstanceEvaluator(COCOEvaluator):
+    """As COCOEvaluator, but the true instances are the segments of things in ``panoptic_json`` and ``panoptic_root``.
+
+    A segment's ``iscrowd`` is that of the instance. Each process reads the PNGs of the images it predicts.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self._annotations: list[dict[str, Any]] = []
+
+    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
+        first = len(self._image_ids)
+        super().process(inputs, outputs)
+        for image_id in self._image_ids[first:]:
+            self._annotations += self._true_instances(image_id)
+
+    def evaluate(self) -> Results | None:
+        parts = gather_on_main(self._annotations)
+        if parts is not None:
+            annotations = [annotation for part in parts for annotation in part]
+            numbered = [{**annotation, "id": i} for i, annotation in enumerate(annotations, start=1)]
+            self._truth.content["annotations"] = numbered
+        return super().evaluate()
+
+    def _read_truth(self, metadata: Metadata) -> CocoGroundTruth:
+        owner = type(self).__name__
+        json_file = metadata_field(metadata, "panoptic_json", owner)
+        self._panoptic = PanopticGroundTruth(json_file, metadata_field(metadata, "panoptic_root", owner))
+        self._thing_ids = set(metadata_field(metadata, "thing_dataset_id_to_contiguous_id", owner))
+        things = [dict(category) for category in self._panoptic.categories if category["id"] in self._thing_ids]
+        content = {"images": self._panoptic.images, "categories": things, "annotations": []}
+        return CocoGroundTruth(json_file, self._tasks, content=content)
+
+    def _true_instances(self, image_id: Any) -> list[dict[str, Any]]:
+        ids, segments, name = self._panoptic.read(self._panoptic.annotation_of(image_id))
+        if ids.shape != tuple(self._truth.image_sizes[image_id]):
+            size = self._truth.image_sizes[image_id]
+            raise DatasetError(f"{name}: (height, width) is {ids.shape}, in {self._truth.json_file} it is {size}")
+        annotations = []
+        for segment in segments:
+            if segment.get("category_id") not in self._thing_ids:
+                continue
+            (rle,) = bitmasks_to_rles(np.asarray(ids == segment["id"])[None])
+            annotations.append(
+                {
+                    "image_id": image_id,
+                    "category_id": segment["category_id"],
+                    "iscrowd": int(segment.get("iscrowd", 0)),
+                    "area": int(coco_mask.area(rle)),
+                    "bbox": coco_mask.toBbox(rle).tolist(),
+                    "segmentation": rle,
+                }
+            )
+        return annotations
