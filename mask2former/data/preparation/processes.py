@@ -8,15 +8,22 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 
 import cv2
 
+from mask2former.errors import DatasetError
+
 
 @contextmanager
 def process_pool(num_workers: int, preload: Sequence[str] = ()) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose processes import the modules ``preload`` once for all; leaving it cancels what has not begun."""
+    """A pool whose processes import the modules ``preload`` once for all; leaving it cancels what has not begun.
+
+    Raises:
+        DatasetError: a process was killed.
+    """
     # Not forked from this process: the threads of OpenCV and torch do not survive that, and waiting for them hangs.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
@@ -24,6 +31,8 @@ def process_pool(num_workers: int, preload: Sequence[str] = ()) -> Iterator[Proc
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise DatasetError("a process was killed; memory may be short: try fewer --num-workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
 

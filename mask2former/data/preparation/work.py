@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,10 +87,6 @@ def run_all(
     try:
         results = _map(function, items, min(options.num_workers, max(len(items), 1)))
         return list(tqdm(results, total=len(items), desc=description, unit="file", disable=None))
-    except BrokenProcessPool as error:
-        raise DatasetError(
-            f"{description}: a process was killed; memory may be short: try fewer --num-workers"
-        ) from error
     except OSError as error:
         raise DatasetError(f"{description}: {error}") from error
 

@@ -7,20 +7,16 @@ alone, not on the number of processes nor on interruptions.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
+from mask2former.data.preparation.processes import process_pool
 from mask2former.data.shapes.parameters import KINDS, SPLITS, ShapesParameters
 from mask2former.data.shapes.writing import (
     SCRATCH,
@@ -137,22 +133,7 @@ def _map_unordered(
     if num_workers == 1:
         yield from ((chunk, function(chunk)) for chunk in chunks)
         return
-    # Not forked from this process: the threads of OpenCV and torch do not survive that, and waiting for them hangs.
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        context.set_forkserver_preload([draw_chunk.__module__])  # torch is imported once for all workers
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
-    try:
+    with process_pool(num_workers, preload=[draw_chunk.__module__]) as pool:
         futures: dict[Future[list[Record]], Chunk] = {pool.submit(function, chunk): chunk for chunk in chunks}
         for future in as_completed(futures):
             yield futures[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        # A worker that waits for work would otherwise outlive a killed parent for ever.
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
