@@ -13,13 +13,17 @@ CLASSES_FILE = Path(__file__).with_name("classes.json")
 
 @dataclass(frozen=True)
 class ShapeClass:
-    """One class. `category_id` is the id in the files (with gaps), `contiguous_id` counts things first, then stuff."""
+    """One class. `category_id` is the id in the files (with gaps), `contiguous_id` counts things first, then stuff.
+
+    `typical_hue`, in degrees, is the colour that things of the class often have; stuff has none.
+    """
 
     name: str
     category_id: int
     contiguous_id: int
     color: tuple[int, int, int]
     isthing: bool
+    typical_hue: float | None = None
 
 
 @lru_cache(maxsize=1)
@@ -28,7 +32,7 @@ def shape_classes() -> tuple[ShapeClass, ...]:
     table = json.loads(CLASSES_FILE.read_text(encoding="utf-8"))
     rows = [(row, True) for row in table["things"]] + [(row, False) for row in table["stuff"]]
     return tuple(
-        ShapeClass(row["name"], row["id"], index, tuple(row["color"]), isthing)
+        ShapeClass(row["name"], row["id"], index, tuple(row["color"]), isthing, row.get("typical_hue"))
         for index, (row, isthing) in enumerate(rows)
     )
 

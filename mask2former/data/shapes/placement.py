@@ -16,10 +16,11 @@ REFERENCE_SIDE = 128  # sizes below are for an image whose shorter side has this
 MIN_VISIBLE_PIXELS = 30
 MIN_VISIBLE_PART = 0.25
 _MIN_PART_IN_PICTURE = 0.6
-_RADIUS = (9.0, 30.0)
+_RADIUS = (9.5, 31.0)
 _CROWD_RADIUS = (6.0, 8.5)
 _NUM_THINGS_ODDS = (0.1, 0.17, 0.2, 0.18, 0.14, 0.1, 0.07, 0.04)  # of 1, 2, … things
 _EMPTY, _CROWDED, _CROWD_UNCOUNTED = 0.06, 0.05, 0.4
+_TILT = 0.4  # standard deviation of the rotation, in radians: most things stand more or less upright
 _TRIES = 12
 
 
@@ -115,7 +116,7 @@ def _sample_pose(rng: np.random.Generator, stage: Stage, crowding: float) -> Pos
         other = stage.placed[rng.integers(len(stage.placed))].pose
         angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 1.0) * (radius + other.radius)
         x, y = other.x + distance * math.cos(angle), other.y + distance * math.sin(angle)
-    return Pose(x, y, radius, rng.uniform(0, 2 * math.pi))
+    return Pose(x, y, radius, rng.normal(0, _TILT))
 
 
 def _place_crowd(rng: np.random.Generator, stage: Stage) -> None:

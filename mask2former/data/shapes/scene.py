@@ -70,7 +70,7 @@ def draw_scene(seed: int | np.random.Generator, size: Size = (128, 128)) -> Scen
     stage = place_things(rng, size)
     canvas = ground.canvas
     for placed in stage.placed:
-        style = sample_style(rng, backdrop(canvas, placed.patch))
+        style = sample_style(rng, placed.thing.category, backdrop(canvas, placed.patch))
         paint_placed(canvas, placed, style, light)
     canvas *= sample_exposure(rng, canvas.shape[:2], light)
     image = develop(rng, np.clip(canvas, 0, 1), sample_camera(rng), size)

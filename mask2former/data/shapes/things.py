@@ -17,6 +17,8 @@ from mask2former.data.shapes.outlines import Outline, place_outline
 
 _MIN_CONTRAST = 0.28  # distance in RGB of a thing's colour from the ground's mean where it lies
 _COLOR_TRIES = 8
+_TYPICAL_COLOR_ODDS = 0.7  # as strawberries are mostly red: colour hints at the class, the outline alone decides it
+_HUE_SPREAD = 10.0  # standard deviation about the typical hue, in degrees
 _GRAIN_TILE = 32
 
 
@@ -32,7 +34,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Style:
-    """How a thing looks. None of it depends on the class: only the outline tells what a thing is."""
+    """How a thing looks. Only the hue has to do with the class, often but not always; the outline is what tells."""
 
     pattern: str
     colors: tuple[Array, Array]
@@ -81,11 +83,14 @@ def cover(thing: Thing, pose: Pose) -> Patch:
     return Patch(top=int(low[1]), left=int(low[0]), coverage=coverage)
 
 
-def sample_style(rng: np.random.Generator, backdrop: Array) -> Style:
-    """A random style whose main colour stands out from the mean colour (3,) of what lies behind."""
+def sample_style(rng: np.random.Generator, category: ShapeClass, backdrop: Array) -> Style:
+    """A random style for a thing whose main colour stands out from the mean colour (3,) of what lies behind."""
     hue, color = 0.0, backdrop
+    typical_hue = category.typical_hue
+    if typical_hue is not None and rng.random() >= _TYPICAL_COLOR_ODDS:
+        typical_hue = None
     for _ in range(_COLOR_TRIES):
-        hue = rng.uniform(0, 360)
+        hue = rng.uniform(0, 360) if typical_hue is None else rng.normal(typical_hue, _HUE_SPREAD)
         color = rgb(hue, rng.uniform(0.35, 0.95), rng.uniform(0.5, 1.0))
         if np.linalg.norm(color - backdrop) >= _MIN_CONTRAST:
             break
@@ -145,7 +150,7 @@ _PATTERNS: dict[str, Callable[[Array, Array, Style, float], Array]] = {
     "dots": _dots,
     "waves": _waves,
 }
-_PATTERN_ODDS = (0.28, 0.2, 0.17, 0.1, 0.13, 0.12)
+_PATTERN_ODDS = (0.4, 0.26, 0.12, 0.06, 0.08, 0.08)
 
 
 def _window(patch: Patch, canvas_size: Size) -> tuple[slice, slice, slice, slice] | None:

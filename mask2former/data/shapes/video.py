@@ -84,8 +84,8 @@ def draw_video(seed: int | np.random.Generator, size: Size = (128, 128), *, num_
     count = 2 + int(rng.choice(len(_NUM_THINGS_ODDS), p=_NUM_THINGS_ODDS))
     backdrop = np.array(cv2.mean(ground)[:3], np.float32)
     actors = [
-        _Actor(sample_thing(rng), sample_style(rng, backdrop), _sample_motion(rng, size, num_frames))
-        for _ in range(count)
+        _Actor(thing, sample_style(rng, thing.category, backdrop), _sample_motion(rng, size, num_frames))
+        for thing in (sample_thing(rng) for _ in range(count))
     ]
     fine = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     exposure, camera = sample_exposure(rng, fine, light), sample_camera(rng)
