@@ -183,9 +183,13 @@ def _as_logits(model: Any, features: Mapping[str, Tensor]) -> Logits:
 
 def _transformers_logits(folder: Path, image: Tensor) -> Logits:
     try:
-        from transformers import Mask2FormerForUniversalSegmentation
+        from transformers import Mask2FormerForUniversalSegmentation, MaskFormerForInstanceSegmentation
     except ImportError as error:
         raise CheckpointError(f"--verify of {folder}: needs the package transformers: {error}") from error
-    model: nn.Module = Mask2FormerForUniversalSegmentation.from_pretrained(folder, local_files_only=True).eval()
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    their_class: Any = (
+        MaskFormerForInstanceSegmentation if kind == "maskformer" else Mask2FormerForUniversalSegmentation
+    )
+    model: nn.Module = their_class.from_pretrained(folder, local_files_only=True).eval()
     outputs = model(pixel_values=image)
     return {"class logits": outputs.class_queries_logits, "mask logits": outputs.masks_queries_logits}

@@ -17,11 +17,12 @@ from mask2former.checkpoint.loading import find_weights, to_tensors
 from mask2former.checkpoint.name_rules import rename_from_ours
 from mask2former.checkpoint.reader import load_state
 from mask2former.checkpoint.transformers_config import config_to_transformers, preprocessor_to_transformers
-from mask2former.checkpoint.transformers_names import MASK2FORMER_RULES
+from mask2former.checkpoint.transformers_names import MASK2FORMER_RULES, MASKFORMER_RULES
 from mask2former.checkpoint.writer import save_atomic, write_bytes_atomic, write_text_atomic
 from mask2former.errors import CheckpointError
 
 _BACKBONE = "backbone."
+_MASK2FORMER_QUERIES = "sem_seg_head.predictor.query_feat.weight"  # MaskFormer's begin at zero
 _FIRST_CONVOLUTIONS = ("backbone.stem.conv1.weight", "backbone.patch_embed.proj.weight")
 
 
@@ -88,15 +89,16 @@ def _pickle(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a Mask2Former of ours under the names of transformers.
+    """The tensors of a Mask2Former or MaskFormer of ours under the names of transformers.
 
     Raises:
         CheckpointError: tensors that their model has no place for.
     """
-    renamed = rename_from_ours(tensors, MASK2FORMER_RULES, drop=(DERIVED,))
+    rules = MASK2FORMER_RULES if _MASK2FORMER_QUERIES in tensors else MASKFORMER_RULES
+    renamed = rename_from_ours(tensors, rules, drop=(DERIVED,))
     if renamed.unknown:
         raise CheckpointError(
-            f"{len(renamed.unknown)} tensors have no place in the Mask2Former of transformers, for instance "
+            f"{len(renamed.unknown)} tensors have no place in the model of transformers, for instance "
             f"{renamed.unknown[0]!r}"
         )
     result = _separate(renamed.tensors)
@@ -109,7 +111,7 @@ def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_transformers(
     tensors: Mapping[str, Tensor], folder: str | Path, *, cfg: Any, class_names: Sequence[str] = ()
 ) -> None:
-    """A folder that ``Mask2FormerForUniversalSegmentation.from_pretrained`` reads.
+    """A folder that ``from_pretrained`` of their Mask2Former or MaskFormer reads.
 
     Raises:
         CheckpointError, ConfigError: a part of the model that theirs does not have.

@@ -51,31 +51,91 @@ _MASK2FORMER_KEYS = {  # theirs: ours below MODEL
     "common_stride": "SEM_SEG_HEAD.COMMON_STRIDE",
     "ignore_value": "SEM_SEG_HEAD.IGNORE_VALUE",
 }
+_MASKFORMER_KEYS = {  # theirs: ours below MODEL
+    "fpn_feature_size": "SEM_SEG_HEAD.CONVS_DIM",
+    "mask_feature_size": "SEM_SEG_HEAD.MASK_DIM",
+    "no_object_weight": "MASK_FORMER.NO_OBJECT_WEIGHT",
+    "cross_entropy_weight": "MASK_FORMER.CLASS_WEIGHT",
+    "mask_weight": "MASK_FORMER.MASK_WEIGHT",
+    "dice_weight": "MASK_FORMER.DICE_WEIGHT",
+}
+_DETR_DECODER_KEYS = {  # theirs, below decoder_config: ours below MODEL.MASK_FORMER
+    "d_model": "HIDDEN_DIM",
+    "decoder_layers": "DEC_LAYERS",
+    "decoder_attention_heads": "NHEADS",
+    "decoder_ffn_dim": "DIM_FEEDFORWARD",
+    "num_queries": "NUM_OBJECT_QUERIES",
+    "dropout": "DROPOUT",
+}
+_MASK2FORMER_PARTS = {
+    "MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
+    "MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
+    "SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
+}
+_MASKFORMER_PARTS = {
+    "MASK_FORMER.TRANSFORMER_DECODER_NAME": "StandardTransformerDecoder",
+    "MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
+    "SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
+}
+_COMMON_PARTS = {"SEM_SEG_HEAD.NAME": "MaskFormerHead", "SEM_SEG_HEAD.NORM": "GN"}
+_BACKBONES = ("D2SwinTransformer", "build_resnet_backbone", "build_resnet_deeplab_backbone")
 _SWIN_FEATURES = ["res2", "res3", "res4", "res5"]
 _FEED_FORWARD_CHANNELS = 1024  # of the pixel decoder, which no key of ours changes
+
+
+def is_maskformer(cfg: Any) -> bool:
+    """Whether the config is of a MaskFormer, the model before Mask2Former."""
+    return cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME == "StandardTransformerDecoder"
 
 
 def config_to_transformers(
     cfg: Any, tensors: Mapping[str, Tensor], *, class_names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The content of ``config.json`` for a Mask2Former of this config, whose weights bear our names.
+    """The content of ``config.json`` for a Mask2Former or MaskFormer of this config, whose weights bear our names.
 
     Raises:
         ConfigError: an option that their model does not have; the message names the key.
     """
     model = cfg.MODEL
-    _check_parts(model)
+    _expect(model, "BACKBONE.NAME", _BACKBONES)
     names = list(class_names) or [f"LABEL_{index}" for index in range(model.SEM_SEG_HEAD.NUM_CLASSES)]
+    content = _maskformer_to_transformers(model) if is_maskformer(cfg) else _mask2former_to_transformers(model)
+    return {
+        **content,
+        "backbone_config": _backbone_to_transformers(model, tensors),
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def _mask2former_to_transformers(model: Any) -> dict[str, Any]:
+    for key, value in (_MASK2FORMER_PARTS | _COMMON_PARTS).items():
+        _expect(model, key, (value,))
+    _expect(model, "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", (model.MASK_FORMER.NHEADS,))
+    _expect(model, "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS", (4,))
     return {
         "model_type": "mask2former",
         "architectures": ["Mask2FormerForUniversalSegmentation"],
-        "backbone_config": _backbone_to_transformers(model, tensors),
         **{theirs: _plain(_get(model, ours)) for theirs, ours in _MASK2FORMER_KEYS.items()},
         "encoder_feedforward_dim": _FEED_FORWARD_CHANNELS,
         "feature_strides": [4, 8, 16, 32],
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
         "use_auxiliary_loss": bool(model.MASK_FORMER.DEEP_SUPERVISION),
+    }
+
+
+def _maskformer_to_transformers(model: Any) -> dict[str, Any]:
+    for key, value in (_MASKFORMER_PARTS | _COMMON_PARTS).items():
+        _expect(model, key, (value,))
+    _expect(model, "MASK_FORMER.PRE_NORM", (False,))
+    _expect(model, "MASK_FORMER.ENC_LAYERS", (0,))
+    decoder = {theirs: _plain(model.MASK_FORMER[ours]) for theirs, ours in _DETR_DECODER_KEYS.items()}
+    heads = {"encoder_attention_heads": model.MASK_FORMER.NHEADS, "encoder_layers": 0}
+    return {
+        "model_type": "maskformer",
+        "architectures": ["MaskFormerForInstanceSegmentation"],
+        **{theirs: _plain(_get(model, ours)) for theirs, ours in _MASKFORMER_KEYS.items()},
+        "decoder_config": {"model_type": "detr", **decoder, **heads},
+        "use_auxiliary_loss": False,  # with it theirs asks every caller for all hidden states
     }
 
 
@@ -88,7 +148,7 @@ def preprocessor_to_transformers(cfg: Any) -> dict[str, Any]:
     if cfg.INPUT.FORMAT != "RGB":
         raise ConfigError(f"INPUT.FORMAT: transformers feeds RGB images, found {cfg.INPUT.FORMAT!r}")
     return {
-        "image_processor_type": "Mask2FormerImageProcessor",
+        "image_processor_type": "MaskFormerImageProcessor" if is_maskformer(cfg) else "Mask2FormerImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": int(cfg.INPUT.MIN_SIZE_TEST), "longest_edge": int(cfg.INPUT.MAX_SIZE_TEST)},
         "size_divisor": 32,
@@ -104,51 +164,59 @@ def preprocessor_to_transformers(cfg: Any) -> dict[str, Any]:
 
 
 def config_from_transformers(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """Dotted keys of ours and their values for a ``config.json`` of Mask2Former.
+    """Dotted keys of ours and their values for a ``config.json`` of Mask2Former or MaskFormer.
 
     Raises:
         CheckpointError: another model, or a backbone that is not built here.
     """
-    if content.get("model_type") != "mask2former":
-        raise CheckpointError(f"{source}: model_type: expected 'mask2former', found {content.get('model_type')!r}")
-    width = content.get("encoder_feedforward_dim", _FEED_FORWARD_CHANNELS)
-    if width != _FEED_FORWARD_CHANNELS:
-        raise CheckpointError(f"{source}: encoder_feedforward_dim: expected {_FEED_FORWARD_CHANNELS}, found {width}")
-    backbone = content.get("backbone_config") or {}
+    kind = content.get("model_type")
+    if kind not in ("mask2former", "maskformer"):
+        raise CheckpointError(f"{source}: model_type: expected 'mask2former' or 'maskformer', found {kind!r}")
+    parts = _MASKFORMER_PARTS if kind == "maskformer" else _MASK2FORMER_PARTS
+    read = _maskformer_values if kind == "maskformer" else _mask2former_values
     values: dict[str, Any] = {
         "MODEL.META_ARCHITECTURE": "MaskFormer",
-        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
-        "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
+        **{f"MODEL.{key}": value for key, value in (parts | _COMMON_PARTS).items()},
         "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,
-        "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
-        "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
-        "MODEL.SEM_SEG_HEAD.NORM": "GN",
         "MODEL.SEM_SEG_HEAD.IN_FEATURES": _SWIN_FEATURES,
-        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": _SWIN_FEATURES[1:],
         "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
         "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
         "INPUT.FORMAT": "RGB",
-        **{f"MODEL.{ours}": content[theirs] for theirs, ours in _MASK2FORMER_KEYS.items() if theirs in content},
-        **_backbone_from_transformers(backbone, source=source),
+        **read(content, source=source),
+        **_backbone_from_transformers(content.get("backbone_config") or {}, source=source),
     }
     if "id2label" in content:
         values["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(content["id2label"])
+    return values
+
+
+def _mask2former_values(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    width = content.get("encoder_feedforward_dim", _FEED_FORWARD_CHANNELS)
+    if width != _FEED_FORWARD_CHANNELS:
+        raise CheckpointError(f"{source}: encoder_feedforward_dim: expected {_FEED_FORWARD_CHANNELS}, found {width}")
+    values = {f"MODEL.{ours}": content[theirs] for theirs, ours in _MASK2FORMER_KEYS.items() if theirs in content}
+    values["MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"] = _SWIN_FEATURES[1:]
     if "num_attention_heads" in content:  # theirs are the same in both decoders
         values["MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS"] = content["num_attention_heads"]
     return values
 
 
-def _check_parts(model: Any) -> None:
-    expected = {
-        "MASK_FORMER.TRANSFORMER_DECODER_NAME": ("MultiScaleMaskedTransformerDecoder",),
-        "SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("MSDeformAttnPixelDecoder",),
-        "SEM_SEG_HEAD.NORM": ("GN",),
-        "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": (model.MASK_FORMER.NHEADS,),
-        "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": (4,),
-        "BACKBONE.NAME": ("D2SwinTransformer", "build_resnet_backbone", "build_resnet_deeplab_backbone"),
+def _maskformer_values(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    decoder = content.get("decoder_config") or {}
+    if decoder.get("model_type", "detr") != "detr":
+        raise CheckpointError(f"{source}: decoder_config.model_type: expected 'detr', found {decoder['model_type']!r}")
+    return {
+        **{f"MODEL.{ours}": content[theirs] for theirs, ours in _MASKFORMER_KEYS.items() if theirs in content},
+        **{
+            f"MODEL.MASK_FORMER.{ours}": decoder[theirs]
+            for theirs, ours in _DETR_DECODER_KEYS.items()
+            if theirs in decoder
+        },
+        "MODEL.MASK_FORMER.ENC_LAYERS": 0,
+        "MODEL.MASK_FORMER.PRE_NORM": False,
+        "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ": False,
+        "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": 4,
     }
-    for key, allowed in expected.items():
-        _expect(model, key, allowed)
 
 
 def _expect(model: Any, key: str, allowed: Sequence[Any]) -> None:
@@ -192,7 +260,7 @@ def _resnet_to_transformers(model: Any, tensors: Mapping[str, Tensor]) -> dict[s
 
 def _backbone_from_transformers(backbone: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     kind = backbone.get("model_type")
-    if kind == "swin":
+    if kind in ("swin", "maskformer-swin"):
         return {
             "MODEL.BACKBONE.NAME": "D2SwinTransformer",
             "MODEL.SWIN.OUT_FEATURES": _SWIN_FEATURES,
