@@ -120,6 +120,15 @@ def test_get_norm_calls_a_callable_and_refuses_unknown_names() -> None:
         get_norm("GN", 48)
 
 
+def test_group_norm_takes_groups_of_one_value() -> None:
+    norm = get_norm("GN", 32)
+    assert isinstance(norm, nn.GroupNorm)
+    randomise(norm)
+    torch.testing.assert_close(norm(torch.randn(1, 32, 1, 1)).flatten(), norm.bias, atol=1e-3, rtol=0)
+    x = torch.randn(2, 32, 3, 5)
+    torch.testing.assert_close(norm(x), nn.functional.group_norm(x, 32, norm.weight, norm.bias, norm.eps))
+
+
 def test_layer_norm_2d_normalises_channels_of_each_position() -> None:
     out = LayerNorm2d(8)(5 + 3 * torch.randn(2, 8, 3, 4))
     torch.testing.assert_close(out.mean(1), torch.zeros(2, 3, 4), atol=1e-5, rtol=0)

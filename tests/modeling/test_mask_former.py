@@ -68,6 +68,16 @@ def test_model_losses_are_finite_and_reach_every_parameter(model: MaskFormer, co
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+@pytest.mark.parametrize("size", [(32, 32), (1, 1), (5, 32)])
+def test_model_trains_and_infers_on_one_smallest_image(model: MaskFormer, size: tuple[int, int]) -> None:
+    losses = model.train()([training_sample(2, *size)])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    (result,) = model.eval()([{"image": random_image(*size)}])
+    assert result["sem_seg"].shape == (NUM_CLASSES, *size)
+
+
 def test_model_losses_are_weighted(model: MaskFormer, monkeypatch: pytest.MonkeyPatch) -> None:
     ones = {"loss_ce": torch.ones(()), "loss_mask": torch.ones(()), "loss_dice_2": torch.ones(())}
     monkeypatch.setattr(model.criterion, "forward", lambda *_: ones)

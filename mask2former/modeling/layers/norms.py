@@ -105,6 +105,13 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(var, momentum)  # type: ignore[union-attr]
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm also of a single value, which a map of 1 x 1 can hold: it becomes the bias; torch's refuses it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
+
+
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each position: (N, C, H, W) -> (N, C, H, W)."""
 
@@ -118,7 +125,7 @@ class LayerNorm2d(nn.LayerNorm):
 def _group_norm(num_channels: int) -> nn.Module:
     if num_channels % _GROUP_NORM_GROUPS:
         raise ConfigError(f"GN: expected channels divisible by {_GROUP_NORM_GROUPS}, found {num_channels}")
-    return nn.GroupNorm(_GROUP_NORM_GROUPS, num_channels)
+    return GroupNorm(_GROUP_NORM_GROUPS, num_channels)
 
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, init_xavier
+from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm, init_xavier
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoder, MSDeformAttnEncoderLayer
 from mask2former.modeling.pixel_decoder.pyramid import (
     NUM_MAPS,
@@ -26,7 +26,6 @@ from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
 from mask2former.structures import ShapeSpec
 
 _FEED_FORWARD_CHANNELS = 1024  # Mask2Former, appendix: the pixel decoder's own, whatever DIM_FEEDFORWARD says
-_NUM_GROUPS = 32
 
 
 class DeformableTransformer(nn.Module):
@@ -139,4 +138,6 @@ def _project_to_tokens(in_channels: int, conv_dim: int) -> nn.Sequential:
     convolution = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
     nn.init.xavier_uniform_(convolution.weight)
     nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-    return nn.Sequential(convolution, nn.GroupNorm(_NUM_GROUPS, conv_dim))
+    norm = get_norm("GN", conv_dim)
+    assert norm is not None
+    return nn.Sequential(convolution, norm)
