@@ -126,6 +126,14 @@ def segment_category_without_class(place: Workplace) -> None:
     place.edit_json("panoptic_train.json", change)
 
 
+def run_lengths_below_zero(place: Workplace) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"][0].update(id=77, segmentation={"size": [32, 32], "counts": [-5, 1029]})
+
+    place.edit_json("instances_train.json", change)
+    place.options += INSTANCES
+
+
 def polygon_of_two_points(place: Workplace) -> None:
     def change(content: dict[str, Any]) -> None:
         content["annotations"][0].update(id=77, segmentation=[[1.0, 1.0, 9.0, 9.0]])
@@ -142,6 +150,35 @@ def empty_json(place: Workplace) -> None:
     place.options += INSTANCES
 
 
+def missing_test_dataset(place: Workplace) -> None:
+    (place.shapes / "annotations" / "panoptic_val.json").unlink()
+    place.options += ["DATASETS.TEST", "('shapes_panoptic_val',)", "SOLVER.MAX_ITER", "1000000"]
+
+
+def output_is_a_file(place: Workplace) -> None:
+    place.options += ["OUTPUT_DIR", str(place.output / "model_final.pth")]
+
+
+def unknown_device(place: Workplace) -> None:
+    place.options += ["MODEL.DEVICE", "gpu"]
+
+
+def parts_that_do_not_fit(place: Workplace) -> None:
+    place.options += ["MODEL.MASK_FORMER.NHEADS", "3"]
+
+
+def no_queries(place: Workplace) -> None:
+    place.options += ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "0"]
+
+
+def negative_learning_rate(place: Workplace) -> None:
+    place.options += ["SOLVER.BASE_LR", "-1.0"]
+
+
+def no_image_size(place: Workplace) -> None:
+    place.options += ["INPUT.IMAGE_SIZE", "0"]
+
+
 def unknown_key(place: Workplace) -> None:
     place.options += ["SOLVER.BASE_RL", "0.1"]
 
@@ -153,6 +190,11 @@ def unknown_key_in_file(place: Workplace) -> None:
 
 def value_of_another_type(place: Workplace) -> None:
     place.options += ["SOLVER.MAX_ITER", "many"]
+
+
+def torn_config(place: Workplace) -> None:
+    place.config = place.output.parent / "torn.yaml"
+    place.config.write_text("SOLVER:\n  STEPS: [1,\n")
 
 
 def missing_config(place: Workplace) -> None:
@@ -199,11 +241,20 @@ TRAINING_CASES = [
     (corrupt_json, ["panoptic_train.json"]),
     (category_without_class, ["instances_train.json", "4711"]),
     (segment_category_without_class, ["panoptic_train.json", "4711"]),
+    (run_lengths_below_zero, ["annotation", "train/", "counts", "-5"]),
     (polygon_of_two_points, ["annotation 77", "3 points"]),
     (empty_json, ["instances_train.json", "no image"]),
     (unknown_key, ["SOLVER.BASE_RL", "SOLVER.BASE_LR"]),
     (unknown_key_in_file, ["mine.yaml", "SOLVER.MAX_ITERS", "SOLVER.MAX_ITER"]),
     (value_of_another_type, ["SOLVER.MAX_ITER", "many"]),
+    (missing_test_dataset, ["panoptic_val.json"]),
+    (output_is_a_file, ["OUTPUT_DIR", "model_final.pth"]),
+    (unknown_device, ["MODEL.DEVICE", "'gpu'"]),
+    (parts_that_do_not_fit, ["32 channels, 3 heads"]),
+    (no_queries, ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "found 0"]),
+    (negative_learning_rate, ["SOLVER.BASE_LR", "-1.0"]),
+    (no_image_size, ["INPUT.IMAGE_SIZE", "found 0"]),
+    (torn_config, ["torn.yaml", "line 3"]),
     (missing_config, ["none.yaml"]),
     (executable_config, ["run_me.yaml"]),
     (missing_checkpoint, ["none.pth"]),
@@ -237,6 +288,7 @@ def test_train_wrong_input_is_named(
     message = captured[captured.index("error: ") :]
     for part in named:
         assert part in message
+    assert message.count("\n") == 1
     assert "Traceback" not in captured
     assert (workplace.output / "model_final.pth").read_bytes() == b"the result of another run"
     assert not (workplace.output.parent / "executed").exists()

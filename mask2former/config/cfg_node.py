@@ -104,12 +104,19 @@ def _read_yaml(filename: str, *, inherited_by: tuple[str, ...]) -> dict[str, Any
     try:
         content = yaml.load(text, Loader=_ConfigLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{filename}: not a readable config file: {error}") from error
+        raise ConfigError(f"{filename}: not a readable config file: {_describe(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{filename}: expected KEY: VALUE pairs, found {type(content).__name__}")
     return content
+
+
+def _describe(error: Exception) -> str:
+    """One line, where YAML's own description takes several."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    return f"{error.problem} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
 
 
 def _overlay(tree: dict[str, Any], content: dict[str, Any]) -> None:

@@ -84,6 +84,8 @@ def build_test_augmentations(cfg: CfgNode) -> AugmentationList:
 
 def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
     side = cfg.INPUT.IMAGE_SIZE
+    if side < 1:
+        raise ConfigError(f"INPUT.IMAGE_SIZE: expected at least 1 pixel, found {side}")
     augmentations: list[Augmentation] = _flip(cfg)
     if cfg.INPUT.COLOR_AUG_SSD:  # before padding, which keeps its grey
         augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))

@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mask2former.engine import distributed, nonfinite
+from mask2former.errors import ConfigError
 
 _ROOT = "mask2former"
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -31,6 +32,9 @@ def setup_logging(output_dir: str | Path | None = None, *, verbose: bool = False
     """Sends the package's log to the terminal, and to ``log.txt`` in the folder given; other processes only warn.
 
     May be called again: earlier handlers of this function are replaced.
+
+    Raises:
+        ConfigError: the folder cannot be made or written to.
     """
     root = logging.getLogger(_ROOT)
     for handler in [h for h in root.handlers if getattr(h, "_is_ours", False)]:
@@ -46,8 +50,11 @@ def setup_logging(output_dir: str | Path | None = None, *, verbose: bool = False
         terminal.addFilter(lambda record: record.name == nonfinite.__name__ or record.levelno >= logging.ERROR)
     _add(root, terminal)
     if output_dir is not None and distributed.is_main():
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8")
+        try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"OUTPUT_DIR {output_dir}: cannot be written to: {error.strerror}") from error
         file.setFormatter(logging.Formatter(_FORMAT, _TIME))
         _add(root, file)
 

@@ -86,8 +86,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimiser ``cfg.SOLVER.OPTIMIZER`` over all parameters that are trained.
 
     Raises:
-        ConfigError: an unknown optimiser, or no parameter to train.
+        ConfigError: an unknown optimiser, a negative rate, or no parameter to train.
     """
+    if cfg.SOLVER.BASE_LR < 0 or cfg.SOLVER.WEIGHT_DECAY < 0:
+        raise ConfigError(
+            f"SOLVER.BASE_LR and WEIGHT_DECAY must be 0 or more, found {cfg.SOLVER.BASE_LR}, {cfg.SOLVER.WEIGHT_DECAY}"
+        )
     groups = build_parameter_groups(model, GroupRules.from_config(cfg))
     if not groups:
         raise ConfigError("the model has no parameter to train: everything is frozen")

@@ -54,10 +54,12 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Results:
         InputError: configuration, data or checkpoint are wrong.
         NonFiniteError: a loss became infinite or not a number.
     """
-    from mask2former.data import build_train_loader
+    from mask2former.data import DatasetCatalog, build_train_loader
     from mask2former.modeling import build_model
 
     def build_batches(cfg: CfgNode, start_iter: int) -> Iterable[Batch]:
+        for name in cfg.DATASETS.TEST if distributed.is_main() else ():
+            DatasetCatalog.get(name)  # what is wrong with it is better known before training than after
         return build_train_loader(cfg, start_iter=start_iter)
 
     return fit(cfg, build_model=build_model, build_batches=build_batches, evaluate=evaluate, resume=resume)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from fvcore.common.registry import Registry
 
-from mask2former.errors import ConfigError
+from mask2former.errors import ConfigError, InputError
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
 BACKBONE_REGISTRY = Registry("BACKBONE")
@@ -22,11 +22,20 @@ Component = TypeVar("Component")
 
 
 def build_from_config(component: Callable[..., Component], cfg: Any, *args: Any) -> Component:
-    """Builds a component from `component.from_config(cfg, *args)`, or calls a plain builder with `(cfg, *args)`."""
+    """Builds a component from `component.from_config(cfg, *args)`, or calls a plain builder with `(cfg, *args)`.
+
+    Raises:
+        ConfigError: also where the component refuses the values that it was given.
+    """
     from_config = getattr(component, "from_config", None)
     if from_config is None:
         return component(cfg, *args)
-    return component(**from_config(cfg, *args))
+    try:
+        return component(**from_config(cfg, *args))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{getattr(component, '__name__', component)}: {error}") from error
 
 
 def lookup(registry: Registry, name: str, *, key: str) -> Any:

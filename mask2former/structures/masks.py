@@ -171,10 +171,13 @@ def _decode_rle(rle: dict[str, Any], where: str) -> np.ndarray:
                 raise DatasetError(f"{where}RLE counts sum to {total}, expected {height} x {width} = {height * width}")
             rle = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
         return coco_mask.decode(rle).astype(bool)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{where}RLE needs 'size' [height, width] and 'counts', found keys {sorted(rle)}") from error
+    except DatasetError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        found = ", ".join(f"{key!r}: {str(value)[:40]!r}" for key, value in rle.items()) or "nothing"
+        raise DatasetError(
+            f"{where}RLE needs 'size' [height, width] and 'counts' that can be decoded, found {found}"
+        ) from error
 
 
 def bitmasks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:

@@ -116,6 +116,8 @@ def _group_by_image(content: dict[str, Any], json_file: str | os.PathLike[str]) 
             raise DatasetError(f"{context}: the id occurs twice")
         if annotation.get("id") is not None:
             seen.add(annotation["id"])
+        if not isinstance(annotation["image_id"], (int, str)):
+            raise DatasetError(f"{context}: 'image_id' must be a number or text, found {annotation['image_id']!r}")
         groups[annotation["image_id"]].append(annotation)
     return groups
 
@@ -124,7 +126,7 @@ def _convert_annotation(
     annotation: dict[str, Any], image: DatasetDict, id_map: dict[int, int] | None, context: str
 ) -> dict[str, Any]:
     category = annotation["category_id"]
-    if id_map is not None and category not in id_map:
+    if id_map is not None and (not isinstance(category, int) or category not in id_map):
         raise DatasetError(f"{context}: category id {category!r} has no class; classes have ids {sorted(id_map)}")
     result: dict[str, Any] = {
         "category_id": category if id_map is None else id_map[category],

@@ -164,7 +164,7 @@ def convert_segment(segment: Any, contiguous_of: dict[int, tuple[int, bool]], co
     """An entry of ``segments_info`` with its contiguous class and ``isthing``; ``context`` says where it stands."""
     segment = require_keys(segment, ("id", "category_id"), f"{context}: segment")
     category = segment["category_id"]
-    if category not in contiguous_of:
+    if not isinstance(category, int) or category not in contiguous_of:
         raise DatasetError(
             f"{context}: segment {segment['id']} has category id {category!r}, which has no class; "
             f"classes have ids {sorted(contiguous_of)}"

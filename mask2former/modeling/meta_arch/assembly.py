@@ -33,6 +33,7 @@ def build_model(cfg: Any) -> nn.Module:
     Raises:
         ConfigError: a name is not registered, or parts do not fit.
     """
+    _check_counts(cfg)
     meta_architecture = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, key="MODEL.META_ARCHITECTURE")
     return build_from_config(meta_architecture, cfg).to(usable_device(cfg.MODEL.DEVICE))
 
@@ -122,9 +123,32 @@ def build_criterion(cfg: Any) -> SetCriterion:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device called `name`; the CPU, with one warning, for CUDA on a machine without."""
-    device = torch.device(name)
+    """The device called `name`; the CPU, with one warning, for CUDA on a machine without.
+
+    Raises:
+        ConfigError: torch knows no such device, or the machine does not have it.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE: expected a device such as cuda, cuda:1 or cpu, found {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         _logger.warning("MODEL.DEVICE is %r but this machine has no usable CUDA device: running on the CPU", name)
         return torch.device("cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"MODEL.DEVICE: this machine has {torch.cuda.device_count()} CUDA devices, found {name!r}")
     return device
+
+
+def _check_counts(cfg: Any) -> None:
+    mask_former = cfg.MODEL.MASK_FORMER
+    for key, count in {
+        "MASK_FORMER.NUM_OBJECT_QUERIES": mask_former.NUM_OBJECT_QUERIES,
+        "MASK_FORMER.TRAIN_NUM_POINTS": mask_former.TRAIN_NUM_POINTS,
+        "SEM_SEG_HEAD.NUM_CLASSES": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+    }.items():
+        if count < 1:
+            raise ConfigError(f"MODEL.{key}: expected at least 1, found {count}")
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if len(mean) != len(std) or not all(std):
+        raise ConfigError(f"MODEL.PIXEL_MEAN and PIXEL_STD: expected as many, none 0 in the second: {mean}, {std}")
