@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,12 +142,8 @@ def cfg() -> CfgNode:
 
 
 @pytest.fixture(autouse=True)
-def _clean_catalogs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is gone after it, and it sees nothing of the root of another."""
+def _own_catalogs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test begins with empty catalogs; what it registers is gone after it."""
+    monkeypatch.setattr(DatasetCatalog, "_loaders", {})
+    monkeypatch.setattr(MetadataCatalog, "_entries", {})
     monkeypatch.setattr(builtin, "_registered", builtin._Registered())
-    before = set(DatasetCatalog.list()), set(MetadataCatalog.list())
-    yield
-    for name in set(DatasetCatalog.list()) - before[0]:
-        DatasetCatalog.remove(name)
-    for name in set(MetadataCatalog.list()) - before[1]:
-        MetadataCatalog.remove(name)

@@ -312,16 +312,8 @@ def test_command_reports_wrong_input_in_one_line(tmp_path: Path, capsys: pytest.
 # --- reading it through the catalog ---
 
 
-@pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Registers the shapes data sets below another root, in catalogs that are put back afterwards."""
-    monkeypatch.setattr(DatasetCatalog, "_loaders", {})
-    monkeypatch.setattr(MetadataCatalog, "_entries", {})
-    return lambda root: register_shapes_datasets(root)
-
-
-def test_catalog_reads_panoptic_with_contiguous_ids(prepared: Path, registered: Any) -> None:
-    registered(prepared.parent)
+def test_catalog_reads_panoptic_with_contiguous_ids(prepared: Path) -> None:
+    register_shapes_datasets(prepared.parent)
     dicts = DatasetCatalog.get("shapes_panoptic_train")
     metadata = MetadataCatalog.get("shapes_panoptic_train")
     assert len(dicts) == SMALL.num_train
@@ -335,9 +327,9 @@ def test_catalog_reads_panoptic_with_contiguous_ids(prepared: Path, registered: 
         assert found == [(s["id"], mapping[s["category_id"]]) for s in entry["segments_info"]]
 
 
-def test_catalog_reads_instances_and_semantic(prepared: Path, registered: Any) -> None:
-    registered(prepared.parent)
-    registered(prepared.parent)  # again: nothing happens
+def test_catalog_reads_instances_and_semantic(prepared: Path) -> None:
+    register_shapes_datasets(prepared.parent)
+    register_shapes_datasets(prepared.parent)  # again: nothing happens
     instances = DatasetCatalog.get("shapes_instance_val")
     assert len(instances) == SMALL.num_val
     classes = {a["category_id"] for record in instances for a in record["annotations"]}
@@ -347,16 +339,16 @@ def test_catalog_reads_instances_and_semantic(prepared: Path, registered: Any) -
     assert MetadataCatalog.get("shapes_sem_seg_val").stuff_classes == all_metadata()["stuff_classes"]
 
 
-def test_catalog_knows_where_the_videos_are(prepared: Path, registered: Any) -> None:
-    registered(prepared.parent)
+def test_catalog_knows_where_the_videos_are(prepared: Path) -> None:
+    register_shapes_datasets(prepared.parent)
     metadata = MetadataCatalog.get("shapes_video_train")
     content = read_json(Path(metadata.json_file))
     assert (Path(metadata.image_root) / content["videos"][0]["file_names"][0]).is_file()
     assert set(metadata.thing_dataset_id_to_contiguous_id) == {c["id"] for c in content["categories"]}
 
 
-def test_missing_folder_names_the_command_that_draws_it(tmp_path: Path, registered: Any) -> None:
-    registered(tmp_path)
+def test_missing_folder_names_the_command_that_draws_it(tmp_path: Path) -> None:
+    register_shapes_datasets(tmp_path)
     for name in ("shapes_panoptic_train", "shapes_instance_val", "shapes_sem_seg_train"):
         with pytest.raises(DatasetError, match=r"shapes does not exist.*python datasets/prepare_shapes.py"):
             DatasetCatalog.get(name)
