@@ -73,7 +73,9 @@ def run_predict(args: argparse.Namespace) -> None:
     predictor = Predictor(cfg, task=args.task, score_threshold=args.confidence_threshold)
     threshold = DEFAULT_INSTANCE_THRESHOLD if args.confidence_threshold is None else args.confidence_threshold
     failures, num_written = [], 0
-    for image_path, stem in tqdm(list(zip(images, _unique_stems(images), strict=True)), desc="predict", unit="image"):
+    for image_path, stem in tqdm(
+        list(zip(images, _unique_stems(images), strict=True)), desc="predict", unit="image", disable=None
+    ):
         try:
             image = to_rgb_array(image_path)
         except InputError as error:
