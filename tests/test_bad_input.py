@@ -313,6 +313,18 @@ def test_train_corrupt_image_in_a_worker_process_is_named(
     assert "Traceback" not in captured
 
 
+def test_train_corrupt_image_of_one_of_two_processes_is_named_once(
+    workplace: Workplace, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    corrupt_image(workplace)
+    assert train(workplace, "--num-gpus", "2") == 1
+    captured = capfd.readouterr().err
+    assert captured.count("error: ") == 1
+    assert "train/000002.jpg" in captured
+    assert "Traceback" not in captured
+
+
 def test_evaluate_corrupt_image_is_named(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
     workplace.truncate("val/000002.jpg")
     workplace.options += ["DATASETS.TEST", "('shapes_panoptic_val',)"]

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from mask2former.errors import ConfigError, InputError, NonFiniteError
 
 _INTERRUPTED = 130
+_SECONDS_FOR_REPORTS = 2.0
 
 
 class WorkerInputError(InputError):
@@ -112,9 +114,19 @@ def _run_worker(function: Callable[..., None], args: tuple[Any, ...], messages: 
         is_expected = isinstance(error, (InputError, NonFiniteError))
         if is_expected:
             Path(messages, f"{os.environ.get('RANK', '0')}.txt").write_text(str(error), encoding="utf-8")
-        if verbose or not is_expected:
+        if verbose or not (is_expected or _another_reports(messages)):
             traceback.print_exc()
         sys.exit(1)
+
+
+def _another_reports(messages: str) -> bool:
+    """Whether another process says within a moment what is wrong: here only the connection to it failed then."""
+    deadline = time.monotonic() + (_SECONDS_FOR_REPORTS if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0)
+    while not any(Path(messages).glob("*.txt")):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _describe(error: ChildFailedError) -> str:
