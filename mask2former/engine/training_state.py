@@ -63,14 +63,7 @@ def restore_state(trainer: Trainer, state: dict[str, Any], *, source: str | Path
         if type(hook).__name__ in hooks:
             hook.load_state_dict(hooks[type(hook).__name__])
     logger.info("resumed from %s: next iteration %d of %d", source, trainer.start_iter, trainer.max_iter)
-    if state.get("num_threads", torch.get_num_threads()) != torch.get_num_threads():
-        # Sums are split among threads, and their order decides the last bits.
-        logger.warning(
-            "%s was written with %d threads, now there are %d: results agree to rounding, not to the bit",
-            source,
-            state["num_threads"],
-            torch.get_num_threads(),
-        )
+    _compare_threads(state, source)
     if len(random_states) == distributed.get_world_size():
         own = random_states[distributed.get_rank()]
         trainer.when_data_started = lambda: set_random_state(own)
@@ -80,6 +73,18 @@ def restore_state(trainer: Trainer, state: dict[str, Any], *, source: str | Path
             source,
             len(random_states),
             distributed.get_world_size(),
+        )
+
+
+def _compare_threads(state: dict[str, Any], source: str | Path) -> None:
+    now = torch.get_num_threads()
+    if state.get("num_threads", now) != now:
+        # Sums are split among threads, and their order decides the last bits.
+        logger.warning(
+            "%s was written with %d threads, now there are %d: results agree to rounding, not to the bit",
+            source,
+            state["num_threads"],
+            now,
         )
 
 

@@ -51,6 +51,8 @@ RESULTS = {"panoptic_seg": {"PQ": 52.0, "SQ": math.nan}, "segm": {"AP": 43.0}}
 def test_verify_results_accepts_values_within_tolerance() -> None:
     verify_results(cfg_expecting(), RESULTS)
     verify_results(cfg_expecting(["panoptic_seg", "PQ", 51.5, 0.5], ["segm", "AP", 43, 0]), RESULTS)
+    with pytest.raises(InputError, match="found 52"):
+        verify_results(cfg_expecting(["panoptic_seg", "PQ", 51.5, 0.49], ["segm", "AP", 43, 0]), RESULTS)
 
 
 @pytest.mark.parametrize(

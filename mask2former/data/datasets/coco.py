@@ -72,13 +72,16 @@ def load_coco_json(
                 for a in annotations_of.pop(image["id"], ())
             ]
         dicts.append(record)
-    if annotations_of:
-        image_id, orphans = next(iter(annotations_of.items()))
+    _refuse_orphans(annotations_of, json_file)
+    logger.info("Loaded %d images from %s", len(dicts), json_file)
+    return dicts
+
+
+def _refuse_orphans(annotations_of: dict[Any, list[dict[str, Any]]], json_file: str | os.PathLike[str]) -> None:
+    for image_id, orphans in annotations_of.items():
         raise DatasetError(
             f"{json_file}: annotation {_id_of(orphans[0])} belongs to image {image_id}, which is not listed"
         )
-    logger.info("Loaded %d images from %s", len(dicts), json_file)
-    return dicts
 
 
 def _id_of(entry: Any) -> Any:

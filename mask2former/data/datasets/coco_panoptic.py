@@ -83,9 +83,7 @@ def load_coco_panoptic_json(
     images = images_of(content, Path(json_file))
     dicts = []
     for annotation in content["annotations"]:
-        context = (
-            f"{json_file}: annotation of image {annotation.get('image_id') if isinstance(annotation, dict) else '?'}"
-        )
+        context = f"{json_file}: annotation of image {_image_id_of(annotation)}"
         annotation = require_keys(annotation, ("image_id", "file_name", "segments_info"), context)
         stem = os.path.splitext(annotation["file_name"])[0]
         image = images.get(annotation["image_id"], {})
@@ -94,14 +92,18 @@ def load_coco_panoptic_json(
             "image_id": annotation["image_id"],
             "pan_seg_file_name": os.path.join(panoptic_folder, annotation["file_name"]),
             "segments_info": [convert_segment(s, contiguous_of, context) for s in annotation["segments_info"]],
+            **{side: image[side] for side in ("height", "width") if side in image},
         }
-        record.update({side: image[side] for side in ("height", "width") if side in image})
         if sem_seg_folder is not None:
             record["sem_seg_file_name"] = os.path.join(sem_seg_folder, f"{stem}.png")
         dicts.append(record)
     _check_first_files(dicts[0], json_file)
     logger.info("Loaded %d images from %s", len(dicts), json_file)
     return dicts
+
+
+def _image_id_of(annotation: Any) -> Any:
+    return annotation.get("image_id") if isinstance(annotation, dict) else "?"
 
 
 def load_coco_panoptic_separated(
