@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from mask2former.config import get_cfg
 from mask2former.errors import InputError
 from mask2former.image_input import to_rgb_array
+from mask2former.predict_inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, NamedFile, find_files, prepare_folder
 from mask2former.predictor import TASKS, Predictor
 from mask2former.structures import Metadata
 from mask2former.visualization import (
@@ -27,16 +27,20 @@ from mask2former.visualization import (
     write_png,
 )
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Every query yields an instance, so a picture of all of them would show mostly wrong ones.
 DEFAULT_INSTANCE_THRESHOLD = 0.5
+MAX_FAILURES_NAMED = 20
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
     parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="image files, directories, or quoted patterns"
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="PATH",
+        help="image files, folders (with those below), or quoted patterns",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="directory for the pictures; made if missing")
     parser.add_argument(
@@ -59,77 +63,50 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 def run_predict(args: argparse.Namespace) -> None:
     """Predict all images of the command line.
 
-    An image that cannot be read is reported and the others are done all the same.
+    An image that cannot be read is reported and the others are done all the same. The results of a folder mirror it.
     Raises InputError before the model is built where an input, option or the output is wrong, and at the end where
     images could not be read.
     """
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    images = find_images(args.input)
-    output = _prepare_output(args.output)
+    images = find_images(args.input, output=Path(args.output).expanduser())
+    output = prepare_folder(args.output)
     cfg = get_cfg()
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     predictor = Predictor(cfg, task=args.task, score_threshold=args.confidence_threshold)
     threshold = DEFAULT_INSTANCE_THRESHOLD if args.confidence_threshold is None else args.confidence_threshold
     failures, num_written = [], 0
-    for image_path, stem in tqdm(
-        list(zip(images, _unique_stems(images), strict=True)), desc="predict", unit="image", disable=None
-    ):
+    for file in tqdm(images, desc="predict", unit="image", disable=None):
         try:
-            image = to_rgb_array(image_path)
+            image = to_rgb_array(file.path)
         except InputError as error:
             failures.append(str(error))
             continue
+        stem = output / file.name
+        stem.parent.mkdir(parents=True, exist_ok=True)
         results = predictor(image)
-        num_written += _write_pictures(output / stem, image, results, predictor.metadata, threshold=threshold)
+        num_written += _write_pictures(stem, image, results, predictor.metadata, threshold=threshold)
         if args.save_masks:
-            num_written += _write_masks(output / stem, image_path, results, predictor.metadata, threshold=threshold)
+            num_written += _write_masks(stem, file.path, results, predictor.metadata, threshold=threshold)
     print(f"{num_written} files of {len(images) - len(failures)} images in {output}")
     if failures:
-        raise InputError(f"{len(failures)} of {len(images)} images could not be read: " + "; ".join(failures))
+        raise InputError(_describe_failures(failures, num_images=len(images)))
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Image files named by paths, directories (their images, sorted, not those of folders below) and patterns.
-
-    Raises InputError naming the input that does not exist or holds no image.
-    """
-    found: dict[Path, None] = {}
-    for given in inputs:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            matches = sorted(child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
-            if not matches:
-                raise InputError(f"{given}: no image in this directory (looked for {', '.join(IMAGE_SUFFIXES)})")
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-            if not matches:
-                raise InputError(f"{given}: no such file or directory, and no file matches it as a pattern")
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
-def _prepare_output(given: str) -> Path:
-    output = Path(given).expanduser()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{given}: cannot be the output directory: {error.strerror}") from error
-    return output
-
-
-def _unique_stems(images: Sequence[Path]) -> Iterator[str]:
-    """File name without suffix; images of the same name get a number, so that none overwrites another."""
-    taken: set[str] = set()
+def find_images(inputs: Sequence[str], *, output: Path | None = None) -> list[NamedFile]:
+    """Image files as `find_files` finds them; raises InputError also where a video is named instead."""
+    images = find_files(inputs, IMAGE_SUFFIXES, output=output)
     for image in images:
-        stem, number = image.stem, 2
-        while stem in taken:
-            stem, number = f"{image.stem}_{number}", number + 1
-        taken.add(stem)
-        yield stem
+        if image.path.suffix.lower() in VIDEO_SUFFIXES:
+            raise InputError(f"{image.path}: a video, not an image; --video-input takes it")
+    return images
+
+
+def _describe_failures(failures: Sequence[str], *, num_images: int) -> str:
+    more = len(failures) - MAX_FAILURES_NAMED
+    named = failures[:MAX_FAILURES_NAMED] + ([f"and {more} more"] if more > 0 else [])
+    return f"{len(failures)} of {num_images} images could not be read: " + "; ".join(named)
 
 
 def _write_pictures(

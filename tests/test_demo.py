@@ -18,6 +18,7 @@ from mask2former import predict_command
 from mask2former.errors import InputError
 from mask2former.image_input import to_rgb_array
 from mask2former.predict_command import add_predict_arguments, find_images, run_predict
+from mask2former.predict_inputs import NamedFile
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
 
 REPOSITORY = Path(__file__).parents[1]
@@ -137,23 +138,80 @@ def test_predict_output_that_is_a_file_is_named(photos: Path) -> None:
         run("--input", photos, "--output", photos / "notes.txt")
 
 
+def test_predict_folder_results_mirror_it(photos: Path, tmp_path: Path) -> None:
+    below = photos / "2024" / "may"
+    below.mkdir(parents=True)
+    Image.new("RGB", (5, 5)).save(below / "a.JPG")
+    run("--input", photos, "--output", tmp_path / "out", "--task", "instance", "--save-masks")
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert written == ["2024/may/a_instance.png", "a_instance.png", "b_instance.png"]
+    assert (tmp_path / "out/2024/may/a_instances.json").exists()
+
+
+def test_predict_output_below_the_input_is_no_input(photos: Path) -> None:
+    for _ in range(2):
+        run("--input", photos, "--output", photos / "out")
+    assert names(photos / "out") == ["a_panoptic.png", "b_panoptic.png"]
+    with pytest.raises(InputError, match="is the output directory too"):
+        run("--input", photos, "--output", photos)
+
+
+def test_predict_many_failures_are_counted(photos: Path, tmp_path: Path) -> None:
+    for index in range(25):
+        (photos / f"torn{index:02d}.jpg").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"25 of 27 images .*torn19\.jpg.*; and 5 more"):
+        run("--input", photos, "--output", tmp_path / "out")
+
+
+def paths_and_names(files: list[NamedFile]) -> list[tuple[Path, str]]:
+    return [(file.path, file.name) for file in files]
+
+
 def test_find_images_patterns_and_repeats(photos: Path) -> None:
-    assert find_images([str(photos / "*.jpg")]) == [photos / "b.jpg"]
-    assert find_images([str(photos), str(photos / "a.png")]) == [photos / "a.png", photos / "b.jpg"]
+    assert paths_and_names(find_images([str(photos / "*.jpg")])) == [(photos / "b.jpg", "b")]
+    assert paths_and_names(find_images([str(photos), str(photos / "a.png")])) == [
+        (photos / "a.png", "a"),
+        (photos / "b.jpg", "b"),
+    ]
+
+
+def test_find_images_pattern_results_mirror_what_is_below_its_wildcards(photos: Path) -> None:
+    for folder in ("x", "y"):
+        (photos / folder).mkdir()
+        Image.new("RGB", (4, 4)).save(photos / folder / "a.png")
+    found = find_images([str(photos / "**" / "*")])
+    assert [file.name for file in found] == ["a", "b", "x/a", "y/a"]
+
+
+def test_find_images_hidden_files_are_passed_over(photos: Path) -> None:
+    (photos / "._a.png").write_bytes(b"resource fork")
+    (photos / ".cache").mkdir()
+    (photos / ".cache" / "c.png").write_bytes(b"")
+    assert [file.name for file in find_images([str(photos)])] == ["a", "b"]
+
+
+def test_find_images_names_differ_where_case_is_ignored(photos: Path) -> None:
+    for name in ("A.jpg", "a_2.png"):
+        Image.new("RGB", (4, 4)).save(photos / name)
+    found = [file.name for file in find_images([str(photos)])]
+    assert len({name.lower() for name in found}) == len(found) == 4
 
 
 def test_find_images_brackets_in_a_name(photos: Path) -> None:
     odd = photos / "c[1].png"
     Image.new("RGB", (4, 4)).save(odd)
-    assert find_images([str(odd)]) == [odd]
+    assert paths_and_names(find_images([str(odd)])) == [(odd, "c[1]")]
 
 
 def test_find_images_nothing_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty: no image in this directory"):
+    with pytest.raises(InputError, match="empty: no file to predict in this directory"):
         find_images([str(tmp_path / "empty")])
     with pytest.raises(InputError, match=r"\*\.jpg: no such file"):
         find_images([str(tmp_path / "*.jpg")])
+    (tmp_path / "clip.mp4").write_bytes(b"")
+    with pytest.raises(InputError, match=r"clip\.mp4: a video.*--video-input"):
+        find_images([str(tmp_path / "clip.mp4")])
 
 
 def test_demo_exit_codes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,102 @@
+"""Which files a prediction command reads, and what the results of each are called.
+
+A folder is searched with the folders below it, and its results mirror it. Hidden files and folders are passed over, and
+so is the output folder: results of an earlier run are no inputs.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mask2former.errors import InputError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+_WILDCARDS = "*?["
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file to predict; `name` is the path of its results below the output folder, without suffix."""
+
+    path: Path
+    name: str
+
+
+def find_files(inputs: Sequence[str], suffixes: Sequence[str], *, output: Path | None = None) -> list[NamedFile]:
+    """Files named by paths, folders (searched with those below) and patterns, each once, with names that differ.
+
+    Of a folder, and of a pattern that matches any such file, only those with one of the `suffixes` are taken. Results
+    mirror the tree below a folder, or below the part of a pattern before its first wildcard.
+    Raises InputError naming the input that does not exist or holds no such file, or that is the output folder itself.
+    """
+    found: dict[Path, str] = {}
+    for given in inputs:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            base, matches = path, _search_folder(path, suffixes, output=output)
+        elif path.exists():
+            base, matches = path.parent, [path]
+        else:
+            base, matches = _match_pattern(given, path, suffixes)
+        for match in matches:
+            found.setdefault(match, match.relative_to(base).with_suffix("").as_posix())
+    return [NamedFile(path, name) for path, name in zip(found, _distinct(found.values()), strict=True)]
+
+
+def _search_folder(folder: Path, suffixes: Sequence[str], *, output: Path | None) -> list[Path]:
+    excluded = None if output is None else output.resolve()
+    if folder.resolve() == excluded:
+        raise InputError(f"{folder}: is the output directory too; results must not lie among what is predicted")
+    found: list[Path] = []
+    for current, folders, files in os.walk(folder):
+        # Assigned in place, which is how os.walk is told where not to go.
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and Path(current, name).resolve() != excluded
+        ]
+        found += [Path(current, name) for name in files if not name.startswith(".") and _has_suffix(name, suffixes)]
+    if not found:
+        raise InputError(f"{folder}: no file to predict in this directory or below (looked for {', '.join(suffixes)})")
+    return sorted(found)
+
+
+def _match_pattern(given: str, path: Path, suffixes: Sequence[str]) -> tuple[Path, list[Path]]:
+    """The folder above the first wildcard, and the files that match."""
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    if not matches:
+        raise InputError(f"{given}: no such file or directory, and no file matches it as a pattern")
+    fixed = []
+    for part in path.parts[:-1]:
+        if any(character in part for character in _WILDCARDS):
+            break
+        fixed.append(part)
+    return Path(*fixed), [match for match in matches if _has_suffix(match.name, suffixes)] or matches
+
+
+def _has_suffix(name: str, suffixes: Sequence[str]) -> bool:
+    return name.lower().endswith(tuple(suffixes))
+
+
+def _distinct(names: Iterator[str] | Sequence[str]) -> Iterator[str]:
+    """The names; one that is there already gets a number, also where the file system ignores case."""
+    taken: set[str] = set()
+    for given in names:
+        name, number = given, 2
+        while name.lower() in taken:
+            name, number = f"{given}_{number}", number + 1
+        taken.add(name.lower())
+        yield name
+
+
+def prepare_folder(given: str) -> Path:
+    """The folder, made if missing; raises InputError where it cannot be."""
+    folder = Path(given).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{given}: cannot be the output directory: {error.strerror}") from error
+    return folder
