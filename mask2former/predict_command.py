@@ -96,7 +96,7 @@ def run_predict(args: argparse.Namespace) -> None:
 
 def find_images(inputs: Sequence[str], *, output: Path | None = None) -> list[NamedFile]:
     """Image files as `find_files` finds them; raises InputError also where a video is named instead."""
-    images = find_files(inputs, IMAGE_SUFFIXES, output=output)
+    images = find_files(inputs, IMAGE_SUFFIXES, kind="image", output=output)
     for image in images:
         if image.path.suffix.lower() in VIDEO_SUFFIXES:
             raise InputError(f"{image.path}: a video, not an image; --video-input takes it")
@@ -105,7 +105,7 @@ def find_images(inputs: Sequence[str], *, output: Path | None = None) -> list[Na
 
 def _describe_failures(failures: Sequence[str], *, num_images: int) -> str:
     more = len(failures) - MAX_FAILURES_NAMED
-    named = failures[:MAX_FAILURES_NAMED] + ([f"and {more} more"] if more > 0 else [])
+    named = list(failures[:MAX_FAILURES_NAMED]) + ([f"and {more} more"] if more > 0 else [])
     return f"{len(failures)} of {num_images} images could not be read: " + "; ".join(named)
 
 

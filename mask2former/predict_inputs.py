@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +27,20 @@ class NamedFile:
     name: str
 
 
-def find_files(inputs: Sequence[str], suffixes: Sequence[str], *, output: Path | None = None) -> list[NamedFile]:
+def find_files(
+    inputs: Sequence[str], suffixes: Sequence[str], *, kind: str, output: Path | None = None
+) -> list[NamedFile]:
     """Files named by paths, folders (searched with those below) and patterns, each once, with names that differ.
 
     Of a folder, and of a pattern that matches any such file, only those with one of the `suffixes` are taken. Results
-    mirror the tree below a folder, or below the part of a pattern before its first wildcard.
+    mirror the tree below a folder, or below the part of a pattern before its first wildcard. `kind` is for messages.
     Raises InputError naming the input that does not exist or holds no such file, or that is the output folder itself.
     """
     found: dict[Path, str] = {}
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_dir():
-            base, matches = path, _search_folder(path, suffixes, output=output)
+            base, matches = path, _search_folder(path, suffixes, kind=kind, output=output)
         elif path.exists():
             base, matches = path.parent, [path]
         else:
@@ -48,7 +50,7 @@ def find_files(inputs: Sequence[str], suffixes: Sequence[str], *, output: Path |
     return [NamedFile(path, name) for path, name in zip(found, _distinct(found.values()), strict=True)]
 
 
-def _search_folder(folder: Path, suffixes: Sequence[str], *, output: Path | None) -> list[Path]:
+def _search_folder(folder: Path, suffixes: Sequence[str], *, kind: str, output: Path | None) -> list[Path]:
     excluded = None if output is None else output.resolve()
     if folder.resolve() == excluded:
         raise InputError(f"{folder}: is the output directory too; results must not lie among what is predicted")
@@ -60,7 +62,7 @@ def _search_folder(folder: Path, suffixes: Sequence[str], *, output: Path | None
         ]
         found += [Path(current, name) for name in files if not name.startswith(".") and _has_suffix(name, suffixes)]
     if not found:
-        raise InputError(f"{folder}: no file to predict in this directory or below (looked for {', '.join(suffixes)})")
+        raise InputError(f"{folder}: no {kind} in this directory or below (looked for {', '.join(suffixes)})")
     return sorted(found)
 
 
@@ -81,7 +83,7 @@ def _has_suffix(name: str, suffixes: Sequence[str]) -> bool:
     return name.lower().endswith(tuple(suffixes))
 
 
-def _distinct(names: Iterator[str] | Sequence[str]) -> Iterator[str]:
+def _distinct(names: Iterable[str]) -> Iterator[str]:
     """The names; one that is there already gets a number, also where the file system ignores case."""
     taken: set[str] = set()
     for given in names:

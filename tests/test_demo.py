@@ -205,7 +205,7 @@ def test_find_images_brackets_in_a_name(photos: Path) -> None:
 
 def test_find_images_nothing_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty: no file to predict in this directory"):
+    with pytest.raises(InputError, match="empty: no image in this directory"):
         find_images([str(tmp_path / "empty")])
     with pytest.raises(InputError, match=r"\*\.jpg: no such file"):
         find_images([str(tmp_path / "*.jpg")])
