@@ -62,13 +62,14 @@ def _flatten_shapes(spatial_shapes: Shapes) -> list[int]:
         if spatial_shapes.is_floating_point():
             raise ValueError(f"spatial_shapes must hold integers, got a tensor of {spatial_shapes.dtype}")
         return spatial_shapes.flatten().tolist()
-    flat: list[int] = []
+    flat: list[Any] = []
     for item in spatial_shapes:
         if isinstance(item, (tuple, list)):
             flat.extend(item)
         else:
             flat.append(item)
-    return flat
+    # Where torch.jit traces, sizes are tensors, which an operator does not take for integers.
+    return [int(size) if isinstance(size, Tensor) else size for size in flat]
 
 
 def _promote_weights(attention_weights: Tensor, sampling_locations: Tensor) -> Tensor:
