@@ -8,6 +8,7 @@ Letters: Q queries, G queries of a group, N results, T frames, K classes, H W ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -66,6 +67,7 @@ class InferenceOptions:
     overlap_threshold: float = 0.0
     detections_per_image: int = 100
     score_threshold: float = 0.0
+    mask_threshold: float = 0.5  # probability from which on a pixel belongs to a mask, for panoptic and instance
     resize_before_inference: bool = False
 
 
@@ -110,19 +112,22 @@ def infer_image(
         # Parity: with panoptic inference on, instances of stuff are dropped after the choice of the best.
         kept = things if options.panoptic else set(range(num_classes))
         tasks["instances"] = _InstanceTask(class_probs, size=geometry.output, kept=kept, options=options)
-    _run(list(tasks.values()), mask_logits, geometry, resize_first=resize_first)
+    _run(list(tasks.values()), mask_logits, geometry, resize_first=resize_first, threshold=options.mask_threshold)
     return {name: task.result() for name, task in tasks.items()}
 
 
-def _run(tasks: list[_Task], mask_logits: Tensor, geometry: MaskGeometry, *, resize_first: bool) -> None:
+def _run(
+    tasks: list[_Task], mask_logits: Tensor, geometry: MaskGeometry, *, resize_first: bool, threshold: float
+) -> None:
     """Bring the masks that any task needs to size once, group by group, and hand them to the tasks."""
     wanted = sorted({query for task in tasks for query in task.queries})
     positions = [{query: position for position, query in enumerate(task.queries)} for task in tasks]
     group_size = geometry.group_size(to_output=resize_first)
+    least_logit = math.log(threshold / (1 - threshold))
     for start in range(0, len(wanted), group_size):
         group = wanted[start : start + group_size]
         logits = geometry.resize(mask_logits[torch.tensor(group, device=mask_logits.device)], to_output=resize_first)
-        masks, probs = logits > 0, logits.sigmoid_()
+        masks, probs = logits > least_logit, logits.sigmoid_()
         for task, position in zip(tasks, positions):
             rows = [row for row, query in enumerate(group) if query in position]
             if rows:
@@ -171,6 +176,7 @@ class _PanopticTask:
         self.labels = [int(rows[query][1]) for query in kept]
         self.things = things
         self.overlap_threshold = options.overlap_threshold
+        self.mask_threshold = options.mask_threshold
         device = class_probs.device
         self.weights = scores[torch.tensor(kept, dtype=torch.long, device=device)]
         self.best = torch.full(size, -1.0, device=device)  # score times probability of the winner so far
@@ -183,12 +189,12 @@ class _PanopticTask:
         first = members[0]  # the kept queries of a group follow one another
         weighted = probs * self.weights[first : first + len(rows), None, None]
         best, index = weighted.max(dim=0)
-        inside = probs.gather(0, index[None])[0] >= 0.5
+        inside = probs.gather(0, index[None])[0] >= self.mask_threshold
         is_better = best > self.best
         self.best = best.where(is_better, self.best)
         self.winner = (index + first).where(is_better, self.winner)
         self.inside = inside.where(is_better, self.inside)
-        self.areas.append(_as_floats(probs >= 0.5).sum(1))  # exact up to 2**24 pixels
+        self.areas.append(_as_floats(probs >= self.mask_threshold).sum(1))  # exact up to 2**24 pixels
 
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mask2former.errors import ConfigError
 from mask2former.modeling.backbone.backbone import Backbone
@@ -24,7 +23,7 @@ from mask2former.modeling.backbone.window_attention import (
     partition_windows,
     shift_masks,
 )
-from mask2former.modeling.layers import DropPath
+from mask2former.modeling.layers import DropPath, run_checkpointed
 from mask2former.modeling.registry import BACKBONE_REGISTRY
 from mask2former.structures import ShapeSpec
 
@@ -131,10 +130,7 @@ class SwinStage(nn.Module):
         """The blocks alone: (B, H, W, C) -> (B, H, W, C)."""
         for index, block in enumerate(self.blocks):
             masks = self.shift_masks if index % 2 else None
-            if self.use_checkpoint and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, masks, use_reentrant=False)
-            else:
-                x = block(x, masks)
+            x = run_checkpointed(block, x, masks, enabled=self.use_checkpoint and self.training)
         return x
 
 

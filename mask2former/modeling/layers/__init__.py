@@ -1,6 +1,7 @@
 """Layers that several components share."""
 
 from mask2former.modeling.layers.attention import MultiheadAttention
+from mask2former.modeling.layers.checkpointing import run_checkpointed
 from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm, init_xavier
 from mask2former.modeling.layers.drop_path import DropPath
 from mask2former.modeling.layers.mlp import MLP
@@ -36,5 +37,6 @@ __all__ = [
     "freeze_batch_norm",
     "get_norm",
     "init_xavier",
+    "run_checkpointed",
     "sine_position_encoding",
 ]

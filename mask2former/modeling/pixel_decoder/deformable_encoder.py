@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import SizeCache
+from mask2former.modeling.layers import SizeCache, run_checkpointed
 from mask2former.ops import ms_deform_attn
 
 Shapes = Sequence[tuple[int, int]]
@@ -105,6 +105,7 @@ class MSDeformAttnEncoder(nn.Module):
     def __init__(self, layers: Sequence[MSDeformAttnEncoderLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.use_checkpoint = False  # keeps less in training; each layer is then computed twice
         self._centres = SizeCache()
         self._pixels = SizeCache()
 
@@ -114,7 +115,10 @@ class MSDeformAttnEncoder(nn.Module):
         centres = self._centres.get(key, lambda: pixel_centres(shapes, device=tokens.device))
         pixels = self._pixels.get(key, lambda: pixel_sizes(shapes, device=tokens.device))
         for layer in self.layers:
-            tokens = layer(tokens, position, centres=centres, pixels=pixels, shapes=shapes)
+            enabled = self.use_checkpoint and self.training
+            tokens = run_checkpointed(
+                layer, tokens, position, enabled=enabled, centres=centres, pixels=pixels, shapes=shapes
+            )
         return tokens
 
 

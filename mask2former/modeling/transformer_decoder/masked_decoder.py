@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
-from mask2former.modeling.layers import MLP, PositionEmbeddingSine
+from mask2former.modeling.layers import MLP, PositionEmbeddingSine, run_checkpointed
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import TRANSFORMER_DECODER_REGISTRY
 from mask2former.modeling.transformer_decoder.attention import (
@@ -52,6 +52,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         super().__init__()
         self.num_queries = num_queries
         self.deep_supervision = deep_supervision
+        self.use_checkpoint = False  # keeps less in training; each layer is then computed twice
         self.position = PositionEmbeddingSine(hidden_dim // 2, normalize=True)
         layers = range(dec_layers)
         self.transformer_self_attention_layers = nn.ModuleList(
@@ -106,24 +107,23 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         mask_features = mask_features.unflatten(0, (-1, num_frames))  # (B, T, C, H, W)
         levels = [self._tokens(level, features, num_frames) for level, features in enumerate(multi_scale_features)]
         masks_at = [resize_to_tokens(mask_features.detach(), features.shape[-2:]) for features in multi_scale_features]
-        position = self.query_embed.weight
         queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)  # (B, Q, C)
         predictions = [self._predict(queries, mask_features)]
-        layers = zip(
-            self.transformer_cross_attention_layers,
-            self.transformer_self_attention_layers,
-            self.transformer_ffn_layers,
-            strict=True,
-        )
-        for index, (cross_attention, self_attention, feed_forward) in enumerate(layers):
+        for index in range(len(self.transformer_cross_attention_layers)):
             level = index % NUM_LEVELS
-            keys, values = levels[level]
             attend_mask = attention_mask(predictions[-1].mask_embed, masks_at[level])
-            queries = cross_attention(queries, position, keys=keys, values=values, attend_mask=attend_mask)
-            queries = self_attention(queries, position)
-            queries = feed_forward(queries)
+            enabled = self.use_checkpoint and self.training
+            queries = run_checkpointed(self._decode, queries, index, *levels[level], attend_mask, enabled=enabled)
             predictions.append(self._predict(queries, mask_features))
         return predictions if self.deep_supervision else predictions[-1:]
+
+    def _decode(self, queries: Tensor, index: int, keys: Tensor, values: Tensor, attend_mask: Tensor) -> Tensor:
+        """Queries (B, Q, C) after the layer of this index, which sees keys and values (B, S, C)."""
+        position = self.query_embed.weight
+        cross_attention = self.transformer_cross_attention_layers[index]
+        queries = cross_attention(queries, position, keys=keys, values=values, attend_mask=attend_mask)
+        queries = self.transformer_self_attention_layers[index](queries, position)
+        return self.transformer_ffn_layers[index](queries)
 
     def _tokens(self, level: int, features: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
         """Keys and values (B, S, C) of a map (BT, C, h, w): keys carry the position."""

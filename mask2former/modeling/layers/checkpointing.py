@@ -1,0 +1,18 @@
+"""Less memory in training: what lies between a layer's input and output is computed again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
+
+
+def run_checkpointed(step: Callable[..., Result], *args: Any, enabled: bool, **kwargs: Any) -> Result:
+    """`step` of the arguments; with `enabled`, and where gradients are wanted, keeping only these arguments."""
+    if enabled and torch.is_grad_enabled():
+        return checkpoint(step, *args, use_reentrant=False, **kwargs)
+    return step(*args, **kwargs)
