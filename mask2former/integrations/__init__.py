@@ -1,0 +1,1 @@
+"""Meeting points with other frameworks. Nothing else of this package imports from here."""

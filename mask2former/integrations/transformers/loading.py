@@ -1,0 +1,167 @@
+"""`from_pretrained` and `save_pretrained` for models whose tensors bear other names than their files."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.checkpoint.families import DERIVED
+from mask2former.errors import CheckpointError, ConfigError
+from mask2former.integrations.transformers.weights import (
+    BASE,
+    FINAL_NORM,
+    find_folder,
+    read_weights,
+    to_own_names,
+    to_their_names,
+)
+
+_logger = logging.getLogger(__name__)
+
+_LOADING_OPTIONS = (
+    *("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder"),
+    *("proxies", "trust_remote_code", "use_safetensors", "low_cpu_mem_usage", "weights_only", "_from_auto"),
+    *("_from_pipeline", "_commit_hash", "adapter_kwargs", "variant", "attn_implementation", "code_revision"),
+)
+_OPTIONAL = rf"{DERIVED}|{re.escape(FINAL_NORM)}"  # not in every file, and nothing depends on it
+
+
+class PretrainedFolder:
+    """The part of `PreTrainedModel` that reads and writes folders, in the names of transformers."""
+
+    config: Any
+    config_class: Any
+    base_model_prefix: str
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The model of a folder that transformers or we saved, or of a repository of the hub, ready for inference.
+
+        Options as theirs: config, dtype, device_map (one device), ignore_mismatched_sizes, output_loading_info,
+        state_dict (with None for the folder), those of a download, and keys of the config, such as num_labels.
+
+        Raises:
+            CheckpointError: no such folder, no weights in it, or weights of another model or of other shapes.
+            ConfigError: the config of another model, or an unknown option.
+        """
+        state_dict, config = kwargs.pop("state_dict", None), kwargs.pop("config", None)
+        dtype, torch_dtype = kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None)
+        device = _single_device(kwargs.pop("device_map", None))
+        ignore_shapes = kwargs.pop("ignore_mismatched_sizes", False)
+        with_info = kwargs.pop("output_loading_info", False)
+        options = {key: kwargs.pop(key) for key in _LOADING_OPTIONS if key in kwargs}
+        source = str(pretrained_model_name_or_path or "state_dict")
+        if pretrained_model_name_or_path is not None:
+            folder = find_folder(pretrained_model_name_or_path, options)
+            config, kwargs = _resolve_config(cls, config, folder, kwargs)
+            state_dict = read_weights(folder)
+        elif state_dict is None or config is None:
+            raise CheckpointError("from_pretrained: expected a folder, or both config and state_dict")
+        if kwargs:
+            raise ConfigError(f"from_pretrained: unknown options {', '.join(sorted(kwargs))}")
+        model: Any = cls(config)  # type: ignore[call-arg]
+        tensors = model.to_own_state(state_dict, source=source)
+        dtype = _resolve_dtype(dtype if dtype is not None else torch_dtype, config, tensors)
+        info = _load(model.to(dtype), tensors, source=source, ignore_shapes=ignore_shapes)
+        model.config.name_or_path = source
+        model = model.to(device).eval() if device is not None else model.eval()
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Config and weights as transformers saves and loads them; options as theirs."""
+        state_dict = kwargs.pop("state_dict", None)
+        tensors = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
+        kwargs["state_dict"] = to_their_names(tensors, with_heads=self._has_heads())
+        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Tensors of our names or of theirs; the latter is what `Trainer` reads from its checkpoints."""
+        tensors = self.to_own_state(state_dict, source="state_dict") if _is_theirs(state_dict) else state_dict
+        return super().load_state_dict(tensors, strict=strict, assign=assign)  # type: ignore[misc]
+
+    def to_own_state(self, tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+        """Tensors of any of both names as this model's state dict has them, with the derived ones that files lack."""
+        named = to_own_names(tensors, source=source)
+        if self._has_heads():
+            named = {name if _is_headed(name) else BASE + name: tensor for name, tensor in named.items()}
+        else:
+            heads = [name for name in named if name.startswith(("class_predictor.", "criterion."))]
+            named = {name.removeprefix(BASE): tensor for name, tensor in named.items() if name not in heads}
+        own = self.state_dict()  # type: ignore[attr-defined]
+        return {name: tensor for name, tensor in own.items() if re.search(_OPTIONAL, name)} | named
+
+    def _has_heads(self) -> bool:
+        return hasattr(self, self.base_model_prefix)
+
+
+def _is_theirs(names: Mapping[str, Any]) -> bool:
+    return any("pixel_level_module." in name for name in names)
+
+
+def _is_headed(name: str) -> bool:
+    return name.startswith((BASE, "class_predictor.", "criterion."))
+
+
+def _resolve_config(cls: Any, config: Any, folder: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The config given or that of the folder, changed by what of `kwargs` are its keys; and the rest of these."""
+    if config is not None and not isinstance(config, str | os.PathLike):
+        return copy.deepcopy(config), kwargs
+    return cls.config_class.from_pretrained(folder if config is None else config, return_unused_kwargs=True, **kwargs)
+
+
+def _resolve_dtype(dtype: Any, config: Any, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype, None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    known = getattr(config, "dtype", None)
+    if isinstance(known, torch.dtype):
+        return known
+    return next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
+
+
+def _single_device(device_map: Any) -> torch.device | None:
+    if isinstance(device_map, dict):
+        places = set(device_map.values())
+        if len(places) != 1:
+            raise ConfigError(f"device_map: expected one device for the whole model, found {device_map!r}")
+        device_map = places.pop()
+    if device_map == "auto":
+        device_map = "cuda" if torch.cuda.is_available() else "cpu"
+    return None if device_map is None else torch.device(device_map)
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], *, source: str, ignore_shapes: bool) -> dict[str, Any]:
+    """Copies what fits; returns transformers' loading info: missing, unexpected and mismatched keys."""
+    own = model.state_dict()
+    mismatched = {
+        (name, tuple(tensor.shape), tuple(own[name].shape))
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    }
+    if mismatched and not ignore_shapes:
+        listed = "; ".join(f"{name} {found} here {expected}" for name, found, expected in sorted(mismatched))
+        raise CheckpointError(
+            f"{source}: tensors of other shapes: {listed}. With ignore_mismatched_sizes=True they begin anew"
+        )
+    fitting = {name: tensor for name, tensor in tensors.items() if name not in {entry[0] for entry in mismatched}}
+    outcome = nn.Module.load_state_dict(model, fitting, strict=False)
+    missing = set(outcome.missing_keys) - {entry[0] for entry in mismatched}
+    for title, names in (("begin anew, not in it", missing), ("unknown, left out", set(outcome.unexpected_keys))):
+        if names:
+            _logger.warning("%s: %d tensors %s: %s", source, len(names), title, ", ".join(sorted(names)[:8]))
+    return {
+        "missing_keys": missing,
+        "unexpected_keys": set(outcome.unexpected_keys),
+        "mismatched_keys": mismatched,
+        "error_msgs": [],
+    }

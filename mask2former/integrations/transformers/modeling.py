@@ -1,0 +1,245 @@
+"""Mask2Former as `PreTrainedModel`s of transformers over the modules of this package.
+
+Letters: B batch, Q queries, N targets of an image, K classes, C channels, H W size of the padded images, h w of masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.mask2former import modeling_mask2former as theirs
+
+from mask2former.errors import InputError
+from mask2former.integrations.transformers.configuration import Mask2FormerConfig, config_to_cfg
+from mask2former.integrations.transformers.loading import PretrainedFolder
+from mask2former.integrations.transformers.recording import DecoderRecord, RecordingDecoder
+from mask2former.modeling import MaskFormerHead, MSDeformAttnPixelDecoder
+from mask2former.modeling.backbone import build_backbone
+from mask2former.modeling.meta_arch.assembly import build_criterion
+from mask2former.modeling.prediction import QueryPrediction
+from mask2former.modeling.registry import build_from_config
+from mask2former.structures import ShapeSpec
+
+_SWIN_BACKBONES = ("swin", "maskformer-swin")
+
+
+@dataclass
+class Mask2FormerModelOutput(theirs.Mask2FormerModelOutput):
+    """Their output; shapes as there."""
+
+
+@dataclass
+class Mask2FormerForUniversalSegmentationOutput(theirs.Mask2FormerForUniversalSegmentationOutput):
+    """Their output, and where a `pixel_mask` was given the sizes (B, 2), height and width, that cropping needs."""
+
+    image_sizes: Tensor | None = None
+    padded_sizes: Tensor | None = None
+
+
+class ModelRecord(NamedTuple):
+    """What one pass computes: maps of the backbone, mask features, maps for the decoder, and the decoder's record."""
+
+    features: tuple[Tensor, ...]
+    mask_features: Tensor
+    maps: tuple[Tensor, ...]
+    decoder: DecoderRecord
+
+
+class Mask2FormerPreTrainedModel(PretrainedFolder, PreTrainedModel):
+    """What both models share: configuration, files, gradient checkpointing."""
+
+    config: Mask2FormerConfig
+    config_class = Mask2FormerConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Our modules come initialised, as the published model is."""
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
+        """Swin's blocks and the layers of both decoders are computed again; never by PyTorch's older, reentrant way."""
+        self.gradient_checkpointing = enable
+        for module in self.modules():
+            if hasattr(module, "use_checkpoint"):
+                module.use_checkpoint = enable
+
+    def _wanted(self, **flags: bool | None) -> list[bool]:
+        """Each flag as given, by the config where it is None."""
+        return [bool(getattr(self.config, name) if flag is None else flag) for name, flag in flags.items()]
+
+
+class Mask2FormerModel(Mask2FormerPreTrainedModel):
+    """Backbone, pixel decoder and transformer decoder, without classes."""
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__(config)
+        cfg, backbone = config_to_cfg(config), config.backbone_config
+        self.backbone = build_backbone(cfg, ShapeSpec(channels=backbone.num_channels))
+        shapes = self.backbone.output_shape()
+        options = MSDeformAttnPixelDecoder.from_config(cfg, shapes)
+        options["transformer_dim_feedforward"] = config.encoder_feedforward_dim
+        self.sem_seg_head = MaskFormerHead(
+            config.num_labels,
+            pixel_decoder=MSDeformAttnPixelDecoder(**options),
+            predictor=build_from_config(RecordingDecoder, cfg, config.feature_size),
+        )
+        if backbone.model_type in _SWIN_BACKBONES:
+            # Their backbone ends in a norm that nothing reads: kept, so that saving gives back all that was loaded.
+            self.final_norm = nn.LayerNorm(shapes["res5"].channels).requires_grad_(False)
+        self.post_init()
+
+    def record(self, pixel_values: Tensor, *, with_attentions: bool) -> ModelRecord:
+        """One pass over normalised images (B, 3, H, W); no mask is formed yet."""
+        features = self.backbone(pixel_values)
+        mask_features, _, maps = self.sem_seg_head.pixel_decoder.forward_features(features)
+        decoder = self.sem_seg_head.predictor.record(maps, mask_features, with_attentions=with_attentions)
+        return ModelRecord(tuple(features.values()), mask_features, tuple(maps), decoder)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Mask2FormerModelOutput | tuple[Any, ...]:
+        """Hidden states and the masks (B, Q, h, w) of all prediction layers for images (B, 3, H, W)."""
+        with_states, with_attentions, as_dict = self._wanted(
+            output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=return_dict
+        )
+        record = self.record(pixel_values, with_attentions=with_attentions)
+        predictions = record.decoder.predictions
+        output = Mask2FormerModelOutput(
+            **states_of(record, with_states=with_states),
+            transformer_decoder_intermediate_states=(
+                tuple(prediction.class_logits.transpose(0, 1) for prediction in predictions) if with_states else None
+            ),
+            masks_queries_logits=tuple(prediction.mask_logits().squeeze(2) for prediction in predictions),
+        )
+        return output if as_dict else output.to_tuple()
+
+
+class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
+    """The model with a class for each query, and with losses."""
+
+    def __init__(self, config: Mask2FormerConfig) -> None:
+        super().__init__(config)
+        self.model = Mask2FormerModel(config)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.criterion = build_criterion(config_to_cfg(config))
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: Any = None,
+        class_labels: Any = None,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Mask2FormerForUniversalSegmentationOutput | tuple[Any, ...]:
+        """Class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of images (B, 3, H, W), and with labels the loss.
+
+        `mask_labels` are B tensors (N, H, W) of zeros and ones, `class_labels` B tensors (N,) of classes 0..K-1;
+        `pixel_mask` (B, H, W) is 1 on images and 0 on padding.
+
+        Raises:
+            InputError: one kind of labels without the other, or labels that do not fit the images or classes.
+        """
+        with_states, with_auxiliary, with_attentions, as_dict = self._wanted(
+            output_hidden_states=output_hidden_states,
+            output_auxiliary_logits=output_auxiliary_logits,
+            output_attentions=output_attentions,
+            return_dict=return_dict,
+        )
+        record = self.model.record(pixel_values, with_attentions=with_attentions)
+        predictions = [
+            prediction._replace(class_logits=self.class_predictor(prediction.class_logits))
+            for prediction in record.decoder.predictions
+        ]
+        *auxiliary, final = predictions
+        output = Mask2FormerForUniversalSegmentationOutput(
+            loss=self._loss(predictions, mask_labels, class_labels),
+            **_logits(final),
+            auxiliary_logits=[_logits(prediction) for prediction in auxiliary] if with_auxiliary else None,
+            **states_of(record, with_states=with_states),
+            **({} if pixel_mask is None else _sizes(pixel_mask)),
+        )
+        return output if as_dict else output.to_tuple()
+
+    def _loss(self, predictions: list[QueryPrediction], mask_labels: Any, class_labels: Any) -> Tensor | None:
+        """The weighted sum over layers; of the last alone without `use_auxiliary_loss`; None without labels."""
+        if mask_labels is None and class_labels is None:
+            return None
+        classes = self.config.num_labels
+        targets = _targets(mask_labels, class_labels, num_images=len(predictions[0].class_logits), num_classes=classes)
+        device = predictions[0].class_logits.device
+        targets = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
+        chosen = predictions if self.config.use_auxiliary_loss else predictions[-1:]
+        return torch.stack(list(self.criterion.weight(self.criterion(chosen, targets)).values())).sum()
+
+
+def states_of(record: ModelRecord, *, with_states: bool) -> dict[str, Any]:
+    """The fields that both outputs have in common, by name."""
+    states = record.decoder.hidden_states
+    return {
+        "encoder_last_hidden_state": record.features[-1],
+        "pixel_decoder_last_hidden_state": record.mask_features,
+        "transformer_decoder_last_hidden_state": states[-1].transpose(0, 1),
+        "encoder_hidden_states": record.features if with_states else None,
+        "pixel_decoder_hidden_states": record.maps if with_states else None,
+        "transformer_decoder_hidden_states": states if with_states else None,
+        "attentions": record.decoder.attentions,
+    }
+
+
+def _logits(prediction: QueryPrediction) -> dict[str, Tensor]:
+    return {
+        "class_queries_logits": prediction.class_logits,
+        "masks_queries_logits": prediction.mask_logits().squeeze(2),  # (B, Q, 1, h, w)
+    }
+
+
+def _sizes(pixel_mask: Tensor) -> dict[str, Tensor]:
+    """Sizes (B, 2) of the images in the corner of their padded ones, and of these."""
+    is_image = pixel_mask.bool()
+    image_sizes = torch.stack((is_image.any(2).sum(1), is_image.any(1).sum(1)), dim=1)
+    padded = torch.tensor(pixel_mask.shape[1:], device=pixel_mask.device)
+    return {"image_sizes": image_sizes, "padded_sizes": padded.expand_as(image_sizes)}
+
+
+def _targets(mask_labels: Any, class_labels: Any, *, num_images: int, num_classes: int) -> list[dict[str, Tensor]]:
+    """What the criterion takes: `labels` (N,) and `masks` (N, H, W) bool of one size."""
+    for name, given in (("mask_labels", mask_labels), ("class_labels", class_labels)):
+        if given is None:
+            raise InputError(f"{name}: missing; a loss needs mask_labels and class_labels")
+        if len(given) != num_images:
+            raise InputError(f"{name}: expected one tensor for each of {num_images} images, found {len(given)}")
+    for index, (masks, classes) in enumerate(zip(mask_labels, class_labels)):
+        if masks.ndim != 3 or classes.ndim != 1 or len(masks) != len(classes):
+            found = f"{tuple(masks.shape)} and {tuple(classes.shape)}"
+            raise InputError(f"labels of image {index}: expected masks (N, H, W) and classes (N,), found {found}")
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+            found = f"{int(classes.min())}..{int(classes.max())}"
+            raise InputError(f"class_labels of image {index}: expected 0..{num_classes - 1}, found {found}")
+    height, width = (max(masks.shape[axis] for masks in mask_labels) for axis in (1, 2))
+    return [
+        # 255 is padding: their processor fills masks with its ignore_index.
+        {"labels": classes.long(), "masks": _pad((masks > 0.5) & (masks != 255), height, width)}
+        for masks, classes in zip(mask_labels, class_labels)
+    ]
+
+
+def _pad(masks: Tensor, height: int, width: int) -> Tensor:
+    return F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
