@@ -1,0 +1,48 @@
+"""Data of users, in the formats they have it in: read, counted, checked, and registered for training.
+
+Each reader returns an ``OwnDataset``, whatever the format.
+"""
+
+from mask2former.data.own_data.classes import parse_ignored, rare_ids_note, read_class_names, training_classes
+from mask2former.data.own_data.coco_instances import read_coco_instances
+from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
+from mask2former.data.own_data.dataset import (
+    FORMAT_TITLES,
+    DataClass,
+    FileMask,
+    ImageEntry,
+    OwnDataset,
+    Segment,
+    segment_masks,
+)
+from mask2former.data.own_data.detect import read_own_data
+from mask2former.data.own_data.histogram import format_own_histogram
+from mask2former.data.own_data.holding_out import hold_out
+from mask2former.data.own_data.index import write_index
+from mask2former.data.own_data.labelme import read_labelme
+from mask2former.data.own_data.png_tree import read_png_tree
+from mask2former.data.own_data.register import own_names, register_own_data
+
+__all__ = [
+    "FORMAT_TITLES",
+    "DataClass",
+    "FileMask",
+    "ImageEntry",
+    "OwnDataset",
+    "Segment",
+    "format_own_histogram",
+    "hold_out",
+    "own_names",
+    "parse_ignored",
+    "rare_ids_note",
+    "read_class_names",
+    "read_coco_instances",
+    "read_coco_panoptic",
+    "read_labelme",
+    "read_own_data",
+    "read_png_tree",
+    "register_own_data",
+    "segment_masks",
+    "training_classes",
+    "write_index",
+]

@@ -1,0 +1,168 @@
+"""Which ids of a data set train, as which class, and under which names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mask2former.data.own_data.dataset import PNG_TREE, DataClass, OwnDataset
+from mask2former.data.own_data.scanning import refuse
+from mask2former.errors import DatasetError
+
+PNG_IGNORE_LABEL = 255  # unless said otherwise; other formats say of each pixel or object what it is
+NO_IGNORE_LABEL = "none"
+_MAX_UNNAMED_CLASSES = 256
+_RARE = 1e-4  # share of pixels
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The names of a file, in its order, each with the id it gives (``ID: NAME``), or None."""
+
+    source: Path
+    entries: tuple[tuple[int | None, str], ...]
+
+
+def read_class_names(path: str | Path) -> ClassNames:
+    """Names of classes, one a line; the first is class 0, unless lines are ``ID: NAME``.
+
+    Raises:
+        DatasetError: the file cannot be read, is empty, mixes both forms, or a name or id occurs twice.
+    """
+    source = Path(path)
+    try:
+        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise DatasetError(f"{path}: class names cannot be read: {reason}") from error
+    if not lines:
+        raise DatasetError(f"{path}: expected one class name a line, found none")
+    numbered = [re.fullmatch(r"(\d+)\s*:\s*(.+)", line) for line in lines]
+    if any(numbered) and not all(numbered):
+        raise DatasetError(f"{path}: either all lines are 'ID: NAME' or none: {lines[numbered.index(None)]!r}")
+    entries = [(int(match[1]), match[2]) if match else (None, line) for match, line in zip(numbered, lines)]
+    for column in ([name for _, name in entries], [class_id for class_id, _ in entries if class_id is not None]):
+        for value in column:
+            if column.count(value) > 1:  # type: ignore[arg-type]
+                raise DatasetError(f"{path}: {value!r} occurs twice")
+    return ClassNames(source, tuple(entries))
+
+
+def parse_ignored(values: Sequence[str] | None, dataset: OwnDataset) -> frozenset[int]:
+    """Ids that do not train: numbers, or names of the data set's classes; None: 255 for PNG masks, else no id.
+
+    Raises:
+        DatasetError: a value is neither a number nor a class.
+    """
+    if values is None:
+        return frozenset([PNG_IGNORE_LABEL] if dataset.format == PNG_TREE else [])
+    id_of = {entry.name: entry.id for entry in dataset.classes}
+    ids = set()
+    for value in values:
+        if value in id_of:
+            ids.add(id_of[value])
+        elif re.fullmatch(r"-?\d+", value):
+            ids.add(int(value))
+        elif value != NO_IGNORE_LABEL:
+            raise DatasetError(f"--ignore-label {value}: expected an id, a class name or {NO_IGNORE_LABEL!r}")
+    return frozenset(ids)
+
+
+def training_classes(
+    dataset: OwnDataset, names: ClassNames | None = None, *, ignored: frozenset[int] = frozenset()
+) -> list[DataClass]:
+    """The classes that train, in the order of their train ids.
+
+    That is the order of ``names`` where given, else of the ids; things come before stuff.
+
+    Raises:
+        DatasetError: an id or class has no name in ``names``, or nothing remains to be trained.
+    """
+    if dataset.format == PNG_TREE:
+        classes = _png_classes(dataset, names, ignored)
+    else:
+        known = dataset.classes if names is None else _ordered(dataset.classes, names)
+        classes = [entry for entry in known if entry.id not in ignored]
+    classes.sort(key=lambda entry: not entry.is_thing)
+    if not classes:
+        raise DatasetError(f"{dataset.root}: no class remains to be trained (ignored ids: {sorted(ignored)})")
+    return classes
+
+
+def _png_classes(dataset: OwnDataset, names: ClassNames | None, ignored: frozenset[int]) -> list[DataClass]:
+    found = [entry.id for entry in dataset.classes]
+    trained = [class_id for class_id in found if class_id not in ignored]
+    if trained == [0] and PNG_IGNORE_LABEL in found and PNG_IGNORE_LABEL in ignored:
+        raise DatasetError(
+            f"{dataset.root}: the masks hold the values 0 and 255 alone, and 255 marks pixels that do not train. "
+            "If 255 is a class (binary masks), pass --ignore-label none, and --classes with the lines "
+            "'0: background' and '255: NAME' to name them"
+        )
+    if names is None:
+        return _unnamed(dataset, trained)
+    by_id = {number if class_id is None else class_id: name for number, (class_id, name) in enumerate(names.entries)}
+    _refuse_ids(dataset, {*by_id, *ignored}, names, by_id)
+    return [DataClass(class_id, name, is_thing=False) for class_id, name in by_id.items() if class_id not in ignored]
+
+
+def _unnamed(dataset: OwnDataset, trained: Sequence[int]) -> list[DataClass]:
+    if len(trained) > _MAX_UNNAMED_CLASSES:
+        raise DatasetError(
+            f"{dataset.root}: the masks hold {len(trained)} different ids ({trained[0]}..{trained[-1]}), "
+            f"for instance {_worst_file(dataset)}. Are they class ids? If so, name them with --classes"
+        )
+    return [DataClass(class_id, f"class_{class_id}", is_thing=False) for class_id in trained]
+
+
+def _worst_file(dataset: OwnDataset) -> str:
+    worst = max(dataset.images(), key=lambda image: len(image.segments))
+    return f"{worst.mask_file} has {len(worst.segments)}"
+
+
+def rare_ids_note(dataset: OwnDataset, classes: Sequence[DataClass]) -> str | None:
+    """A warning where most ids of masks cover next to nothing, as those do that smoothing leaves at edges."""
+    if dataset.format != PNG_TREE or len(classes) < 8:
+        return None
+    pixels = dict.fromkeys((entry.id for entry in classes), 0.0)
+    for image in dataset.images():
+        for segment in image.segments:
+            if segment.class_id in pixels:
+                pixels[segment.class_id] += segment.area or 0
+    total = sum(pixels.values())
+    rare = [class_id for class_id, count in pixels.items() if 0 < count < _RARE * total]
+    if 2 * len(rare) <= len(classes):
+        return None
+    return (
+        f"{len(rare)} of {len(classes)} ids cover less than {_RARE:.2%} of the pixels each: were the masks scaled with "
+        "smoothing, or saved as JPEG once?"
+    )
+
+
+def _refuse_ids(dataset: OwnDataset, allowed: Iterable[int], names: ClassNames, by_id: Mapping[int, str]) -> None:
+    allowed, problems, outside = set(allowed), [], set()
+    for image in dataset.images():
+        wrong = [segment.class_id for segment in image.segments if segment.class_id not in allowed]
+        outside.update(wrong)
+        if wrong:
+            problems.append(f"{image.mask_file} has {', '.join(map(str, wrong[:5]))}{' …' if len(wrong) > 5 else ''}")
+    span = f"0..{len(by_id) - 1}" if list(by_id) == list(range(len(by_id))) else ", ".join(map(str, list(by_id)[:20]))
+    hint = f"names {span} (a line 'ID: NAME' names another id; --ignore-label ID leaves it out)"
+    refuse(problems, f"ids {sorted(outside)[:10]} are out of range, {names.source} {hint}")
+
+
+def _ordered(classes: Sequence[DataClass], names: ClassNames) -> list[DataClass]:
+    """The classes in the order of the names; a name without a class is one that has no object yet."""
+    by_name = {entry.name: entry for entry in classes}
+    wanted = [name for _, name in names.entries]
+    missing = [entry.name for entry in classes if entry.name not in wanted]
+    if missing:
+        raise DatasetError(f"{names.source} lacks the classes {missing[:10]} of the data, it has {wanted[:20]}")
+    free = max((entry.id for entry in classes), default=-1) + 1
+    ordered = []
+    for name in wanted:
+        if name not in by_name:
+            by_name[name], free = DataClass(free, name, is_thing=True), free + 1
+        ordered.append(by_name[name])
+    return ordered

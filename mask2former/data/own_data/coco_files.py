@@ -1,0 +1,78 @@
+"""Finding what belongs together in COCO's layouts: the JSON files of the parts, and the folders of their images.
+
+annotations/instances_train2017.json, annotations/instances_val2017.json, train2017/, val2017/     as COCO itself
+train/_annotations.coco.json, valid/_annotations.coco.json, images beside them                     as exported
+train.json, valid.json, images in a folder of that name, in images/ or beside them
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mask2former.data.own_data.dataset import TRAIN, VALID
+from mask2former.errors import DatasetError
+
+_PART_WORD = re.compile(r"(?<![a-z])(train|valid|val|test)(?:ing|idation)?(\d*)(?![a-z])", re.IGNORECASE)
+_JSON_FOLDERS = (
+    ".",
+    "annotations",
+    "train",
+    "valid",
+    "val",
+    "train/annotations",
+    "valid/annotations",
+    "val/annotations",
+)
+
+
+def part_of(json_file: Path, root: Path) -> str | None:
+    """``TRAIN`` or ``VALID`` by the words in the path below ``root``, the file name first; ``"test"``; None."""
+    for name in reversed(json_file.relative_to(root).with_suffix("").parts):
+        word = _PART_WORD.search(name)
+        if word:
+            return {"train": TRAIN, "test": "test"}.get(word[1].lower(), VALID)
+    return None
+
+
+def json_files_below(root: Path) -> list[Path]:
+    """JSON files where COCO data keep their annotations."""
+    return [path for folder in _JSON_FOLDERS for path in sorted((root / folder).glob("*.json"))]
+
+
+def partner_of(json_file: Path, kind: str, kind_of: Mapping[Path, str | None]) -> Path | None:
+    """The validation file beside a training file, of the same ``kind`` and called the same but for the part."""
+    same_name = _PART_WORD.sub("*", json_file.name)
+    for path, other in kind_of.items():
+        is_partner = path != json_file and other == kind and _PART_WORD.sub("*", path.name) == same_name
+        if is_partner and part_of(path, path.parent) == VALID:
+            return path
+    return None
+
+
+def find_folder(
+    json_file: Path, root: Path, file_names: Sequence[str], *, role: str, kinds: Sequence[str] = ()
+) -> Path:
+    """The folder in which the first of ``file_names`` lies; ``kinds`` are further names that folders may bear.
+
+    Raises:
+        DatasetError: it lies in none of the folders where it could; they are named.
+    """
+    tried = list(dict.fromkeys(_candidates(json_file, root, kinds)))
+    for folder in tried:
+        if file_names and (folder / file_names[0]).is_file():
+            return folder
+    shown = ", ".join(str(folder) for folder in tried if folder.is_dir())
+    raise DatasetError(f"{json_file}: {role} {file_names[0]} not found; looked in {shown}")
+
+
+def _candidates(json_file: Path, root: Path, kinds: Sequence[str]) -> Iterator[Path]:
+    word = _PART_WORD.search(json_file.stem)
+    part = word[0] if word else ""
+    bases = [json_file.parent, root, root.parent] if json_file.parent == root else [json_file.parent, root]
+    names = [json_file.stem, *kinds, part, f"images/{part}", f"{part}/images", "images", "."]
+    names[1:1] = [f"{part}/{kind}" for kind in kinds if part] + [f"{kind}/{part}" for kind in kinds if part]
+    for base in bases:
+        for name in names:
+            yield base / name

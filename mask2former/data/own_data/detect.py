@@ -1,0 +1,113 @@
+"""Which format a path holds, and reading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mask2former.data.own_data.coco_files import json_files_below, part_of, partner_of
+from mask2former.data.own_data.coco_instances import read_coco_instances
+from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
+from mask2former.data.own_data.dataset import (
+    COCO_INSTANCES,
+    COCO_PANOPTIC,
+    FORMAT_TITLES,
+    TRAIN,
+    VALID,
+    OwnDataset,
+)
+from mask2former.data.own_data.labelme import is_labelme_json, read_labelme
+from mask2former.data.own_data.png_tree import is_png_tree, read_png_tree
+from mask2former.errors import DatasetError
+
+EXPECTED = (
+    "expected a folder with train/images and train/masks, a COCO instances or panoptic json or a folder with one, "
+    "or a folder of labelme files"
+)
+_COCO_READERS = {COCO_INSTANCES: read_coco_instances, COCO_PANOPTIC: read_coco_panoptic}
+
+
+def read_own_data(path: str | Path, *, preferred: str | None = None, num_workers: int | None = None) -> OwnDataset:
+    """The data set that ``path`` holds, its format found by what lies there.
+
+    ``preferred`` is the format to take where a folder holds COCO files of several kinds.
+
+    Raises:
+        DatasetError: nothing is there, it is of none of the formats, or what is there is wrong.
+    """
+    location = Path(path).expanduser()
+    if location.is_file():
+        return _read_json(location, num_workers)
+    if not location.is_dir():
+        raise DatasetError(f"{path}: no such file or folder; {EXPECTED}")
+    if is_png_tree(location):
+        return read_png_tree(location, num_workers=num_workers)
+    kinds = {json_file: coco_kind(json_file) for json_file in json_files_below(location)}
+    present = [kind for kind in (COCO_INSTANCES, COCO_PANOPTIC) if kind in kinds.values()]
+    if present:
+        kind = preferred if preferred in present else present[0]
+        return _COCO_READERS[kind](_choose(location, kinds, kind), location, num_workers=num_workers)
+    if any(_is_labelme(json_file) for json_file in sorted(location.rglob("*.json"))[:1]):
+        return read_labelme(location, num_workers=num_workers)
+    raise DatasetError(f"{path}: no data set found in this folder; {EXPECTED}")
+
+
+def coco_kind(json_file: Path) -> str | None:
+    """``COCO_INSTANCES`` or ``COCO_PANOPTIC``; None for captions, key points, images alone, and what is no COCO."""
+    content = _content_of(json_file)
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list) or not isinstance(content.get("images"), list):
+        return None
+    first = next((entry for entry in annotations if isinstance(entry, dict)), {})
+    if "segments_info" in first:
+        return COCO_PANOPTIC
+    if "keypoints" in first or "caption" in first or "categories" not in content:
+        return None
+    return COCO_INSTANCES
+
+
+def _content_of(json_file: Path) -> Any:
+    try:
+        return json.loads(json_file.read_bytes())
+    except ValueError as error:
+        raise DatasetError(f"{json_file} is not valid JSON: {error}") from error
+
+
+def _is_labelme(json_file: Path) -> bool:
+    return is_labelme_json(_content_of(json_file))
+
+
+def _read_json(json_file: Path, num_workers: int | None) -> OwnDataset:
+    """One JSON file; with the validation file beside it, where it is called as the training one but for that word."""
+    kind = coco_kind(json_file)
+    if kind is None:
+        if _is_labelme(json_file):
+            raise DatasetError(f"{json_file} is one labelme file; give the folder that holds all of them")
+        raise DatasetError(f"{json_file}: neither COCO instances nor COCO panoptic; {EXPECTED}")
+    json_files, folder = {TRAIN: json_file}, json_file.parent
+    if part_of(json_file, folder) == TRAIN:
+        beside = {path: coco_kind(path) for path in sorted(folder.glob("*.json"))}
+        partner = partner_of(json_file, kind, beside)
+        if partner is not None:
+            json_files[VALID] = partner
+    return _COCO_READERS[kind](json_files, folder, num_workers=num_workers)
+
+
+def _choose(root: Path, kinds: dict[Path, str | None], kind: str) -> dict[str, Path]:
+    """The JSON file of each part; a folder with a single file of the kind has that one for training."""
+    of_kind = [path for path, found in kinds.items() if found == kind]
+    if len(of_kind) == 1:
+        return {TRAIN: of_kind[0]}
+    chosen = {}
+    for part in (TRAIN, VALID):
+        files = [path for path in of_kind if part_of(path, root) == part]
+        if len(files) > 1:
+            names = ", ".join(str(path.relative_to(root)) for path in files)
+            raise DatasetError(f"{root}: several {part} files of {FORMAT_TITLES[kind]}: {names}; give the path of one")
+        if files:
+            chosen[part] = files[0]
+    if TRAIN not in chosen:
+        names = ", ".join(str(path.relative_to(root)) for path in of_kind)
+        raise DatasetError(f"{root}: which file is for training? Found {names}; its name must say train")
+    return chosen

@@ -1,0 +1,130 @@
+"""A data set written down once its files were looked at: a JSON file for each part, in COCO's form where COCO has one.
+
+Ids are those of the files; what does not train is left out. Evaluators read the same files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mask2former.data.image_files import read_panoptic_ids
+from mask2former.data.own_data.dataset import (
+    COCO_INSTANCES,
+    COCO_PANOPTIC,
+    LABELME,
+    PNG_TREE,
+    DataClass,
+    FileMask,
+    ImageEntry,
+    OwnDataset,
+    Segment,
+)
+from mask2former.data.preparation.files import write_json, write_picture
+from mask2former.structures import bitmasks_to_rles, id_to_rgb
+
+_VOID = 0
+
+
+def index_file(folder: str | Path, part: str) -> Path:
+    """Where the index of a part lies."""
+    return Path(folder) / f"{part}.json"
+
+
+def write_index(dataset: OwnDataset, classes: Sequence[DataClass], folder: Path) -> None:
+    """Write the index of every part; file names are relative to the data set's root where they lie below it."""
+    annotate = _ANNOTATE[dataset.format]
+    trained = {entry.id for entry in classes}
+    root = Path(os.path.abspath(dataset.root))
+    for part, images in dataset.parts.items():
+        content: dict[str, Any] = {
+            "info": {"description": f"{part} part of {root}", "format": dataset.format},
+            "images": [_image(image, root) for image in images],
+            "categories": [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in classes],
+            "annotations": [],
+        }
+        for image in images:
+            segments = [segment for segment in image.segments if segment.class_id in trained]
+            content["annotations"] += annotate(image, segments, root, folder / part)
+        if dataset.format in (COCO_INSTANCES, LABELME):
+            content["annotations"] = [{"id": i, **a} for i, a in enumerate(content["annotations"], start=1)]
+        write_json(index_file(folder, part), content)
+
+
+def _image(image: ImageEntry, root: Path) -> dict[str, Any]:
+    return {"id": image.image_id, "file_name": _below(image.file, root), "height": image.height, "width": image.width}
+
+
+def _below(file: Path, root: Path) -> str:
+    path = os.path.abspath(file)
+    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
+
+
+def _label_map(image: ImageEntry, segments: Sequence[Segment], root: Path, folder: Path) -> list[dict[str, Any]]:
+    assert image.mask_file is not None
+    return [{"image_id": image.image_id, "file_name": _below(image.mask_file, root)}]
+
+
+def _instances(image: ImageEntry, segments: Sequence[Segment], root: Path, folder: Path) -> list[dict[str, Any]]:
+    return [_instance(image, segment) for segment in segments]
+
+
+def _instance(image: ImageEntry, segment: Segment) -> dict[str, Any]:
+    segmentation = segment.mask
+    assert not isinstance(segmentation, FileMask)
+    if isinstance(segmentation, np.ndarray):
+        segmentation = bitmasks_to_rles(segmentation[None].astype(bool))[0]
+    area, box = segment.area, segment.bbox_xywh
+    if area is None or box is None:
+        rle = _run_lengths(segmentation, image)
+        area = int(coco_mask.area(rle)) if area is None else area
+        box = tuple(coco_mask.toBbox(rle).tolist()) if box is None else box
+    return {
+        "image_id": image.image_id,
+        "category_id": segment.class_id,
+        "segmentation": segmentation,
+        "area": area,
+        "bbox": list(box),
+        "iscrowd": int(segment.is_crowd),
+    }
+
+
+def _run_lengths(segmentation: Any, image: ImageEntry) -> Any:
+    if isinstance(segmentation, Mapping) and not isinstance(segmentation["counts"], list):
+        return segmentation
+    codes = coco_mask.frPyObjects(segmentation, image.height, image.width)
+    return codes if isinstance(segmentation, Mapping) else coco_mask.merge(codes)
+
+
+def _panoptic(image: ImageEntry, segments: Sequence[Segment], root: Path, folder: Path) -> list[dict[str, Any]]:
+    png = image.mask_file
+    assert png is not None
+    if len(segments) < len(image.segments):  # what does not train is void, or predictions there would count as wrong
+        ids = read_panoptic_ids(png)
+        kept = [segment.mask.value for segment in segments]
+        png = folder / f"{image.image_id}.png"
+        write_picture(png, id_to_rgb(np.where(np.isin(ids, kept), ids, _VOID)))
+    infos = [
+        {
+            "id": segment.mask.value,
+            "category_id": segment.class_id,
+            "area": segment.area,
+            "iscrowd": int(segment.is_crowd),
+        }
+        for segment in segments
+    ]
+    return [{"image_id": image.image_id, "file_name": _below(png, root), "segments_info": infos}]
+
+
+_Annotate = Callable[[ImageEntry, Sequence[Segment], Path, Path], list[dict[str, Any]]]
+_ANNOTATE: Mapping[str, _Annotate] = {
+    PNG_TREE: _label_map,
+    COCO_INSTANCES: _instances,
+    LABELME: _instances,
+    COCO_PANOPTIC: _panoptic,
+}

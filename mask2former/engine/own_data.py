@@ -1,0 +1,210 @@
+"""Training on own data (``--data``): what the data say about the config, and a schedule that fits their size."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mask2former.config import CfgNode
+from mask2former.data.own_data import (
+    FORMAT_TITLES,
+    DataClass,
+    OwnDataset,
+    format_own_histogram,
+    hold_out,
+    own_names,
+    parse_ignored,
+    rare_ids_note,
+    read_class_names,
+    read_own_data,
+    training_classes,
+    write_index,
+)
+from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, LABELME, PNG_TREE, TRAIN
+from mask2former.data.presets import preset_of
+from mask2former.engine import distributed
+from mask2former.engine.logging import setup_logging
+from mask2former.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+INDEX_FOLDER = "data"  # below OUTPUT_DIR
+_TASKS_OF = {
+    PNG_TREE: ("semantic",),
+    COCO_INSTANCES: ("instance",),
+    LABELME: ("instance",),
+    COCO_PANOPTIC: ("panoptic", "semantic"),
+}
+_CONFIGS_OF = {
+    "semantic": "configs/ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml",
+    "instance": "configs/coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml",
+    "panoptic": "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
+}
+_FORMAT_FOR = {"instance": COCO_INSTANCES, "panoptic": COCO_PANOPTIC, "semantic": COCO_PANOPTIC}
+_TEST_KEYS = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
+_NUM_EVALUATIONS, _NUM_CHECKPOINTS = 5, 2
+
+
+@dataclass(frozen=True)
+class OwnDataRequest:
+    """What the command line says: ``reference`` is the config before its overrides, which set the keys ``overridden``.
+
+    ``ignored`` None leaves to the format which ids do not train.
+    """
+
+    path: str
+    reference: CfgNode
+    overridden: frozenset[str] = frozenset()
+    classes_file: str | None = None
+    ignored: tuple[str, ...] | None = None
+
+
+def prepare_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool = False) -> CfgNode:
+    """As ``resolve_own_data``, done by the main process for all of them; begins the log.
+
+    Raises:
+        InputError: what ``resolve_own_data`` raises.
+    """
+    setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)
+    resolved = resolve_own_data(cfg, request, eval_only=eval_only) if distributed.is_main() else None
+    return distributed.broadcast(resolved)
+
+
+def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool = False) -> CfgNode:
+    """A copy of ``cfg`` that trains and evaluates on the data; says what they hold and writes their index.
+
+    With ``eval_only`` the schedule stays as it is.
+
+    Raises:
+        DatasetError: the data cannot be read or are wrong.
+        ConfigError: the config is for another task than the data.
+    """
+    task = preset_of(cfg).target
+    dataset = read_own_data(request.path, preferred=_FORMAT_FOR[task])
+    _check_task(task, dataset)
+    names = None if request.classes_file is None else read_class_names(request.classes_file)
+    ignored = parse_ignored(request.ignored, dataset)
+    classes = training_classes(dataset, names, ignored=ignored)
+    notes = [*dataset.notes, hold_out(dataset), rare_ids_note(dataset, classes)]
+    histogram = format_own_histogram(dataset, classes, ignored=ignored)
+    logger.info("--data %s is %s: %s", request.path, FORMAT_TITLES[dataset.format], histogram)
+    for note in filter(None, notes):
+        logger.info("--data: %s", note)
+    resolved = cfg.clone()
+    resolved.defrost()
+    _set_data(resolved, request, dataset, classes, ignored=ignored, task=task)
+    if not eval_only:
+        logger.info("%s", scale_schedule(resolved, request, num_images=len(dataset.parts[TRAIN])))
+    write_index(dataset, classes, Path(resolved.DATASETS.OWN.INDEX))
+    resolved.freeze()
+    return resolved
+
+
+def _check_task(task: str, dataset: OwnDataset) -> None:
+    tasks = _TASKS_OF[dataset.format]
+    if task not in tasks:
+        fitting = " or ".join(f"{_CONFIGS_OF[t]} ({t})" for t in tasks)
+        raise ConfigError(
+            f"{dataset.root} is {FORMAT_TITLES[dataset.format]}, from which {' and '.join(tasks)} segmentation is "
+            f"learned; the config is for {task} segmentation (INPUT.DATASET_MAPPER_NAME). Configs that fit: {fitting}"
+        )
+
+
+def _set_data(
+    cfg: CfgNode,
+    request: OwnDataRequest,
+    dataset: OwnDataset,
+    classes: Sequence[DataClass],
+    *,
+    ignored: frozenset[int],
+    task: str,
+) -> None:
+    own = cfg.DATASETS.OWN
+    own.PATH, own.FORMAT, own.TASK = request.path, dataset.format, task
+    own.CLASSES = [[entry.id, entry.name, entry.is_thing] for entry in classes]
+    own.IGNORED_IDS = sorted(ignored)
+    own.INDEX = str(Path(cfg.OUTPUT_DIR) / INDEX_FOLDER)
+    train_name, valid_name = own_names(request.path, classes)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (type(cfg.DATASETS.TRAIN)([name]) for name in (train_name, valid_name))
+    asked, key = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+    if key in request.overridden and asked != len(classes):
+        raise ConfigError(f"{key} is {asked}, but the data have {len(classes)} classes; leave it out with --data")
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(classes)
+    _set_results(cfg, request, classes, task)
+
+
+def _set_results(cfg: CfgNode, request: OwnDataRequest, classes: Sequence[DataClass], task: str) -> None:
+    """The results that the data can be evaluated for, but for those that the command line decides."""
+    possible = {"panoptic", "instance", "semantic"} if task == "panoptic" else {task}
+    if not any(entry.is_thing for entry in classes):
+        possible.discard("instance")
+    test = cfg.MODEL.MASK_FORMER.TEST
+    for result, key in _TEST_KEYS.items():
+        if f"MODEL.MASK_FORMER.TEST.{key}" not in request.overridden:
+            test[key] = result == task or (result in possible and test[key])
+
+
+def scale_schedule(cfg: CfgNode, request: OwnDataRequest, *, num_images: int) -> str:
+    """Fit rate and iterations in ``cfg`` to its batch and the number of images; returns the way there, in lines.
+
+    The rate is that of the reference times the ratio of the batches. The iterations are those in which every image is
+    seen ``DATASETS.OWN.EPOCHS`` times, but at least ``DATASETS.OWN.MIN_ITER`` and never more images than in the
+    reference. Keys that the command line sets stay.
+    """
+    solver, reference, given = cfg.SOLVER, request.reference.SOLVER, request.overridden
+    batch, reference_batch = solver.IMS_PER_BATCH, reference.IMS_PER_BATCH
+    if batch < 1:
+        raise ConfigError(f"SOLVER.IMS_PER_BATCH: expected at least 1, found {batch}")
+    lines = [
+        f"schedule: reference (config) {reference_batch} images a step, learning rate {reference.BASE_LR:g}, "
+        f"{reference.MAX_ITER} iterations"
+    ]
+    if "SOLVER.BASE_LR" in given:
+        lines.append(f"  learning rate {solver.BASE_LR:g}, as given")
+    else:
+        solver.BASE_LR = reference.BASE_LR * batch / reference_batch
+        lines.append(f"  learning rate {reference.BASE_LR:g} x {batch} / {reference_batch} = {solver.BASE_LR:g}")
+    if "SOLVER.MAX_ITER" in given:
+        lines.append(f"  {solver.MAX_ITER} iterations of {batch} images, as given")
+    else:
+        solver.MAX_ITER, reason = _iterations(cfg, batch, reference.MAX_ITER * reference_batch, num_images)
+        lines.append(f"  {reason}")
+    if solver.MAX_ITER > 0:
+        lines[-1] += f": every image about {solver.MAX_ITER * batch / num_images:.3g} times"
+        _scale_periods(cfg, request)
+    lines.append(
+        f"  steps {list(solver.STEPS)}, warm-up {solver.WARMUP_ITERS}, evaluation every {cfg.TEST.EVAL_PERIOD} "
+        f"(0: at the end), checkpoint every {solver.CHECKPOINT_PERIOD} iterations"
+    )
+    return "\n".join(lines)
+
+
+def _iterations(cfg: CfgNode, batch: int, reference_samples: int, num_images: int) -> tuple[int, str]:
+    own = cfg.DATASETS.OWN
+    by_epochs = math.ceil(own.EPOCHS * num_images / batch)
+    most = math.ceil(reference_samples / batch)
+    iterations = min(max(by_epochs, own.MIN_ITER), most)
+    reason = f"{own.EPOCHS} epochs (DATASETS.OWN.EPOCHS) of {num_images} images / {batch} = {by_epochs} iterations"
+    if iterations == most:
+        return iterations, f"{reason}; used are {iterations}, as many images as in the reference"
+    if iterations > by_epochs:
+        return iterations, f"{reason}; used are {iterations} (DATASETS.OWN.MIN_ITER)"
+    return iterations, reason
+
+
+def _scale_periods(cfg: CfgNode, request: OwnDataRequest) -> None:
+    """What the config says in iterations, in the same places of the schedule that is used."""
+    solver, reference, given = cfg.SOLVER, request.reference.SOLVER, request.overridden
+    scale = solver.MAX_ITER / reference.MAX_ITER
+    if "SOLVER.STEPS" not in given:
+        steps = [round(step * scale) for step in reference.STEPS if step < reference.MAX_ITER]
+        solver.STEPS = type(solver.STEPS)(step for step in steps if step > 0)
+    if "SOLVER.WARMUP_ITERS" not in given:
+        solver.WARMUP_ITERS = min(reference.WARMUP_ITERS, solver.MAX_ITER // 10)
+    if "SOLVER.CHECKPOINT_PERIOD" not in given:
+        solver.CHECKPOINT_PERIOD = min(solver.CHECKPOINT_PERIOD, math.ceil(solver.MAX_ITER / _NUM_CHECKPOINTS))
+    if "TEST.EVAL_PERIOD" not in given:
+        cfg.TEST.EVAL_PERIOD = min(cfg.TEST.EVAL_PERIOD, math.ceil(solver.MAX_ITER / _NUM_EVALUATIONS))
