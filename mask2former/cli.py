@@ -95,6 +95,20 @@ def _build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of model, data and training")
+    data = parser.add_argument_group("own data", "classes, iterations and learning rate then follow from the data")
+    data.add_argument(
+        "--data",
+        metavar="PATH",
+        help="folder with train/images, train/masks (and valid/), COCO instances or panoptic json or its folder, or "
+        "folder of labelme files",
+    )
+    data.add_argument("--classes", metavar="FILE", help="class names, one a line: the first is class 0; or ID: NAME")
+    data.add_argument(
+        "--ignore-label",
+        action="append",
+        metavar="ID",
+        help="id or class that does not train (255 for PNG masks; none: every id trains); may be given several times",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     parser.add_argument(
@@ -119,8 +133,9 @@ def _run_train(args: argparse.Namespace) -> None:
     from mask2former.engine.distributed import was_launched
 
     cfg = setup_config(args)
+    own_data = _own_data_request(args)
     if was_launched() or (args.num_gpus == 1 and args.num_machines == 1):
-        train_or_evaluate(cfg, eval_only=args.eval_only, resume=args.resume)
+        train_or_evaluate(cfg, eval_only=args.eval_only, resume=args.resume, own_data=own_data)
         return
     from mask2former.engine.launch import check_num_gpus, launch
 
@@ -130,6 +145,7 @@ def _run_train(args: argparse.Namespace) -> None:
         cfg,
         args.eval_only,
         args.resume,
+        own_data,
         num_processes=args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -158,14 +174,34 @@ def setup_config(args: argparse.Namespace) -> Any:
     return cfg
 
 
-def train_or_evaluate(cfg: Any, eval_only: bool = False, resume: bool = False) -> None:
-    """What ``train`` does, in each of its processes."""
-    from mask2former.engine import evaluate_only, train
+def _own_data_request(args: argparse.Namespace) -> Any:
+    """What ``--data`` asks for, None without it."""
+    if args.data is None:
+        for option in ("classes", "ignore_label"):
+            if getattr(args, option) is not None:
+                raise ConfigError(f"--{option.replace('_', '-')} goes with --data")
+        return None
+    from mask2former.config import get_cfg
+    from mask2former.engine.own_data import OwnDataRequest
 
-    if eval_only:
-        evaluate_only(cfg, resume=resume)
-    else:
-        train(cfg, resume=resume)
+    reference = get_cfg()
+    reference.merge_from_file(args.config_file)
+    ignored = None if args.ignore_label is None else tuple(args.ignore_label)
+    return OwnDataRequest(args.data, reference, frozenset(args.opts[::2]), args.classes, ignored)
+
+
+def train_or_evaluate(cfg: Any, eval_only: bool = False, resume: bool = False, own_data: Any = None) -> None:
+    """What ``train`` does, in each of its processes."""
+    from mask2former.engine import distributed, evaluate_only, train
+    from mask2former.engine.own_data import prepare_own_data
+
+    with distributed.process_group(cfg.MODEL.DEVICE):
+        if own_data is not None:
+            cfg = prepare_own_data(cfg, own_data, eval_only=eval_only)
+        if eval_only:
+            evaluate_only(cfg, resume=resume)
+        else:
+            train(cfg, resume=resume)
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:

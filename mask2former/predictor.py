@@ -14,6 +14,7 @@ from mask2former.checkpoint import load_weights
 from mask2former.config import CfgNode, get_cfg
 from mask2former.data import MetadataCatalog
 from mask2former.data.datasets import register_builtin_datasets
+from mask2former.data.own_data import register_own_data
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import ConfigError, InputError
 from mask2former.image_input import ImageInput, to_rgb_array
@@ -113,6 +114,7 @@ def _find_metadata(cfg: CfgNode) -> Metadata:
 
 
 def _resolve_config(
+    register_own_data(cfg)  # of which the config holds all that predicting needs
     cfg: CfgNode | str | os.PathLike[str],
     *,
     weights: str | os.PathLike[str] | None,

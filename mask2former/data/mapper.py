@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from mask2former.data.transforms import AugmentationList
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.structures import Instances
 
+from mask2former.structures.label_ids import labels_to_train_ids
 DEFAULT_IGNORE_LABEL = 255
 
 
@@ -49,7 +52,11 @@ class DatasetMapper:
         num_classes: int | None = None,
         ignore_label: int = DEFAULT_IGNORE_LABEL,
     ) -> None:
-        """``preset`` None maps for inference; ``num_classes`` None accepts any label."""
+        label_ids: Mapping[int, int] | None = None,
+        """``preset`` None maps for inference; ``num_classes`` None accepts any label.
+
+        ``label_ids`` turns the ids of label files into classes, or the ignore label; None: they are classes.
+        """
         if image_format not in FORMATS:
             raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(FORMATS)}, found {image_format!r}")
         self.augmentations = augmentations
@@ -58,6 +65,7 @@ class DatasetMapper:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
 
+        self.label_ids = label_ids
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> DatasetMapper:
         """The mapper of ``INPUT``; the ignore label is that of the first training data set.
@@ -69,20 +77,28 @@ class DatasetMapper:
             return cls(build_test_augmentations(cfg), image_format=cfg.INPUT.FORMAT)
         preset = preset_of(cfg)
         register_builtin_datasets()
-        ignore_label = DEFAULT_IGNORE_LABEL
+        ignore_label, label_ids = DEFAULT_IGNORE_LABEL, None
         if cfg.DATASETS.TRAIN:
-            ignore_label = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("ignore_label", DEFAULT_IGNORE_LABEL)
+            metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+            ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
+            label_ids = metadata.get("label_ids")
         if not cfg.INPUT.KEEP_EMPTY_TARGETS:
             preset = MapperPreset(preset.target, preset.large_scale_jitter)
         return cls(
-            build_train_augmentations(cfg, preset, ignore_label=ignore_label),
+            cls.build_augmentations(cfg, preset, ignore_label=ignore_label),
             image_format=cfg.INPUT.FORMAT,
             preset=preset,
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             ignore_label=ignore_label,
         )
+            label_ids=label_ids,
 
     def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
+    @classmethod
+    def build_augmentations(cls, cfg: CfgNode, preset: MapperPreset, *, ignore_label: int) -> AugmentationList:
+        """The augmentations of training; what a subclass overrides to train with others."""
+        return build_train_augmentations(cfg, preset, ignore_label=ignore_label)
+
         """Map one image; all randomness comes from ``rng``.
 
         Raises:
@@ -152,6 +168,8 @@ class DatasetMapper:
         elif ids is not None:
             file_name = record["pan_seg_file_name"]
             labels = semantic_from_panoptic(ids, record["segments_info"], ignore_label=self.ignore_label)
+            if self.label_ids is not None:
+                labels = labels_to_train_ids(labels, self.label_ids, file_name=str(file_name))
         else:
             raise _lacks(record, "sem_seg_file_name", "semantic")
         if self.num_classes is not None:

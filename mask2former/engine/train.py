@@ -45,22 +45,29 @@ Evaluate = Callable[[CfgNode, nn.Module], Results]
 logger = logging.getLogger(__name__)
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> Results:
+def train(cfg: CfgNode, *, resume: bool = False, mapper: Callable[..., Any] | None = None) -> Results:
     """Trains the model of ``cfg`` on its data, evaluates it, and returns the results (on the main process).
 
     Everything is written to ``cfg.OUTPUT_DIR``. ``resume`` goes on from the newest readable checkpoint there.
+    ``mapper`` turns dataset dicts into training samples, in place of that of ``cfg``.
 
     Raises:
         InputError: configuration, data or checkpoint are wrong.
         NonFiniteError: a loss became infinite or not a number.
     """
     from mask2former.data import DatasetCatalog, build_train_loader
+    from mask2former.data.own_data import register_own_data
     from mask2former.modeling import build_model
+
+    register_own_data(cfg)
+    from mask2former.test_time_augmentation import CopyMaker
 
     def build_batches(cfg: CfgNode, start_iter: int) -> Iterable[Batch]:
         for name in cfg.DATASETS.TEST if distributed.is_main() else ():
             DatasetCatalog.get(name)  # what is wrong with it is better known before training than after
-        return build_train_loader(cfg, start_iter=start_iter)
+        if cfg.TEST.AUG.ENABLED:
+            CopyMaker.from_config(cfg)  # likewise
+        return build_train_loader(cfg, mapper=mapper, start_iter=start_iter)
 
     return fit(cfg, build_model=build_model, build_batches=build_batches, evaluate=evaluate, resume=resume)
 
@@ -143,8 +150,10 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> Results:
         else:
             _load_initial_weights(cfg, model)
         return evaluate(cfg, model)
+    from mask2former.data.own_data import register_own_data
 
 
+    register_own_data(cfg)
 def _begin(cfg: CfgNode, folder: CheckpointFolder, *, resume: bool) -> tuple[CfgNode, tuple[Path, Any] | None]:
     """The resolved configuration, written down, and the checkpoint to go on from."""
     setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 _CITYSCAPES = "cityscapesscripts"
 
+# Panoptic annotations that stand for the instances too; "panoptic_seg" is that of data of no published set.
+_INSTANCES_OF_PANOPTIC = ("mapillary_vistas_panoptic_seg", "panoptic_seg")
 
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: PathLike | None = None) -> DatasetEvaluator:
     """The evaluator for the data set's ``evaluator_type`` and the tasks that cfg.MODEL.MASK_FORMER.TEST switches on.
@@ -79,7 +81,7 @@ def _panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEval
         metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("json_file") is not None:
             evaluators += _instances(cfg, dataset_name, output_dir)
-        elif metadata.evaluator_type == "mapillary_vistas_panoptic_seg":
+        elif metadata.evaluator_type in _INSTANCES_OF_PANOPTIC:
             evaluators.append(PanopticInstanceEvaluator(dataset_name, output_dir, tasks=_instance_tasks(cfg)))
         else:
             logger.warning("%s has no instance annotations (json_file): no AP", dataset_name)
@@ -126,3 +128,4 @@ _BUILDERS: Mapping[str, _Builder] = MappingProxyType(
     }
 )
 EVALUATOR_TYPES = tuple(_BUILDERS)
+        "panoptic_seg": _panoptic,

@@ -13,9 +13,11 @@ import torch
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.files import PathLike, metadata_field, read_json, read_label_map, write_json
 from mask2former.evaluation.gather import gather_on_main
+from mask2former.evaluation.panoptic import PanopticGroundTruth
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.semantic_confusion import SemanticConfusion
+from mask2former.structures.label_ids import labels_to_train_ids
 from mask2former.structures.masks import bitmasks_to_rles, segmentation_to_bitmask
 from mask2former.structures.metadata import MetadataCatalog
 
@@ -33,8 +35,9 @@ class SemSegEvaluator(DatasetEvaluator):
     Reads ``stuff_classes`` (all classes), ``ignore_label`` and, for the written file,
     ``stuff_dataset_id_to_contiguous_id`` of the data set's metadata. Takes ``outputs[i]["sem_seg"]`` (K, H, W) scores
     and the label map that ``inputs[i]["sem_seg_file_name"]`` names; without that key, the file in the metadata's
-    ``sem_seg_root`` that is called as the image. With ``output_dir`` it writes sem_seg_predictions.json (run-length
-    codes of the classes of each image).
+    ``sem_seg_root`` that is called as the image; without either, what the segments of ``panoptic_json`` say. Labels of
+    files are classes, or ids that ``label_ids`` turns into them. With ``output_dir`` it writes
+    sem_seg_predictions.json (run-length codes of the classes of each image).
     """
 
     def __init__(self, dataset_name: str, output_dir: PathLike | None = None) -> None:
@@ -43,7 +46,12 @@ class SemSegEvaluator(DatasetEvaluator):
         self._ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
         mapping = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
+        self._label_ids: dict[int, int] | None = metadata.get("label_ids")
         self._gt_root = metadata.get("sem_seg_root")
+        self._panoptic: PanopticGroundTruth | None = None
+        if self._gt_root is None and metadata.get("panoptic_json") is not None:
+            root = metadata_field(metadata, "panoptic_root", type(self).__name__)
+            self._panoptic = PanopticGroundTruth(metadata.panoptic_json, root)
         self._output_dir = None if output_dir is None else Path(output_dir)
         self.reset()
 
@@ -60,13 +68,13 @@ class SemSegEvaluator(DatasetEvaluator):
             DatasetError: a ground-truth file is missing, corrupt or holds a label out of range.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            gt_file = self._gt_file_of(image)
+            gt_file, truth = self._read_truth(image)
             name = f"prediction for {image.get('file_name', gt_file)}"
             if output.get(TASK) is None:
                 raise InputError(f"{name}: no 'sem_seg' (MODEL.MASK_FORMER.TEST.SEMANTIC_ON is off?)")
             labels = torch.as_tensor(output[TASK]).argmax(dim=0).cpu().numpy()
-            num_classes = len(self._class_names)
-            pair = _checked_pair(gt_file, labels, name=name, num_classes=num_classes, ignore_label=self._ignore_label)
+            options = {"num_classes": len(self._class_names), "ignore_label": self._ignore_label}
+            pair = _checked_pair(gt_file, labels, truth=truth, name=name, **options)
             self._confusion.add_image(pair.truth, pair.prediction)
             self._files.append(str(gt_file))
             if self._output_dir is not None:
@@ -93,6 +101,25 @@ class SemSegEvaluator(DatasetEvaluator):
             twice = next(file for i, file in enumerate(files) if file in set(files[:i]))
             raise InputError(f"{twice}: predicted twice")
         return _report(confusion, self._class_names)
+
+    def _read_truth(self, image: Mapping[str, Any]) -> tuple[Path, np.ndarray]:
+        """The file of the ground truth, and its labels (H, W)."""
+        if self._panoptic is not None and "sem_seg_file_name" not in image:
+            return self._derive_truth(self._panoptic, image.get("image_id"))
+        gt_file = self._gt_file_of(image)
+        truth = read_label_map(gt_file)
+        if self._label_ids is not None:
+            truth = labels_to_train_ids(truth, self._label_ids, file_name=str(gt_file)).astype(np.int64)
+        return gt_file, truth
+
+    def _derive_truth(self, panoptic: PanopticGroundTruth, image_id: Any) -> tuple[Path, np.ndarray]:
+        annotation = panoptic.annotation_of(image_id)
+        ids, segments, _ = panoptic.read(annotation)
+        contiguous_of = {dataset_id: contiguous for contiguous, dataset_id in self._dataset_ids.items()}
+        truth = np.full(ids.shape, self._ignore_label, dtype=np.int64)
+        for segment in segments:
+            truth[ids == segment["id"]] = contiguous_of[segment["category_id"]]
+        return panoptic.png_folder / annotation["file_name"], truth
 
     def _gt_file_of(self, image: Mapping[str, Any]) -> Path:
         if "sem_seg_file_name" in image:
@@ -168,7 +195,14 @@ def read_label_pairs(
         _check_same_images(gt_files, predicted_files, gt_dir, predictions)
         for key, gt_file in gt_files.items():
             labels, name = read_label_map(predicted_files[key], error=InputError), str(predicted_files[key])
-            yield _checked_pair(gt_file, labels, name=name, num_classes=num_classes, ignore_label=ignore_label)
+            yield _checked_pair(
+                gt_file,
+                labels,
+                truth=read_label_map(gt_file),
+                name=name,
+                num_classes=num_classes,
+                ignore_label=ignore_label,
+            )
         return
     by_stem = {Path(key).name: gt_file for key, gt_file in gt_files.items()}
     if len(by_stem) < len(gt_files):
@@ -178,13 +212,19 @@ def read_label_pairs(
     for stem, gt_file in by_stem.items():
         name = f"{predictions}: image {stem}"
         labels = _decode(by_image[stem], dataset_id_to_contiguous_id, name)
-        yield _checked_pair(gt_file, labels, name=name, num_classes=num_classes, ignore_label=ignore_label)
+        yield _checked_pair(
+            gt_file,
+            labels,
+            truth=read_label_map(gt_file),
+            name=name,
+            num_classes=num_classes,
+            ignore_label=ignore_label,
+        )
 
 
 def _checked_pair(
-    gt_file: PathLike, labels: np.ndarray, *, name: str, num_classes: int, ignore_label: int
+    gt_file: PathLike, labels: np.ndarray, *, truth: np.ndarray, name: str, num_classes: int, ignore_label: int
 ) -> LabelPair:
-    truth = read_label_map(gt_file)
     if labels.shape != truth.shape:
         raise InputError(
             f"{name}: size (height, width) is {labels.shape}, that of the ground truth {gt_file} is {truth.shape}"

@@ -135,6 +135,7 @@ def _convert_annotation(
         "category_id": category if id_map is None else id_map[category],
         "iscrowd": annotation.get("iscrowd", 0),
         "bbox_mode": XYWH_ABS,
+        **{key: annotation[key] for key in ("id", "area") if key in annotation},
     }
     if "bbox" in annotation:
         result["bbox"] = _checked_box(annotation["bbox"], context)
