@@ -109,12 +109,12 @@ class Predictor:
 def _find_metadata(cfg: CfgNode) -> Metadata:
     """Class names and colours of the first data set of the config; empty where nobody registered it."""
     register_builtin_datasets()
+    register_own_data(cfg)  # of which the config holds all that predicting needs
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
 
 
 def _resolve_config(
-    register_own_data(cfg)  # of which the config holds all that predicting needs
     cfg: CfgNode | str | os.PathLike[str],
     *,
     weights: str | os.PathLike[str] | None,

@@ -30,8 +30,8 @@ from mask2former.data.targets import (
 from mask2former.data.transforms import AugmentationList
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.structures import Instances
-
 from mask2former.structures.label_ids import labels_to_train_ids
+
 DEFAULT_IGNORE_LABEL = 255
 
 
@@ -51,8 +51,8 @@ class DatasetMapper:
         preset: MapperPreset | None = None,
         num_classes: int | None = None,
         ignore_label: int = DEFAULT_IGNORE_LABEL,
-    ) -> None:
         label_ids: Mapping[int, int] | None = None,
+    ) -> None:
         """``preset`` None maps for inference; ``num_classes`` None accepts any label.
 
         ``label_ids`` turns the ids of label files into classes, or the ignore label; None: they are classes.
@@ -64,8 +64,8 @@ class DatasetMapper:
         self.preset = preset
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-
         self.label_ids = label_ids
+
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> DatasetMapper:
         """The mapper of ``INPUT``; the ignore label is that of the first training data set.
@@ -90,15 +90,15 @@ class DatasetMapper:
             preset=preset,
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             ignore_label=ignore_label,
-        )
             label_ids=label_ids,
+        )
 
-    def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
     @classmethod
     def build_augmentations(cls, cfg: CfgNode, preset: MapperPreset, *, ignore_label: int) -> AugmentationList:
         """The augmentations of training; what a subclass overrides to train with others."""
         return build_train_augmentations(cfg, preset, ignore_label=ignore_label)
 
+    def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
         """Map one image; all randomness comes from ``rng``.
 
         Raises:
@@ -165,11 +165,11 @@ class DatasetMapper:
         if file_name is not None:
             labels = read_label_map(file_name)
             _check_map_size(labels, size, record, "sem_seg_file_name")
+            if self.label_ids is not None:
+                labels = labels_to_train_ids(labels, self.label_ids, file_name=str(file_name))
         elif ids is not None:
             file_name = record["pan_seg_file_name"]
             labels = semantic_from_panoptic(ids, record["segments_info"], ignore_label=self.ignore_label)
-            if self.label_ids is not None:
-                labels = labels_to_train_ids(labels, self.label_ids, file_name=str(file_name))
         else:
             raise _lacks(record, "sem_seg_file_name", "semantic")
         if self.num_classes is not None:

@@ -136,8 +136,10 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> Results:
     Raises:
         InputError: configuration, data or checkpoint are wrong, or results are not the expected ones.
     """
+    from mask2former.data.own_data import register_own_data
     from mask2former.modeling import build_model
 
+    register_own_data(cfg)
     with distributed.process_group(cfg.MODEL.DEVICE):
         setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)
         _log_environment()
@@ -150,10 +152,8 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> Results:
         else:
             _load_initial_weights(cfg, model)
         return evaluate(cfg, model)
-    from mask2former.data.own_data import register_own_data
 
 
-    register_own_data(cfg)
 def _begin(cfg: CfgNode, folder: CheckpointFolder, *, resume: bool) -> tuple[CfgNode, tuple[Path, Any] | None]:
     """The resolved configuration, written down, and the checkpoint to go on from."""
     setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)

@@ -24,9 +24,9 @@ from mask2former.structures.metadata import MetadataCatalog
 logger = logging.getLogger(__name__)
 
 _CITYSCAPES = "cityscapesscripts"
-
 # Panoptic annotations that stand for the instances too; "panoptic_seg" is that of data of no published set.
 _INSTANCES_OF_PANOPTIC = ("mapillary_vistas_panoptic_seg", "panoptic_seg")
+
 
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: PathLike | None = None) -> DatasetEvaluator:
     """The evaluator for the data set's ``evaluator_type`` and the tasks that cfg.MODEL.MASK_FORMER.TEST switches on.
@@ -125,7 +125,7 @@ _BUILDERS: Mapping[str, _Builder] = MappingProxyType(
         "ade20k_panoptic_seg": _panoptic,
         "cityscapes_panoptic_seg": _cityscapes_panoptic,
         "mapillary_vistas_panoptic_seg": _panoptic,
+        "panoptic_seg": _panoptic,
     }
 )
 EVALUATOR_TYPES = tuple(_BUILDERS)
-        "panoptic_seg": _panoptic,
