@@ -60,13 +60,10 @@ def train(cfg: CfgNode, *, resume: bool = False, mapper: Callable[..., Any] | No
     from mask2former.modeling import build_model
 
     register_own_data(cfg)
-    from mask2former.test_time_augmentation import CopyMaker
 
     def build_batches(cfg: CfgNode, start_iter: int) -> Iterable[Batch]:
         for name in cfg.DATASETS.TEST if distributed.is_main() else ():
             DatasetCatalog.get(name)  # what is wrong with it is better known before training than after
-        if cfg.TEST.AUG.ENABLED:
-            CopyMaker.from_config(cfg)  # likewise
         return build_train_loader(cfg, mapper=mapper, start_iter=start_iter)
 
     return fit(cfg, build_model=build_model, build_batches=build_batches, evaluate=evaluate, resume=resume)
