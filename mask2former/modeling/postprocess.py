@@ -9,7 +9,7 @@ Letters: Q queries, G queries of a group, N results, T frames, K classes, H W ou
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.modeling.prediction import QueryPrediction, multiply_masks
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
 _GROUP_PIXELS = 1 << 25  # of all masks that the tasks are handed at once
 _RESIZE_PIXELS = 1 << 22  # of all masks that are enlarged at once: what a processor's cache holds
 _AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
-_NUM_CLIP_RESULTS = 10  # Parity: the published video model keeps ten, whatever the config says (test_parity_video)
+NUM_CLIP_RESULTS = 10  # Parity: the published video model keeps ten, whatever the config says (test_parity_video)
 
 
 @dataclass(frozen=True)
@@ -283,22 +284,19 @@ def best_pairs(class_probs: Tensor, num_pairs: int) -> tuple[Tensor, Tensor, Ten
     return scores, pairs % num_classes, pairs // num_classes
 
 
-def infer_clip(class_logits: Tensor, mask_logits: Tensor, *, geometry: MaskGeometry) -> dict[str, Any]:
+def infer_clip(prediction: QueryPrediction, *, geometry: MaskGeometry) -> dict[str, Any]:
     """The ten best pairs of query and class in a clip, by falling score, on the host.
 
     Args:
-        class_logits: (Q, K + 1), "no object" last.
-        mask_logits: (Q, T, h, w).
+        prediction: that of one clip (B = 1).
         geometry: sizes of every frame.
 
     Returns:
         `image_size` (H, W), `pred_scores` and `pred_labels` lists of numbers, `pred_masks` a list of (T, H, W) bool.
     """
-    scores, labels, queries = best_pairs(class_logits.float().softmax(-1), _NUM_CLIP_RESULTS)
+    scores, labels, queries = best_pairs(prediction.class_logits[0].float().softmax(-1), NUM_CLIP_RESULTS)
     unique, member = queries.unique(return_inverse=True)
-    frames = mask_logits[unique].flatten(0, 1)  # (NT, h, w)
-    groups = frames.split(geometry.group_size(to_output=True))
-    masks = [(geometry.resize(group, to_output=True) > 0).cpu() for group in groups]
+    masks = list(clip_masks(prediction, unique, geometry=geometry))
     by_query = torch.cat(masks).unflatten(0, (len(unique), -1))  # (N, T, H, W)
     return {
         "image_size": geometry.output,
@@ -306,6 +304,13 @@ def infer_clip(class_logits: Tensor, mask_logits: Tensor, *, geometry: MaskGeome
         "pred_labels": labels.tolist(),
         "pred_masks": [by_query[index] for index in member.tolist()],
     }
+
+
+def clip_masks(prediction: QueryPrediction, queries: Tensor, *, geometry: MaskGeometry) -> Iterator[Tensor]:
+    """Masks (NT, H, W) bool of N queries in one clip (B = 1), at output size, on the host, in groups of rows."""
+    logits = multiply_masks(prediction.mask_embed[:, queries], prediction.mask_features)[0]  # (N, T, h, w)
+    for group in logits.flatten(0, 1).split(geometry.group_size(to_output=True)):
+        yield (geometry.resize(group, to_output=True) > 0).cpu()
 
 
 def _as_floats(masks: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from mask2former.structures.boxes import Boxes
 from mask2former.structures.image_list import ImageList
 from mask2former.structures.instances import Instances
+from mask2former.structures.mask_track import MaskTrack, track_ious
 from mask2former.structures.masks import (
     BitMasks,
     PolygonMasks,
     bitmasks_to_rles,
     check_polygons,
+    draw_polygons,
     masks_to_boxes_xyxy,
     polygons_to_bitmask,
     segmentation_to_bitmask,
@@ -21,15 +23,18 @@ __all__ = [
     "Boxes",
     "ImageList",
     "Instances",
+    "MaskTrack",
     "Metadata",
     "MetadataCatalog",
     "PolygonMasks",
     "ShapeSpec",
     "bitmasks_to_rles",
     "check_polygons",
+    "draw_polygons",
     "id_to_rgb",
     "masks_to_boxes_xyxy",
     "polygons_to_bitmask",
     "rgb_to_id",
     "segmentation_to_bitmask",
+    "track_ious",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mask2former.modeling import postprocess
 from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_clip, infer_image
+from mask2former.modeling.prediction import QueryPrediction
 
 NUM_QUERIES = 9
 NUM_CLASSES = 6
@@ -27,6 +28,10 @@ ALL_TASKS = InferenceOptions(
 def random_logits(*, sharpness: float = 3.0) -> tuple[Tensor, Tensor]:
     class_logits = sharpness * torch.randn(NUM_QUERIES, NUM_CLASSES + 1)
     return class_logits, F.interpolate(8 * torch.randn(1, NUM_QUERIES, 5, 6), (16, 24), mode="bicubic")[0]
+
+
+def as_prediction(class_logits: Tensor, mask_logits: Tensor) -> QueryPrediction:
+    return QueryPrediction.from_logits(class_logits[None], mask_logits[None])
 
 
 def enlarged(mask_logits: Tensor, geometry: MaskGeometry = GEOMETRY) -> Tensor:
@@ -190,7 +195,7 @@ def test_every_class_is_a_thing_where_things_are_unknown() -> None:
 def test_clip_keeps_the_ten_best_pairs() -> None:
     class_logits, masks = random_logits()
     mask_logits = torch.stack([masks, masks.flip(-1), masks.flip(-2)], dim=1)  # (Q, T, h, w)
-    result = infer_clip(class_logits, mask_logits, geometry=GEOMETRY)
+    result = infer_clip(as_prediction(class_logits, mask_logits), geometry=GEOMETRY)
     probs = class_logits.softmax(-1)[:, :-1].flatten()
     scores, pairs = probs.topk(10)
     assert result["image_size"] == GEOMETRY.output
@@ -203,6 +208,6 @@ def test_clip_keeps_the_ten_best_pairs() -> None:
 def test_fewer_pairs_than_wanted_are_all_kept() -> None:
     class_logits, masks = torch.randn(2, 3), torch.randn(2, 1, 4, 6)
     geometry = MaskGeometry((4, 6), (4, 6), (4, 6))
-    assert len(infer_clip(class_logits, masks, geometry=geometry)["pred_masks"]) == 4
+    assert len(infer_clip(as_prediction(class_logits, masks), geometry=geometry)["pred_masks"]) == 4
     options = InferenceOptions(semantic=False, instance=True)
     assert len(infer_image(class_logits, masks[:, 0], geometry=geometry, options=options)["instances"]) == 4

@@ -9,7 +9,7 @@ Letters: B batch, T frames, Q queries, N targets, K classes, C channels, H W siz
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,19 @@ from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
 from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_clip, infer_image
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import META_ARCH_REGISTRY
+from mask2former.modeling.video_windows import (
+    SettledFrames,
+    WindowOptions,
+    WindowStitcher,
+    infer_window,
+    join_settled,
+    split_windows,
+)
 from mask2former.structures import MetadataCatalog
 
 _logger = logging.getLogger(__name__)
+_FRAMES_AT_ONCE = 8  # of a clip, in backbone and pixel decoder: the large maps of the others are gone by then
+_OUTPUT_SIZE = (("height", -2), ("width", -1))
 
 
 @META_ARCH_REGISTRY.register()
@@ -43,9 +53,11 @@ class MaskFormer(SegmentationModel):
         pixel_std: Sequence[float],
         dataset_names: Sequence[str] = (),
         channels_last: bool = False,
+        windows: WindowOptions | None = None,
     ) -> None:
         """`dataset_names`: the metadata of the first that knows its things says which classes are things.
 
+        `windows`: how clips are inferred; None: as a whole.
         A negative `size_divisibility` stands for the backbone's.
         """
         super().__init__(
@@ -59,6 +71,7 @@ class MaskFormer(SegmentationModel):
         self.criterion = criterion
         self.inference = inference
         self.dataset_names = tuple(dataset_names)
+        self.windows = WindowOptions() if windows is None else windows
         self._warned_about_things = False
 
     @classmethod
@@ -79,6 +92,7 @@ class MaskFormer(SegmentationModel):
                 resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             ),
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "windows": WindowOptions(cfg.TEST.VIDEO.WINDOW, cfg.TEST.VIDEO.OVERLAP),
             "dataset_names": [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST],
         }
 
@@ -87,18 +101,21 @@ class MaskFormer(SegmentationModel):
 
         Each sample holds `image`, (C, H, W) or a clip's T frames, 0..255; in training `instances`, Instances with
         gt_classes (N,) and gt_masks (N, H, W), a list of T of them for a clip; otherwise `height` and `width`, the
-        output size, which is that of the image where they are left out.
+        output size, which is that of the image where they are left out. Of clips longer than a window, `pred_masks` are
+        MaskTracks.
 
         Raises:
             InputError: samples are malformed, or images and clips are mixed.
             NonFiniteError: matching met a value that is infinite or not a number.
         """
         num_frames = count_frames(batch)
+        if num_frames is not None and not self.training:
+            return [self._infer_clip(sample, num_frames=num_frames) for sample in batch]
         images, geometries = self.pad(batch)
         predictions = self.sem_seg_head.predict(self.features(images, num_frames=num_frames))
         if self.training:
             return self.losses(predictions, batch, size=geometries[0].padded)
-        return self.results(predictions[-1], geometries, as_clips=num_frames is not None)
+        return self.results(predictions[-1], geometries)
 
     def losses(
         self, predictions: Sequence[QueryPrediction], batch: Sequence[dict[str, Any]], *, size: tuple[int, int]
@@ -108,20 +125,50 @@ class MaskFormer(SegmentationModel):
         return self.criterion.weight(self.criterion(predictions, targets))
 
     @torch.no_grad()
-    def results(
-        self, prediction: QueryPrediction, geometries: Sequence[MaskGeometry], *, as_clips: bool
-    ) -> list[dict[str, Any]]:
-        """Results of each sample at its output size."""
+    def results(self, prediction: QueryPrediction, geometries: Sequence[MaskGeometry]) -> list[dict[str, Any]]:
+        """Results of each image at its output size."""
         with torch.autocast(self.device.type, enabled=False):
-            mask_logits = prediction.mask_logits()  # (B, Q, T, H, W)
-            samples = zip(prediction.class_logits, mask_logits, geometries, strict=True)
-            if as_clips:
-                return [infer_clip(classes, masks, geometry=geometry) for classes, masks, geometry in samples]
+            mask_logits = prediction.mask_logits().squeeze(2)  # (B, Q, H, W)
             thing_ids = self.thing_ids() if self.inference.panoptic else None
             return [
-                infer_image(classes, masks.squeeze(1), geometry=geometry, options=self.inference, thing_ids=thing_ids)
-                for classes, masks, geometry in samples
+                infer_image(classes, masks, geometry=geometry, options=self.inference, thing_ids=thing_ids)
+                for classes, masks, geometry in zip(prediction.class_logits, mask_logits, geometries, strict=True)
             ]
+
+    @torch.no_grad()
+    def track(
+        self, frames: Iterable[Tensor], *, height: int | None = None, width: int | None = None
+    ) -> Iterator[SettledFrames]:
+        """Instances of a video of any length, window by window, with numbers that stay.
+
+        frames: (C, h, w), 0..255, read as they are needed; height, width: the output size, by default that of frames.
+        """
+        stitcher = WindowStitcher(self.windows.overlap)
+        for window in split_windows(frames, self.windows):
+            sample = {"image": window.frames, "height": height, "width": width}
+            prediction, geometry = self._predict_clip(
+                {key: value for key, value in sample.items() if value is not None}
+            )
+            with torch.autocast(self.device.type, enabled=False):
+                instances = infer_window(prediction, geometry=geometry)
+            del prediction  # frees the maps before the next window needs room
+            yield stitcher.add(instances, start=window.start, is_last=window.is_last)
+
+    @torch.no_grad()
+    def _infer_clip(self, sample: dict[str, Any], *, num_frames: int) -> dict[str, Any]:
+        if not self.windows.covers(num_frames):
+            height, width = (int(sample.get(key, sample["image"][0].shape[axis])) for key, axis in _OUTPUT_SIZE)
+            settled = self.track(sample["image"], height=height, width=width)
+            return join_settled(settled, image_size=(height, width))
+        prediction, geometry = self._predict_clip(sample)
+        with torch.autocast(self.device.type, enabled=False):
+            return infer_clip(prediction, geometry=geometry)
+
+    def _predict_clip(self, sample: dict[str, Any]) -> tuple[QueryPrediction, MaskGeometry]:
+        """The final prediction (B = 1) of a clip, whose frames pass backbone and pixel decoder a few at a time."""
+        images, (geometry,) = self.pad([sample])
+        parts = (self.features(part) for part in images.split(_FRAMES_AT_ONCE))
+        return self.sem_seg_head.predict_clip(parts, num_frames=len(images))[-1], geometry
 
     def thing_ids(self) -> set[int] | None:
         """Contiguous ids of the classes that are things, by the first data set that knows; None: all are."""

@@ -5,8 +5,10 @@ Letters: B batch, T frames, Q queries, K classes, C channels, H W size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
@@ -54,6 +56,19 @@ class MaskFormerHead(nn.Module):
             in_feature=self.transformer_in_feature,
         )
 
+    def predict_clip(self, parts: Iterable[dict[str, Tensor]], *, num_frames: int) -> list[QueryPrediction]:
+        """The same for clips whose frames come in parts, maps (N, C, h, w) by name: only what queries see is kept."""
+        maps = [
+            pixel_maps(part, pixel_decoder=self.pixel_decoder, in_feature=self.transformer_in_feature) for part in parts
+        ]
+        inputs, mask_features = zip(*maps, strict=True)
+        joined: Any = (
+            torch.cat(inputs)
+            if isinstance(inputs[0], Tensor)
+            else [torch.cat(level) for level in zip(*inputs, strict=True)]
+        )
+        return self.predictor(joined, torch.cat(mask_features), num_frames=num_frames)
+
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Maps (B, [T,] C, h, w) by name -> the published dictionary.
 
@@ -78,13 +93,19 @@ def predict_queries(
     num_frames = first.shape[1] if first.ndim == 5 else 1
     if first.ndim == 5:
         features = {name: maps.flatten(0, 1) for name, maps in features.items()}  # (BT, C, h, w)
+    inputs, mask_features = pixel_maps(features, pixel_decoder=pixel_decoder, in_feature=in_feature)
+    return predictor(inputs, mask_features, num_frames=num_frames)
+
+
+def pixel_maps(features: dict[str, Tensor], *, pixel_decoder: Any, in_feature: str) -> tuple[Any, Tensor]:
+    """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W); errors as above."""
     mask_features, encoded, multi_scale_features = pixel_decoder.forward_features(features)
     inputs = {**features, MULTI_SCALE: multi_scale_features, ENCODED: encoded, PIXELS: mask_features}[in_feature]
     if inputs is None:
         raise ConfigError(
             f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE: {type(pixel_decoder).__name__} has no {in_feature!r}"
         )
-    return predictor(inputs, mask_features, num_frames=num_frames)
+    return inputs, mask_features
 
 
 def _as_dict(prediction: QueryPrediction, *, is_clip: bool) -> dict[str, Tensor]:
