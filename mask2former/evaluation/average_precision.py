@@ -1,27 +1,28 @@
-"""COCO's average precision, computed by pycocotools or, where asked for, by faster-coco-eval.
+"""COCO's average precision from the matches of all images; equal to pycocotools', bit for bit.
 
-pycocotools is the default because published numbers are its numbers. The other takes a fraction of the time and differs
-in the last bit of some precisions, so that AP moves by less than 1e-12 (test_average_precision_backends_agree).
+A area ranges, T IoU thresholds, R recall levels, K categories, N detections of a category.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import io
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mask2former.evaluation.boundary import boundary_rle, pairwise_boundary_aware_iou
+from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
+from mask2former.evaluation.coco_matching import (
+    AREA_RANGES,
+    IOU_THRESHOLDS,
+    RECALLS,
+    ImageMatches,
+    IouType,
+    match_image,
+)
 
-IouType = Literal["segm", "bbox", "boundary"]
-Backend = Literal["faster-coco-eval", "pycocotools"]
-
-MAX_DETECTIONS = 100  # by category and image, as COCO counts
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # COCO's area ranges
 _IOU_50, _IOU_75 = 0, 5  # positions in COCO's thresholds 0.5, 0.55, …, 0.95
+_NOT_MEASURED = -1.0  # pycocotools' value where there is no true instance
 
 
 class AveragePrecision(NamedTuple):
@@ -31,96 +32,91 @@ class AveragePrecision(NamedTuple):
     by_category: dict[int, float]
 
 
-def compute_average_precision(
-    ground_truth: dict[str, Any],
-    detections: Sequence[dict[str, Any]],
-    *,
-    iou_type: IouType,
-    backend: Backend = "pycocotools",
-) -> AveragePrecision:
-    """AP of detections: ``image_id``, ``category_id``, ``score`` and ``segmentation`` or ``bbox`` (xywh).
+class PrecisionTally:
+    """The matches of the images seen so far, without their masks: about 100 bytes a detection."""
 
-    "boundary" compares masks by the lesser of mask IoU and boundary IoU, with pycocotools whatever the ``backend``.
-    Both arguments are in COCO's form, taken to be valid, and left as they are.
+    def __init__(self) -> None:
+        self._matches: dict[Any, ImageMatches] = {}
+
+    def add_image(self, image_id: Any, matches: ImageMatches) -> None:
+        """Keep the matches of an image; those of the same image that came before are forgotten."""
+        self._matches[image_id] = matches
+
+    def __iadd__(self, other: PrecisionTally) -> PrecisionTally:
+        self._matches.update(other._matches)
+        return self
+
+    @property
+    def num_detections(self) -> int:
+        """Detections of all images that were counted."""
+        return sum(len(matches.scores) for matches in self._matches.values())
+
+    def average_precision(self, category_ids: Iterable[int]) -> AveragePrecision:
+        """AP over the categories and of each."""
+        category_ids = sorted(category_ids)
+        precision = self.precision(category_ids)
+        summary = {
+            "AP": _percent(precision[..., _ALL]),
+            "AP50": _percent(precision[_IOU_50, ..., _ALL]),
+            "AP75": _percent(precision[_IOU_75, ..., _ALL]),
+            "APs": _percent(precision[..., _SMALL]),
+            "APm": _percent(precision[..., _MEDIUM]),
+            "APl": _percent(precision[..., _LARGE]),
+        }
+        by_category = {category: _percent(precision[:, :, i, _ALL]) for i, category in enumerate(category_ids)}
+        return AveragePrecision(summary, by_category)
+
+    def precision(self, category_ids: Sequence[int]) -> np.ndarray:
+        """Precision (T, R, K, A) at each recall level, -1 where there is no true instance."""
+        precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), len(category_ids), len(AREA_RANGES)), _NOT_MEASURED)
+        if not self._matches:
+            return precision
+        # Ties in score are resolved by the order of the images' ids.
+        in_order = [self._matches[image_id] for image_id in sorted(self._matches)]
+        everything = ImageMatches(*(np.concatenate(field) for field in zip(*in_order)))
+        by_category = np.argsort(everything.categories, kind="stable")
+        sorted_categories = everything.categories[by_category]
+        for k, category in enumerate(category_ids):
+            start, end = np.searchsorted(sorted_categories, [category, category + 1])
+            of_category = by_category[start:end]
+            best_first = of_category[np.argsort(-everything.scores[of_category], kind="stable")]
+            counted = everything.is_counted[everything.true_categories == category].sum(axis=0)  # (A,)
+            is_matched = everything.is_matched[best_first].transpose(1, 2, 0)  # (A, T, N)
+            is_ignored = everything.is_ignored[best_first].transpose(1, 2, 0)
+            for area in np.flatnonzero(counted):
+                precision[:, :, k, area] = _precision_at_recalls(is_matched[area], is_ignored[area], counted[area])
+        return precision
+
+
+def compute_average_precision(
+    truth: CocoGroundTruth, detections: Sequence[Mapping[str, Any]], *, iou_type: IouType
+) -> AveragePrecision:
+    """AP of detections: ``image_id``, ``category_id``, ``score`` and ``segmentation`` (RLE) or ``bbox`` (xywh).
+
+    "boundary" compares masks by the lesser of mask IoU and boundary IoU. Detections are taken to be valid.
     """
-    category_ids = sorted(category["id"] for category in ground_truth["categories"])
-    is_faster = backend == "faster-coco-eval" and iou_type != "boundary"
-    evaluate = _evaluate_faster if is_faster else _evaluate_pycocotools
-    # Mask AP goes by the area of the mask: a box in the entry would take its place.
-    fields = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
-    own_detections = [{field: copy.copy(detection[field]) for field in fields} for detection in detections]
-    precision = evaluate(_own_ground_truth(ground_truth), own_detections, iou_type)  # (thresholds, R, K, areas, max)
-    at_most_100 = precision[..., -1]
-    summary = {
-        "AP": _percent(at_most_100[..., _ALL]),
-        "AP50": _percent(at_most_100[_IOU_50, ..., _ALL]),
-        "AP75": _percent(at_most_100[_IOU_75, ..., _ALL]),
-        "APs": _percent(at_most_100[..., _SMALL]),
-        "APm": _percent(at_most_100[..., _MEDIUM]),
-        "APl": _percent(at_most_100[..., _LARGE]),
-    }
-    by_category = {category: _percent(at_most_100[:, :, i, _ALL]) for i, category in enumerate(category_ids)}
-    return AveragePrecision(summary, by_category)
+    found_of: dict[Any, list[Mapping[str, Any]]] = {image_id: [] for image_id in truth.image_sizes}
+    for detection in detections:
+        found_of[detection["image_id"]].append(detection)
+    tally = PrecisionTally()
+    for image_id, found in found_of.items():
+        tally.add_image(image_id, match_image(truth.annotations_of(image_id), found, iou_type=iou_type))
+    return tally.average_precision(truth.category_names)
+
+
+def _precision_at_recalls(is_matched: np.ndarray, is_ignored: np.ndarray, num_true: int) -> np.ndarray:
+    """Precision (T, R) at the recall levels, of detections (T, N) that are sorted by score."""
+    true_positives = np.cumsum(is_matched & ~is_ignored, axis=1).astype(np.float64)
+    false_positives = np.cumsum(~is_matched & ~is_ignored, axis=1).astype(np.float64)
+    recall = true_positives / num_true
+    # Parity: with this summand the precision of a single true positive is a little below 1.
+    precision = true_positives / (false_positives + true_positives + np.spacing(1))
+    # The precision at a recall is the best at that recall or a higher one, 0 where none is as high.
+    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    best = np.concatenate([best, np.zeros((len(best), 1))], axis=1)
+    return np.stack([row[np.searchsorted(levels, RECALLS)] for row, levels in zip(best, recall)])
 
 
 def _percent(precision: np.ndarray) -> float:
-    measured = precision[precision > -1]  # -1: no ground truth
+    measured = precision[precision > _NOT_MEASURED]
     return 100.0 * float(np.mean(measured)) if measured.size else float("nan")
-
-
-def _own_ground_truth(ground_truth: dict[str, Any]) -> dict[str, Any]:
-    # Evaluation writes flags and converted masks into the annotations.
-    return {**ground_truth, "annotations": [dict(annotation) for annotation in ground_truth["annotations"]]}
-
-
-def _evaluate_faster(ground_truth: dict[str, Any], detections: list[dict[str, Any]], iou_type: IouType) -> np.ndarray:
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    truth = COCO(ground_truth)
-    evaluator = COCOeval_faster(truth, truth.loadRes(detections), iouType=iou_type)
-    evaluator.params.maxDets = [1, 10, MAX_DETECTIONS]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    return np.asarray(evaluator.eval["precision"])
-
-
-def _evaluate_pycocotools(
-    ground_truth: dict[str, Any], detections: list[dict[str, Any]], iou_type: IouType
-) -> np.ndarray:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        truth = COCO()
-        truth.dataset = ground_truth
-        truth.createIndex()
-        if iou_type == "boundary":
-            evaluator = _boundary_evaluator(truth, truth.loadRes(detections))
-        else:
-            evaluator = COCOeval(truth, truth.loadRes(detections), iouType=iou_type)
-        evaluator.params.maxDets = [1, 10, MAX_DETECTIONS]
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return np.asarray(evaluator.eval["precision"])
-
-
-def _boundary_evaluator(truth: Any, detections: Any) -> Any:
-    """pycocotools' evaluation of masks with another IoU."""
-    from pycocotools.cocoeval import COCOeval
-
-    class BoundaryEvaluation(COCOeval):
-        def computeIoU(self, image_id: Any, category_id: int) -> Any:  # noqa: N802 (the name that is overridden)
-            true, found = self._gts[image_id, category_id], self._dts[image_id, category_id]
-            if not true or not found:
-                return []
-            order = np.argsort([-detection["score"] for detection in found], kind="mergesort")
-            best = [found[i] for i in order[: self.params.maxDets[-1]]]
-            return pairwise_boundary_aware_iou(
-                [detection["segmentation"] for detection in best],
-                [annotation["segmentation"] for annotation in true],
-                predicted_boundaries=[boundary_rle(detection["segmentation"]) for detection in best],
-                true_boundaries=[boundary_rle(annotation["segmentation"]) for annotation in true],
-                is_crowd=[int(annotation["iscrowd"]) for annotation in true],
-            )
-
-    return BoundaryEvaluation(truth, detections, iouType="segm")

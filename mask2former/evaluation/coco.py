@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from mask2former.errors import DatasetError, InputError
-from mask2former.evaluation.average_precision import MAX_DETECTIONS, Backend, IouType, compute_average_precision
+from mask2former.evaluation.average_precision import AveragePrecision, PrecisionTally, compute_average_precision
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, needs_masks, read_detections
+from mask2former.evaluation.coco_matching import MAX_DETECTIONS, IouType, match_image
 from mask2former.evaluation.files import PathLike, metadata_field, write_json
 from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
@@ -34,7 +35,8 @@ class COCOEvaluator(DatasetEvaluator):
     Reads ``json_file``, ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of the data set's metadata.
     Takes ``outputs[i]["instances"]`` with scores, pred_classes (contiguous), pred_masks (N, H, W) and pred_boxes (made
     from the masks where missing) for the image ``inputs[i]["image_id"]``. Only what COCO counts is encoded: the best
-    100 of a category and image. With ``output_dir`` it writes coco_instances_results.json.
+    100 of a category and image. Each image is matched as it comes and its masks are forgotten, unless ``output_dir``
+    is given: coco_instances_results.json is written there at the end.
     """
 
     def __init__(
@@ -43,9 +45,8 @@ class COCOEvaluator(DatasetEvaluator):
         output_dir: PathLike | None = None,
         *,
         tasks: Sequence[IouType] = ("segm", "bbox"),
-        backend: Backend = "pycocotools",
     ) -> None:
-        self._tasks, self._backend = _checked_tasks(tasks), backend
+        self._tasks = _checked_tasks(tasks)
         metadata = MetadataCatalog.get(dataset_name)
         self._truth = self._read_truth(metadata)
         mapping = metadata.get("thing_dataset_id_to_contiguous_id")
@@ -60,11 +61,12 @@ class COCOEvaluator(DatasetEvaluator):
         return CocoGroundTruth(metadata_field(metadata, "json_file", type(self).__name__), self._tasks)
 
     def reset(self) -> None:
+        self._tallies = {task: PrecisionTally() for task in self._tasks}
         self._detections: list[dict[str, Any]] = []
         self._image_ids: list[Any] = []
 
     def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
-        """Encode the instances of each image.
+        """Match the instances of each image.
 
         Raises:
             InputError: an image is not in the ground truth, or instances have another size, an unknown class or a
@@ -75,7 +77,7 @@ class COCOEvaluator(DatasetEvaluator):
             if output.get("instances") is None:
                 raise InputError(f"image {image_id!r}: no 'instances' (MODEL.MASK_FORMER.TEST.INSTANCE_ON is off?)")
             self._image_ids.append(image_id)
-            self._detections += self._encode(output["instances"], image_id)
+            self._add(image_id, self._encode(output["instances"], image_id))
 
     def evaluate(self) -> Results | None:
         """``{"segm": {AP, AP50, AP75, APs, APm, APl, AP-NAME, …}, "bbox": …}`` in percent; None off the main process.
@@ -83,17 +85,37 @@ class COCOEvaluator(DatasetEvaluator):
         Raises:
             InputError: an image of the ground truth was not processed, or twice.
         """
-        parts = gather_on_main((self._detections, self._image_ids))
+        parts = gather_on_main((self._tallies, self._detections, self._image_ids))
         if parts is None:
             return None
-        detections = [detection for part, _ in parts for detection in part]
+        detections = [detection for _, part, _ in parts for detection in part]
         if self._output_dir is not None:
             write_json(detections, self._output_dir / RESULTS_FILE)
-        self._check_complete([image_id for _, image_ids in parts for image_id in image_ids])
-        return self._report(detections)
+        self._check_complete([image_id for _, _, image_ids in parts for image_id in image_ids])
+        return self._report([tallies for tallies, _, _ in parts], detections)
 
-    def _report(self, detections: Sequence[dict[str, Any]]) -> Results:
-        return _report(self._truth, detections, self._tasks, names=self._class_names, backend=self._backend)
+    def _add(self, image_id: Any, detections: list[dict[str, Any]]) -> None:
+        true_instances = self._true_instances(image_id)
+        for task, tally in self._tallies.items():
+            tally.add_image(image_id, match_image(true_instances, detections, iou_type=task))
+        if self._output_dir is not None:
+            self._detections += detections
+
+    def _true_instances(self, image_id: Any) -> list[dict[str, Any]]:
+        return self._truth.annotations_of(image_id)
+
+    def _report(
+        self, tallies_of_processes: Sequence[Mapping[IouType, PrecisionTally]], detections: Sequence[dict[str, Any]]
+    ) -> Results:
+        precisions = {}
+        for task in self._tasks:
+            total = PrecisionTally()
+            for tallies in tallies_of_processes:
+                total += tallies[task]
+            if not total.num_detections:
+                return _no_detections(self._tasks)
+            precisions[task] = total.average_precision(self._truth.category_names)
+        return _report(precisions, self._class_names)
 
     def _encode(self, instances: Instances, image_id: Any) -> list[dict[str, Any]]:
         name = f"prediction for image {image_id!r}"
@@ -156,7 +178,6 @@ def evaluate_coco(
     results_json: PathLike,
     *,
     tasks: Sequence[IouType] = ("segm", "bbox"),
-    backend: Backend = "pycocotools",
 ) -> Results:
     """AP of saved detections in COCO's results format (dataset category ids).
 
@@ -169,24 +190,21 @@ def evaluate_coco(
     tasks = _checked_tasks(tasks)
     truth = CocoGroundTruth(gt_json, tasks)
     detections = read_detections(results_json, truth, tasks)
-    return _report(truth, detections, tasks, names=truth.category_names, backend=backend)
-
-
-def _report(
-    truth: CocoGroundTruth,
-    detections: Sequence[dict[str, Any]],
-    tasks: Sequence[IouType],
-    *,
-    names: Mapping[int, str],
-    backend: Backend,
-) -> Results:
-    results: Results = {}
     if not detections:
-        logger.warning("no detections at all: every AP is NaN")
-        # Parity: the published evaluator says NaN rather than 0 then; test_coco_evaluator_without_detections_is_nan.
-        return {task: dict.fromkeys(_SUMMARY, float("nan")) for task in tasks}
-    for task in tasks:
-        precision = compute_average_precision(truth.content, detections, iou_type=task, backend=backend)
+        return _no_detections(tasks)
+    precisions = {task: compute_average_precision(truth, detections, iou_type=task) for task in tasks}
+    return _report(precisions, truth.category_names)
+
+
+def _no_detections(tasks: Sequence[IouType]) -> Results:
+    logger.warning("no detections at all: every AP is NaN")
+    # Parity: the published evaluator says NaN rather than 0 then; test_coco_evaluator_without_detections_is_nan.
+    return {task: dict.fromkeys(_SUMMARY, float("nan")) for task in tasks}
+
+
+def _report(precisions: Mapping[IouType, AveragePrecision], names: Mapping[int, str]) -> Results:
+    results: Results = {}
+    for task, precision in precisions.items():
         results[task] = dict(precision.summary)
         # With one category its AP is the AP.
         if len(names) > 1:

@@ -33,8 +33,15 @@ class CocoGroundTruth:
                     raise DatasetError(f"{json_file}: entry {i} of {key!r} needs {list(fields)}: {str(entry)[:200]}")
         self.image_sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         self.category_names: dict[int, str] = {c["id"]: c["name"] for c in content["categories"]}
-        self.content: dict[str, Any] = content
-        content["annotations"] = [self._checked(annotation, tasks) for annotation in content["annotations"]]
+        self._has_masks = needs_masks(tasks)
+        self._annotations_of: dict[Any, list[dict[str, Any]]] = {}
+        ids = set()
+        for annotation in content["annotations"]:
+            checked = self._checked(annotation, tasks)
+            if checked["id"] in ids:
+                raise DatasetError(f"{json_file}: two annotations have the id {checked['id']!r}")
+            ids.add(checked["id"])
+            self._annotations_of.setdefault(checked["image_id"], []).append(checked)
 
     def image_id_of(self, given: Any) -> Any:
         """The image id as the json has it; it may be given as number or text.
@@ -46,6 +53,15 @@ class CocoGroundTruth:
             if image_id in self.image_sizes:
                 return image_id
         raise InputError(f"image id {given!r} is not among the {len(self.image_sizes)} of {self.json_file}")
+
+    def annotations_of(self, image_id: Any) -> list[dict[str, Any]]:
+        """The annotations of an image, masks (where a task compares them) as run-length codes."""
+        size = self.image_sizes[image_id]
+        annotations = self._annotations_of.get(image_id, [])
+        for annotation in annotations:
+            if self._has_masks:  # converted only once: training evaluates a data set again and again
+                annotation["segmentation"] = compressed_rle(annotation["segmentation"], size)
+        return annotations
 
     def _checked(self, annotation: Any, tasks: Sequence[str]) -> dict[str, Any]:
         if not isinstance(annotation, dict) or any(k not in annotation for k in ("id", "image_id", "category_id")):
@@ -96,7 +112,7 @@ def _checked_detection(entry: Any, truth: CocoGroundTruth, tasks: Sequence[str],
         size = truth.image_sizes[entry["image_id"]]
         check_segmentation(entry.get("segmentation"), size, where, InputError)
         # COCO's tools take polygons and plain run lengths for truth alone.
-        checked["segmentation"] = _compressed(entry["segmentation"], size)
+        checked["segmentation"] = compressed_rle(entry["segmentation"], size)
     if "bbox" in tasks:
         if "bbox" not in entry and needs_masks(tasks):
             checked["bbox"] = coco_mask.toBbox(checked["segmentation"]).tolist()
@@ -147,11 +163,12 @@ def _are_finite(numbers: Sequence[Any]) -> bool:
 
 def _area_of(annotation: Mapping[str, Any], size: tuple[int, int]) -> float:
     if annotation.get("segmentation"):
-        return float(np.sum(coco_mask.area(_compressed(annotation["segmentation"], size))))
+        return float(np.sum(coco_mask.area(compressed_rle(annotation["segmentation"], size))))
     return float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def _compressed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+def compressed_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Run-length code of polygons, plain run lengths or a run-length code, in an image of ``size`` (height, width)."""
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
     if isinstance(segmentation["counts"], list):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from mask2former.evaluation.average_precision import PrecisionTally
 from mask2former.evaluation.coco import COCOEvaluator
+from mask2former.evaluation.coco_matching import IouType
 from mask2former.evaluation.optional import import_optional
 from mask2former.evaluation.protocol import Results
 from mask2former.evaluation.results import check_percentages, format_table
@@ -39,7 +41,12 @@ class LVISEvaluator(COCOEvaluator):
         best = np.argsort(-scores.numpy(), kind="stable")[:MAX_DETECTIONS]
         return torch.from_numpy(np.sort(best))
 
-    def _report(self, detections: Sequence[dict[str, Any]]) -> Results:
+    def _add(self, image_id: Any, detections: list[dict[str, Any]]) -> None:
+        self._detections += detections  # LVIS' package compares the whole data set at once
+
+    def _report(
+        self, tallies_of_processes: Sequence[Mapping[IouType, PrecisionTally]], detections: Sequence[dict[str, Any]]
+    ) -> Results:
         if not detections:
             logger.warning("no detections at all: every AP is NaN")
             return {task: dict.fromkeys(_SUMMARY, float("nan")) for task in self._tasks}

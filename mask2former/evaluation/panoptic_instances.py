@@ -11,9 +11,7 @@ from mask2former.errors import DatasetError
 from mask2former.evaluation.coco import COCOEvaluator
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
 from mask2former.evaluation.files import metadata_field
-from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.panoptic import PanopticGroundTruth
-from mask2former.evaluation.protocol import ModelInputs, ModelOutputs, Results
 from mask2former.structures.masks import bitmasks_to_rles
 from mask2former.structures.metadata import Metadata
 
@@ -23,24 +21,6 @@ class PanopticInstanceEvaluator(COCOEvaluator):
 
     A segment's ``iscrowd`` is that of the instance. Each process reads the PNGs of the images it predicts.
     """
-
-    def reset(self) -> None:
-        super().reset()
-        self._annotations: list[dict[str, Any]] = []
-
-    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
-        first = len(self._image_ids)
-        super().process(inputs, outputs)
-        for image_id in self._image_ids[first:]:
-            self._annotations += self._true_instances(image_id)
-
-    def evaluate(self) -> Results | None:
-        parts = gather_on_main(self._annotations)
-        if parts is not None:
-            annotations = [annotation for part in parts for annotation in part]
-            numbered = [{**annotation, "id": i} for i, annotation in enumerate(annotations, start=1)]
-            self._truth.content["annotations"] = numbered
-        return super().evaluate()
 
     def _read_truth(self, metadata: Metadata) -> CocoGroundTruth:
         owner = type(self).__name__
@@ -63,6 +43,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             (rle,) = bitmasks_to_rles(np.asarray(ids == segment["id"])[None])
             annotations.append(
                 {
+                    "id": segment["id"],
                     "image_id": image_id,
                     "category_id": segment["category_id"],
                     "iscrowd": int(segment.get("iscrowd", 0)),
