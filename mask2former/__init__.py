@@ -13,13 +13,22 @@ if TYPE_CHECKING:
 
     from mask2former.config import CfgNode, add_maskformer2_config, get_cfg
     from mask2former.predictor import Predictor
+    from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
 
 __version__ = "0.1.0"
 
-__all__ = ["Predictor", "__version__", "add_maskformer2_config", "build_model", "get_cfg"]
+__all__ = [
+    "Predictor",
+    "SemanticSegmentorWithTTA",
+    "__version__",
+    "add_maskformer2_config",
+    "build_model",
+    "get_cfg",
+]
 
 _MODULE_OF = {
     "Predictor": "mask2former.predictor",
+    "SemanticSegmentorWithTTA": "mask2former.test_time_augmentation",
     "add_maskformer2_config": "mask2former.config",
     "get_cfg": "mask2former.config",
 }

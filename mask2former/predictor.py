@@ -20,6 +20,7 @@ from mask2former.errors import ConfigError, InputError
 from mask2former.image_input import ImageInput, to_rgb_array
 from mask2former.modeling import build_model
 from mask2former.structures import Metadata
+from mask2former.test_time_augmentation import with_test_time_augmentation
 
 TASKS = ("panoptic", "instance", "semantic")
 
@@ -40,12 +41,14 @@ class Predictor:
         device: str | torch.device | None = None,
         task: str | Sequence[str] | None = None,
         score_threshold: float | None = None,
+        augment: bool | None = None,
     ) -> None:
         """Build the model and load its weights.
 
-        cfg: a config, which is not changed, or the path of a config file; weights, device, task and score_threshold go
-            before what it says. task: one or several of "panoptic", "instance", "semantic".
+        cfg: a config, which is not changed, or the path of a config file; the other arguments go before what it says.
+            task: one or several of "panoptic", "instance", "semantic".
             score_threshold: 0..1, instances below it are dropped and panoptic segments must exceed it.
+            augment: the mean over copies of the image of other sizes and mirrored ones, those of TEST.AUG.
         Raises ConfigError for a wrong config or argument, CheckpointError for weights that cannot be used.
         """
         self.cfg = _resolve_config(cfg, weights=weights, device=device, task=task, score_threshold=score_threshold)
@@ -54,6 +57,8 @@ class Predictor:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
         else:
             logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
+        is_augmented = self.cfg.TEST.AUG.ENABLED if augment is None else augment
+        self._infer = with_test_time_augmentation(self.cfg, self.model) if is_augmented else self.model
         self.metadata = _find_metadata(self.cfg)
         self._resize = build_test_augmentations(self.cfg)
 
@@ -94,7 +99,7 @@ class Predictor:
 
     def _run(self, inputs: dict[str, Any]) -> dict[str, Any]:
         with torch.inference_mode():
-            results = self.model([inputs])
+            results = self._infer([inputs])
         return results if isinstance(results, dict) else results[0]
 
     def _to_model_input(self, rgb: np.ndarray) -> torch.Tensor:

@@ -92,6 +92,28 @@ def test_train_writes_model_metrics_and_results_then_resumes_to_equal_bits(
     assert_same_weights(resumed, unbroken)
 
 
+def test_augmented_evaluation_adds_results_at_the_end_and_alone(
+    tmp_path: Path, arguments: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aug = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "[32, 45]", "TEST.EXPECTED_RESULTS")
+    expected = "[['sem_seg_TTA', 'mIoU', 50.0, 50.0]]"  # which evaluations between steps cannot meet
+    options = ("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1)
+    assert train_main(arguments(tmp_path, *options, *aug, expected)) == 0
+    between, last = (line for line in read_metrics(tmp_path) if "sem_seg/mIoU" in line)
+    assert {"panoptic_seg_TTA/PQ", "segm_TTA/AP", "sem_seg_TTA/mIoU"} <= last.keys() - between.keys()
+    assert (tmp_path / "inference_TTA" / "shapes_panoptic_val").is_dir()
+    capsys.readouterr()
+    options = ("MODEL.WEIGHTS", tmp_path / "model_final.pth", *aug)
+    assert train_main(arguments(tmp_path, *options, expected, flags=("--eval-only",))) == 0
+    printed = capsys.readouterr().out
+    assert "4 copies of each image: shortest edges 32, 45, each mirrored too" in printed
+    assert f"sem_seg_TTA: mIoU {last['sem_seg_TTA/mIoU']:.3f}" in printed
+    wrong = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "[]")
+    assert train_main(arguments(tmp_path / "wrong", *wrong)) == 1
+    assert "error: TEST.AUG.MIN_SIZES: expected at least one size" in capsys.readouterr().err
+    assert not (tmp_path / "wrong" / "metrics.json").exists()
+
+
 def test_eval_only_repeats_the_results_of_training(
     tmp_path: Path, arguments: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

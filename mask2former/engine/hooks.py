@@ -102,7 +102,10 @@ class PeriodicCheckpoint(Hook):
 
 
 class Evaluation(Hook):
-    """Evaluates every ``period`` steps and at the end. The generators are as if it had not happened."""
+    """Evaluates every ``period`` steps and at the end, where ``evaluate_last`` may do more.
+
+    The generators are as if it had not happened.
+    """
 
     def __init__(
         self,
@@ -110,9 +113,11 @@ class Evaluation(Hook):
         log: MetricLog,
         *,
         period: int,
+        evaluate_last: Callable[[], Results] | None = None,
         on_results: Callable[[Trainer, Results], None] | None = None,
     ) -> None:
         self._evaluate = evaluate
+        self._evaluate_last = evaluate_last or evaluate
         self._log = log
         self._period = period
         self._on_results = on_results
@@ -120,16 +125,16 @@ class Evaluation(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         if is_due(trainer.iteration, self._period) and trainer.iteration + 1 < trainer.max_iter:
-            self._run(trainer)
+            self._run(trainer, self._evaluate)
 
     def after_train(self, trainer: Trainer) -> None:
-        self._run(trainer)
+        self._run(trainer, self._evaluate_last)
 
-    def _run(self, trainer: Trainer) -> None:
+    def _run(self, trainer: Trainer, evaluate: Callable[[], Results]) -> None:
         started = time.perf_counter()
         distributed.share_buffers(trainer.unwrapped_model)
         with preserved_random_state():
-            self.results = self._evaluate()
+            self.results = evaluate()
         if distributed.is_main():
             self._log.write(trainer.iteration, flatten_results(self.results))
             logger.info("evaluated after iteration %d in %.1f s", trainer.iteration, time.perf_counter() - started)

@@ -60,10 +60,13 @@ def train(cfg: CfgNode, *, resume: bool = False, mapper: Callable[..., Any] | No
     from mask2former.modeling import build_model
 
     register_own_data(cfg)
+    from mask2former.test_time_augmentation import CopyMaker
 
     def build_batches(cfg: CfgNode, start_iter: int) -> Iterable[Batch]:
         for name in cfg.DATASETS.TEST if distributed.is_main() else ():
             DatasetCatalog.get(name)  # what is wrong with it is better known before training than after
+        if cfg.TEST.AUG.ENABLED:
+            CopyMaker.from_config(cfg)  # likewise
         return build_train_loader(cfg, mapper=mapper, start_iter=start_iter)
 
     return fit(cfg, build_model=build_model, build_batches=build_batches, evaluate=evaluate, resume=resume)
@@ -90,7 +93,8 @@ def fit(
         _begin_files(cfg, folder, is_new=checkpoint is None)
         evaluate_model = None if evaluate is None or not cfg.DATASETS.TEST else functools.partial(evaluate, cfg, model)
         start_iter = 0 if checkpoint is None else int(checkpoint[1]["iteration"]) + 1
-        hooks, evaluation = _build_hooks(cfg, folder, evaluate_model, start_iter=start_iter)
+        quick_evaluation = None if evaluate is None else functools.partial(evaluate, _while_training(cfg), model)
+        hooks, evaluation = _build_hooks(cfg, folder, evaluate_model, quick_evaluation, start_iter=start_iter)
         trainer = _build_trainer(cfg, model, batches, hooks)
         seed_everything(cfg.SEED + distributed.get_rank())
         if checkpoint is not None:
@@ -103,28 +107,41 @@ def fit(
 def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
     """Results on each of ``cfg.DATASETS.TEST``: task to metric to value; with several datasets, by dataset first.
 
-    On other processes than the main one the results are empty.
+    With ``cfg.TEST.AUG.ENABLED`` those with test-time augmentation follow, under the same names and ``_TTA``. On other
+    processes than the main one the results are empty.
 
     Raises:
         InputError: a dataset is missing or wrong, or results differ from ``cfg.TEST.EXPECTED_RESULTS``.
     """
-    from mask2former.data import build_test_loader
-    from mask2former.evaluation import build_evaluator, inference_on_dataset, verify_results
+    from mask2former.evaluation import verify_results
+    from mask2former.test_time_augmentation import with_test_time_augmentation
 
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: there is nothing to evaluate on")
-    results: dict[str, Any] = {}
+    augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else None
     logger.info("%s", summary.describe_tasks(cfg))
-    for name in cfg.DATASETS.TEST:
-        loader = build_test_loader(cfg, name)  # before the evaluator, which reads the metadata that this registers
-        evaluator = build_evaluator(cfg, name, str(Path(cfg.OUTPUT_DIR) / "inference" / name))
-        results[name] = inference_on_dataset(model, loader, evaluator) or {}
-    if len(results) == 1:
-        results = next(iter(results.values()))
+    results = _evaluate_datasets(cfg, model, folder="inference")
+    if augmented is not None:
+        logger.info("with test-time augmentation, %s", augmented.copy_maker.describe())
+        added = _evaluate_datasets(cfg, augmented, folder="inference_TTA")
+        results = {**results, **{f"{name}_TTA": metrics for name, metrics in added.items()}}
     if distributed.is_main():
         logger.info("results on %s\n%s", ", ".join(cfg.DATASETS.TEST), summary.describe_results(results))
         verify_results(expect_zoo_metrics(cfg, results), results)
     return results
+
+
+def _evaluate_datasets(cfg: CfgNode, model: nn.Module, *, folder: str) -> dict[str, Any]:
+    """Results by task, or with several datasets by dataset; what evaluators write goes below ``folder``."""
+    from mask2former.data import build_test_loader
+    from mask2former.evaluation import build_evaluator, inference_on_dataset
+
+    results: dict[str, Any] = {}
+    for name in cfg.DATASETS.TEST:
+        loader = build_test_loader(cfg, name)  # before the evaluator, which reads the metadata that this registers
+        evaluator = build_evaluator(cfg, name, str(Path(cfg.OUTPUT_DIR) / folder / name))
+        results[name] = inference_on_dataset(model, loader, evaluator) or {}
+    return results if len(results) > 1 else dict(next(iter(results.values())))
 
 
 def evaluate_only(cfg: CfgNode, *, resume: bool = False) -> Results:
@@ -209,8 +226,25 @@ def _load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:
         logger.info("MODEL.WEIGHTS is empty: the model starts from random weights")
 
 
+def _while_training(cfg: CfgNode) -> CfgNode:
+    """The config of evaluations between steps: without what costs many times as much, and without its expectations."""
+    if not cfg.TEST.AUG.ENABLED:
+        return cfg
+    quick = cfg.clone()
+    quick.defrost()
+    quick.TEST.AUG.ENABLED = False
+    quick.TEST.EXPECTED_RESULTS, quick.TEST.EXPECTED_ZOO = [], ""
+    quick.freeze()
+    return quick
+
+
 def _build_hooks(
-    cfg: CfgNode, folder: CheckpointFolder, evaluate: Callable[[], Results] | None, *, start_iter: int
+    cfg: CfgNode,
+    folder: CheckpointFolder,
+    evaluate: Callable[[], Results] | None,
+    evaluate_quickly: Callable[[], Results] | None,
+    *,
+    start_iter: int,
 ) -> tuple[list[Hook], Evaluation | None]:
     log = MetricLog(_build_writers(cfg, start_iter=start_iter) if distributed.is_main() else [])
     hooks: list[Hook] = [
@@ -226,7 +260,9 @@ def _build_hooks(
     if evaluate is not None:
         metric = cfg.TEST.BEST_METRIC
         best = BestCheckpoint(folder, metric=metric, resume=start_iter > 0) if metric else None
-        evaluation = Evaluation(evaluate, log, period=cfg.TEST.EVAL_PERIOD, on_results=best)
+        evaluation = Evaluation(
+            evaluate_quickly or evaluate, log, period=cfg.TEST.EVAL_PERIOD, evaluate_last=evaluate, on_results=best
+        )
         hooks.append(evaluation)
     if distributed.is_main() and sys.stderr.isatty():
         hooks.append(ProgressBar())

@@ -49,9 +49,11 @@ def test_expect_zoo_metrics_takes_what_was_evaluated(caplog: pytest.LogCaptureFi
 
 def test_expect_zoo_metrics_knows_test_time_augmentation() -> None:
     cfg = get_cfg()
-    cfg.TEST.EXPECTED_ZOO, results = "ade20k/semantic/r50", {"sem_seg": {"mIoU": 47.0}}
+    cfg.TEST.EXPECTED_ZOO, results = "ade20k/semantic/r50", {"sem_seg": {"mIoU": 47.0}, "sem_seg_TTA": {"mIoU": 49.0}}
     plain = expect_zoo_metrics(cfg, results).TEST.EXPECTED_RESULTS
+    assert [entry[:2] for entry in plain] == [["sem_seg", "mIoU"]]
     cfg.TEST.AUG.ENABLED = True
     augmented = expect_zoo_metrics(cfg, results).TEST.EXPECTED_RESULTS
-    assert len(plain) == len(augmented) == 1
-    assert augmented[0][2] > plain[0][2]
+    assert [entry[:2] for entry in augmented] == [["sem_seg", "mIoU"], ["sem_seg_TTA", "mIoU"]]
+    assert augmented[0] == plain[0]
+    assert augmented[1][2] > plain[0][2]
