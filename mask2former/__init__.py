@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mask2former.config import CfgNode, add_maskformer2_config, get_cfg
+    from mask2former.image_pipeline import pipeline
     from mask2former.predictor import Predictor
     from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
 
@@ -24,6 +25,7 @@ __all__ = [
     "add_maskformer2_config",
     "build_model",
     "get_cfg",
+    "pipeline",
 ]
 
 _MODULE_OF = {
@@ -31,6 +33,7 @@ _MODULE_OF = {
     "SemanticSegmentorWithTTA": "mask2former.test_time_augmentation",
     "add_maskformer2_config": "mask2former.config",
     "get_cfg": "mask2former.config",
+    "pipeline": "mask2former.image_pipeline",
 }
 
 

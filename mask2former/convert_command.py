@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mask2former.checkpoint import load_state_dict, resolve_address, write_text_atomic
 from mask2former.checkpoint.conversion import read_converted, write_ours, write_transformers
 from mask2former.checkpoint.families import DERIVED
-from mask2former.checkpoint.transformers_config import config_from_transformers
+from mask2former.checkpoint.transformers_config import read_transformers_folder
 from mask2former.config import CfgNode, get_cfg
 from mask2former.errors import CheckpointError, ConfigError
 from mask2former.modeling import build_model
@@ -96,7 +96,7 @@ def _find_config(args: argparse.Namespace, source: Path) -> CfgNode | None:
     if args.config_file:
         cfg.merge_from_file(args.config_file)
     elif (source / "config.json").is_file():
-        for key, value in _transformers_values(source).items():
+        for key, value in read_transformers_folder(source).items():
             cfg.merge_from_list([key, value])
     else:
         return None
@@ -105,21 +105,12 @@ def _find_config(args: argparse.Namespace, source: Path) -> CfgNode | None:
     return cfg
 
 
-def _transformers_values(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: no valid json: {error}") from error
-    return config_from_transformers(content, source=str(path))
-
-
 def _write_config(args: argparse.Namespace, source: Path, output: Path) -> None:
     """Beside weights that come with transformers' config: the same as a config file of ours."""
     if args.config_file or not (source / "config.json").is_file():
         return
     tree: dict[str, Any] = {}
-    for key, value in _transformers_values(source).items():
+    for key, value in read_transformers_folder(source).items():
         node = tree
         *parents, last = key.split(".")
         for parent in parents:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -161,6 +163,49 @@ def preprocessor_to_transformers(cfg: Any) -> dict[str, Any]:
         "ignore_index": int(cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE),
         "num_labels": int(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
     }
+
+
+def read_transformers_folder(folder: Path) -> dict[str, Any]:
+    """Dotted keys of ours and their values for the model of a folder, and for its images where it says them.
+
+    Raises:
+        CheckpointError: no ``config.json``, one that is damaged, or one of another model.
+    """
+    values = config_from_transformers(_read_json(folder / "config.json"), source=str(folder / "config.json"))
+    if (folder / "preprocessor_config.json").is_file():
+        values |= _image_values(_read_json(folder / "preprocessor_config.json"))
+    return values
+
+
+def read_class_names(folder: Path) -> list[str]:
+    """The names of a folder's classes in the order of their ids; empty where it does not say them."""
+    names = _read_json(folder / "config.json").get("id2label") or {}
+    return [str(names[index]) for index in sorted(names, key=int)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: no valid json: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected an object, found {type(content).__name__}")
+    return content
+
+
+def _image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics of the images, and their size where it is one by edges, as ours are."""
+    values: dict[str, Any] = {}
+    for theirs, ours in (("image_mean", "MODEL.PIXEL_MEAN"), ("image_std", "MODEL.PIXEL_STD")):
+        if preprocessor.get(theirs):
+            values[ours] = [round(255 * number, 4) for number in preprocessor[theirs]]
+    size = preprocessor.get("size")
+    if isinstance(size, dict) and {"shortest_edge", "longest_edge"} <= size.keys():
+        values["INPUT.MIN_SIZE_TEST"] = int(size["shortest_edge"])
+        values["INPUT.MAX_SIZE_TEST"] = int(size["longest_edge"])
+    return values
 
 
 def config_from_transformers(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:

@@ -99,7 +99,9 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         """One pass over normalised images (B, 3, H, W); no mask is formed yet."""
         features = self.backbone(pixel_values)
         mask_features, _, maps = self.sem_seg_head.pixel_decoder.forward_features(features)
-        decoder = self.sem_seg_head.predictor.record(maps, mask_features, with_attentions=with_attentions)
+        predictor = self.sem_seg_head.predictor
+        assert isinstance(predictor, RecordingDecoder)
+        decoder = predictor.record(maps, mask_features, with_attentions=with_attentions)
         return ModelRecord(tuple(features.values()), mask_features, tuple(maps), decoder)
 
     def forward(

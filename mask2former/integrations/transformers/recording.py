@@ -50,14 +50,13 @@ class RecordingDecoder(MultiScaleMaskedTransformerDecoder):
     def __init__(self, in_channels: int, **options: Any) -> None:
         super().__init__(in_channels, **options)
         self.class_embed = nn.Identity()  # type: ignore[assignment]
-        for layer in self.transformer_self_attention_layers:
-            attention = layer.self_attn
-            layer.self_attn = RecordingAttention(attention.embed_dim, attention.num_heads)
+        for layer in self._self_attention_layers():
+            layer.self_attn = RecordingAttention(layer.self_attn.embed_dim, layer.self_attn.num_heads)
         self._states: list[Tensor] | None = None
 
     def record(self, maps: Sequence[Tensor], mask_features: Tensor, *, with_attentions: bool) -> DecoderRecord:
         """As `forward`, of images; where weights are asked for, fused attention and checkpointing are given up."""
-        attentions = [layer.self_attn for layer in self.transformer_self_attention_layers]
+        attentions = [layer.self_attn for layer in self._self_attention_layers()]
         use_checkpoint = self.use_checkpoint
         self.use_checkpoint = use_checkpoint and not with_attentions
         self._states = []
@@ -71,6 +70,9 @@ class RecordingDecoder(MultiScaleMaskedTransformerDecoder):
             self.use_checkpoint, self._states = use_checkpoint, None
             for attention in attentions:
                 attention.is_recording, attention.weights = False, None
+
+    def _self_attention_layers(self) -> list[Any]:
+        return list(self.transformer_self_attention_layers)
 
     def _predict(self, queries: Tensor, mask_features: Tensor) -> QueryPrediction:
         if self._states is not None and len(self._states) == len(self.transformer_ffn_layers):  # the last layer's
