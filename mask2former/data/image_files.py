@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -37,7 +38,7 @@ def read_image(path: str | os.PathLike[str], image_format: str = "BGR") -> np.nd
         raise _unreadable(path, "image", error) from error
     if image_format == "L":
         return array[..., None]
-    return array[..., ::-1] if image_format == "BGR" else array
+    return cv2.cvtColor(array, cv2.COLOR_RGB2BGR) if image_format == "BGR" else array
 
 
 def read_image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -17,8 +18,8 @@ from mask2former.structures import (
     Boxes,
     Instances,
     check_polygons,
+    draw_polygons,
     masks_to_boxes_xyxy,
-    polygons_to_bitmask,
     segmentation_to_bitmask,
 )
 
@@ -79,13 +80,44 @@ def instance_targets(
             if not segmentation:
                 raise DatasetError(f"{where} has no polygon")
             check_polygons(segmentation, f"{where}: ")
-            bitmap = polygons_to_bitmask(transform.apply_polygons(segmentation), height, width)
+            draw_polygons(transform.apply_polygons(segmentation), mask.numpy())
         else:
             bitmap = segmentation_to_bitmask(segmentation, *size, context=where)
-            bitmap = transform.apply_segmentation(bitmap, fill=0)
-        mask.numpy()[...] = bitmap  # which may be read-only, and in any memory order
+            mask.numpy()[...] = transform.apply_segmentation(bitmap, fill=0)  # which may be read-only
     classes = torch.tensor([a["category_id"] for _, a in objects], dtype=torch.int64)
     return build_instances(classes, masks, keep_empty=keep_empty)
+
+
+def clip_targets(
+    annotations: Sequence[Sequence[dict[str, Any]]],
+    transforms: Sequence[Transform],
+    *,
+    size: tuple[int, int],
+    file_names: Sequence[str],
+) -> list[Instances]:
+    """Targets of each of T frames: the same N objects in the same order, one for each ``id`` that is seen and no crowd.
+
+    Beside the fields of ``build_instances`` they have gt_ids (N,): the ``id``, or -1 where a frame does not show the
+    object. What no frame shows after its transform is left out.
+
+    Raises:
+        DatasetError: a segmentation is missing or wrong; the message names its frame and object.
+    """
+    seen = [[a for a in frame if not a.get("iscrowd", 0)] for frame in annotations]
+    class_of = {a["id"]: a["category_id"] for frame in seen for a in frame}
+    place_of = {identity: place for place, identity in enumerate(class_of)}
+    classes = torch.tensor(list(class_of.values()), dtype=torch.int64)
+    ids = torch.tensor(list(class_of), dtype=torch.int64)
+    frames = []
+    for objects, transform, file_name in zip(seen, transforms, file_names, strict=True):
+        drawn = instance_targets(objects, transform, size=size, context=file_name, keep_empty=True)
+        masks = torch.zeros((len(classes), *drawn.image_size), dtype=torch.bool)
+        masks[[place_of[a["id"]] for a in objects]] = drawn.gt_masks
+        frame = build_instances(classes, masks, keep_empty=True)
+        frame.gt_ids = torch.where(frame.gt_boxes.nonempty(), ids, -1)
+        frames.append(frame)
+    is_shown = torch.stack([frame.gt_ids != -1 for frame in frames]).any(dim=0)
+    return frames if is_shown.all() else [frame[is_shown] for frame in frames]
 
 
 def semantic_from_panoptic(
@@ -104,7 +136,7 @@ def semantic_from_panoptic(
 def present_values(labels: np.ndarray) -> list[int]:
     """The different values in ``labels``, rising."""
     if labels.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(labels.reshape(-1), minlength=256)).tolist()
+        return np.flatnonzero(cv2.calcHist([labels], [0], None, [256], [0, 256])).tolist()
     return np.unique(labels).tolist()
 
 

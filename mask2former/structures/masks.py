@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
@@ -109,10 +110,39 @@ class PolygonMasks:
 
 def polygons_to_bitmask(polygons: Sequence[Sequence[float] | np.ndarray], height: int, width: int) -> np.ndarray:
     """Union (H, W) bool of polygons (x0, y0, x1, y1, …) in pixels; no polygon gives an empty mask."""
-    if len(polygons) == 0:
-        return np.zeros((height, width), dtype=bool)
-    rles = coco_mask.frPyObjects([np.asarray(p, dtype=np.float64).tolist() for p in polygons], height, width)
-    return coco_mask.decode(coco_mask.merge(rles)).astype(bool)
+    mask = np.zeros((height, width), dtype=bool)
+    draw_polygons(polygons, mask)
+    return mask
+
+
+def draw_polygons(polygons: Sequence[Sequence[float] | np.ndarray], mask: np.ndarray) -> None:
+    """Draw polygons (x0, y0, x1, y1, …) in pixels into an empty ``mask`` (H, W) bool."""
+    height, width = mask.shape
+    if len(polygons) == 0 or mask.size == 0:
+        return
+    points = [np.asarray(polygon, dtype=np.float64) for polygon in polygons]
+    # Only the columns from the first pixel to the last are decoded. They change nothing about each other.
+    width = int(min(max(max(p[::2].max() for p in points) + 3, 1), width))
+    rles = coco_mask.frPyObjects(points, height, width)
+    rle = rles[0] if len(rles) == 1 else coco_mask.merge(rles)
+    num_before, num_characters = _first_run(rle["counts"])
+    left = num_before // height
+    if left < width:
+        rest = coco_mask.frPyObjects({"size": [num_before % height, 1], "counts": [num_before % height]}, 1, 1)
+        rle = {"size": [height, width - left], "counts": rest["counts"] + rle["counts"][num_characters:]}
+        # Decoded columns come one after the other; OpenCV turns them into rows ten times faster than NumPy.
+        cv2.transpose(coco_mask.decode(rle).T, dst=mask[:, left:width].view(np.uint8))
+
+
+def _first_run(counts: bytes) -> tuple[int, int]:
+    """Length of the first run of a compressed run-length code, and the number of characters that say it."""
+    # Five bits a character, lowest first; the sixth bit says that more follow. A first run is never negative.
+    length = 0
+    for place, character in enumerate(counts):
+        length |= ((character - 48) & 31) << (5 * place)
+        if not (character - 48) & 32:
+            return length, place + 1
+    raise AssertionError("a run-length code ends within its first run")
 
 
 def segmentation_to_bitmask(segmentation: Any, height: int, width: int, *, context: str = "") -> np.ndarray:
@@ -170,7 +200,7 @@ def _decode_rle(rle: dict[str, Any], where: str) -> np.ndarray:
             if total != height * width:
                 raise DatasetError(f"{where}RLE counts sum to {total}, expected {height} x {width} = {height * width}")
             rle = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-        return coco_mask.decode(rle).astype(bool)
+        return cv2.transpose(coco_mask.decode(rle).T).view(bool)
     except DatasetError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -34,16 +34,16 @@ class SSDColorTransform(Transform):
         if image.ndim != 3 or image.shape[2] != 3:
             return image  # grey images have no colour
         if self.brightness is not None:
-            image = _linear_table(1.0, self.brightness)[image]
+            image = cv2.LUT(image, _linear_table(1.0, self.brightness))
         if self.contrast is not None and self.contrast_first:
-            image = _linear_table(self.contrast, 0.0)[image]
+            image = cv2.LUT(image, _linear_table(self.contrast, 0.0))
         if self.saturation is not None:
             image = self._change_hsv(image, 1, _linear_table(self.saturation, 0.0))
         if self.hue is not None:
             shifted = (np.arange(256) + self.hue) % _NUM_HUES
             image = self._change_hsv(image, 0, shifted.astype(np.uint8))
         if self.contrast is not None and not self.contrast_first:
-            image = _linear_table(self.contrast, 0.0)[image]
+            image = cv2.LUT(image, _linear_table(self.contrast, 0.0))
         return image
 
     def apply_segmentation(self, segmentation: np.ndarray, *, fill: int = IGNORE_FILL) -> np.ndarray:
@@ -59,8 +59,9 @@ class SSDColorTransform(Transform):
         # Parity: saturation and hue each convert there and back, with the rounding of both.
         forth, back = (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if self.is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
         hsv = cv2.cvtColor(np.ascontiguousarray(image), forth)
-        hsv[..., channel] = table[hsv[..., channel]]
-        return cv2.cvtColor(hsv, back)
+        tables = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)  # (1, 256, channels)
+        tables[..., channel] = table
+        return cv2.cvtColor(cv2.LUT(hsv, tables), back)
 
 
 def _linear_table(factor: float, offset: float) -> np.ndarray:

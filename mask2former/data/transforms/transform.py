@@ -5,6 +5,7 @@ Coordinates are continuous: pixel (column i, row j) covers [i, i+1] × [j, j+1].
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -38,6 +39,11 @@ class Transform(ABC):
     @abstractmethod
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of what becomes of an image of ``size``."""
+
+    def fused_with(self, following: Transform) -> Transform | None:
+        """One transform of images and segmentations that does this and ``following`` with the same result, in less
+        work; None where there is none."""
+        return None
 
     def apply_boxes(self, boxes_xyxy: np.ndarray) -> np.ndarray:
         """Boxes (N, 4) → the smallest axis-aligned boxes (N, 4) around their moved corners, not clipped."""
@@ -74,13 +80,23 @@ class TransformList(Transform):
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
 
-    def apply_image(self, image: np.ndarray) -> np.ndarray:
+    @functools.cached_property
+    def _pixel_steps(self) -> list[Transform]:
+        """What is done to pixels: the transforms, nested lists unrolled, neighbours fused."""
+        steps: list[Transform] = []
         for transform in self.transforms:
-            image = transform.apply_image(image)
+            for step in transform._pixel_steps if isinstance(transform, TransformList) else [transform]:
+                fused = steps[-1].fused_with(step) if steps else None
+                steps[-1:] = [*steps[-1:], step] if fused is None else [fused]
+        return steps
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        for step in self._pixel_steps:
+            image = step.apply_image(image)
         return image
 
     def apply_segmentation(self, segmentation: np.ndarray, *, fill: int = IGNORE_FILL) -> np.ndarray:
-        for transform in self.transforms:
+        for transform in self._pixel_steps:
             segmentation = transform.apply_segmentation(segmentation, fill=fill)
         return segmentation
 
