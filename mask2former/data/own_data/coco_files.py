@@ -71,7 +71,8 @@ def _candidates(json_file: Path, root: Path, kinds: Sequence[str]) -> Iterator[P
     word = _PART_WORD.search(json_file.stem)
     part = word[0] if word else ""
     bases = [json_file.parent, root, root.parent] if json_file.parent == root else [json_file.parent, root]
-    names = [json_file.stem, *kinds, part, f"images/{part}", f"{part}/images", "images", "."]
+    after_kind = json_file.stem.partition("_")[2]  # instances_NAME.json, panoptic_NAME.json
+    names = [json_file.stem, *kinds, part, after_kind, f"images/{part}", f"{part}/images", "images", "."]
     names[1:1] = [f"{part}/{kind}" for kind in kinds if part] + [f"{kind}/{part}" for kind in kinds if part]
     for base in bases:
         for name in names:

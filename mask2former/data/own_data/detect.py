@@ -25,6 +25,7 @@ EXPECTED = (
     "expected a folder with train/images and train/masks, a COCO instances or panoptic json or a folder with one, "
     "or a folder of labelme files"
 )
+_NUM_LOOKED_AT = 10
 _COCO_READERS = {COCO_INSTANCES: read_coco_instances, COCO_PANOPTIC: read_coco_panoptic}
 
 
@@ -48,7 +49,7 @@ def read_own_data(path: str | Path, *, preferred: str | None = None, num_workers
     if present:
         kind = preferred if preferred in present else present[0]
         return _COCO_READERS[kind](_choose(location, kinds, kind), location, num_workers=num_workers)
-    if any(_is_labelme(json_file) for json_file in sorted(location.rglob("*.json"))[:1]):
+    if any(_is_labelme(json_file) for json_file in sorted(location.rglob("*.json"))[:_NUM_LOOKED_AT]):
         return read_labelme(location, num_workers=num_workers)
     raise DatasetError(f"{path}: no data set found in this folder; {EXPECTED}")
 
