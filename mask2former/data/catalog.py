@@ -1,7 +1,8 @@
 """Data sets by name: a name stands for a function that returns dataset dicts.
 
 A dataset dict describes one image: ``file_name``, ``height``, ``width``, ``image_id``, and what is known of it:
-``annotations`` (instances), ``pan_seg_file_name`` with ``segments_info``, ``sem_seg_file_name``.
+``annotations`` (instances), ``pan_seg_file_name`` with ``segments_info``, ``sem_seg_file_name``. Or one video:
+``file_names``, ``height``, ``width``, ``video_id``, and ``annotations``, a list for each frame.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from typing import Any
 from mask2former.errors import DatasetError
 from mask2former.structures import Metadata, MetadataCatalog
 
-__all__ = ["DatasetCatalog", "DatasetDict", "Metadata", "MetadataCatalog", "dataset_root"]
+__all__ = [
+    "DatasetCatalog",
+    "DatasetDict",
+    "Metadata",
+    "MetadataCatalog",
+    "annotated_objects",
+    "dataset_root",
+    "is_video",
+    "name_of",
+]
 
 DatasetDict = dict[str, Any]
 
@@ -23,6 +33,25 @@ DatasetDict = dict[str, Any]
 def dataset_root() -> Path:
     """The folder below which data sets lie: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def is_video(record: DatasetDict) -> bool:
+    """Whether a dataset dict describes a video rather than an image."""
+    return "file_names" in record
+
+
+def name_of(record: DatasetDict) -> str:
+    """The file of an image, or of the first frame of a video."""
+    return str(record["file_names"][0] if is_video(record) else record["file_name"])
+
+
+def annotated_objects(record: DatasetDict) -> list[dict[str, Any]]:
+    """Objects or segments of an image; those of a video once each, however many frames show them."""
+    if "annotations" not in record:
+        return record.get("segments_info", [])
+    if is_video(record):
+        return list({seen["id"]: seen for frame in record["annotations"] for seen in frame}.values())
+    return record["annotations"]
 
 
 class _DatasetCatalog:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 import pickle
 import sys
@@ -21,10 +22,18 @@ import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mask2former.config import CfgNode
-from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
+from mask2former.data.catalog import (
+    DatasetCatalog,
+    DatasetDict,
+    MetadataCatalog,
+    annotated_objects,
+    is_video,
+    name_of,
+)
+from mask2former.data.clip_mapper import ClipMapper
 from mask2former.data.image_files import read_image_size
 from mask2former.data.mapper import DatasetMapper
-from mask2former.data.presets import preset_of
+from mask2former.data.presets import VIDEO_ARCHITECTURE, preset_of
 from mask2former.data.samplers import (
     Draw,
     InferenceSampler,
@@ -95,7 +104,7 @@ class MappedDataset(Dataset):
         except InputError as error:
             return _Failure(error)
         except Exception as error:
-            raise RuntimeError(f"mapping {record.get('file_name', f'sample {index}')} failed: {error}") from error
+            raise RuntimeError(f"mapping {name_of(record)} failed: {error}") from error
 
 
 class TrainLoader:
@@ -153,11 +162,13 @@ def build_train_loader(
     rank, world_size = rank_and_world_size()
     batch_size = _batch_size_per_process(cfg.SOLVER.IMS_PER_BATCH, world_size)
     seed = _resolve_seed(cfg.SEED) if seed is None else seed
-    dataset_dicts = load_train_dicts(cfg)
-    mapper = DatasetMapper.from_config(cfg) if mapper is None else mapper
+    data_sets = load_train_sets(cfg)
+    dataset_dicts = list(itertools.chain.from_iterable(data_sets))
+    if mapper is None:
+        mapper = ClipMapper.from_config(cfg) if preset_of(cfg).clips else DatasetMapper.from_config(cfg)
     if rank == 0:
         logger.info("Augmentations: %s", getattr(mapper, "augmentations", mapper))
-    sampler = _build_sampler(cfg, dataset_dicts, seed=seed, rank=rank, world_size=world_size)
+    sampler = _build_sampler(cfg, data_sets, seed=seed, rank=rank, world_size=world_size)
     dataset = DatasetFromList(dataset_dicts)
     group_of = functools.cache(functools.partial(_orientation, dataset))
     return TrainLoader(
@@ -191,7 +202,12 @@ def build_test_loader(
 
 
 def load_train_dicts(cfg: CfgNode) -> list[DatasetDict]:
-    """The dataset dicts of ``DATASETS.TRAIN``, checked against the number of classes, and logged.
+    """The dataset dicts of ``load_train_sets`` one after the other."""
+    return list(itertools.chain.from_iterable(load_train_sets(cfg)))
+
+
+def load_train_sets(cfg: CfgNode) -> list[list[DatasetDict]]:
+    """The dataset dicts of each of ``DATASETS.TRAIN``, checked against the number of classes, and logged.
 
     Images without an object are left out where ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` asks for it and instances
     are trained.
@@ -204,10 +220,12 @@ def load_train_dicts(cfg: CfgNode) -> list[DatasetDict]:
     if not names:
         raise ConfigError("DATASETS.TRAIN names no data set")
     target = preset_of(cfg).target
-    dicts = [record for name in names for record in _load_nonempty(name)]
+    data_sets = [_load_nonempty(name) for name in names]
+    _check_videos(data_sets, cfg)
     class_names = _common_classes(names, "thing_classes" if target == "instance" else "stuff_classes")
     if target == "instance" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        dicts = _with_objects(dicts, names)
+        data_sets = _with_objects(data_sets, names)
+    dicts = list(itertools.chain.from_iterable(data_sets))
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if target != "semantic":
         check_class_ids(dicts, num_classes=num_classes, num_classes_key="MODEL.SEM_SEG_HEAD.NUM_CLASSES")
@@ -217,7 +235,7 @@ def load_train_dicts(cfg: CfgNode) -> list[DatasetDict]:
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES is %d, %s has %d classes", num_classes, names[0], len(class_names)
             )
         logger.info("Training on %s: %s", ", ".join(names), format_class_histogram(dicts, class_names))
-    return dicts
+    return data_sets
 
 
 def _load_nonempty(name: str) -> list[DatasetDict]:
@@ -235,15 +253,29 @@ def _common_classes(names: Sequence[str], key: str) -> list[str]:
     return classes[0]
 
 
-def _with_objects(dicts: list[DatasetDict], names: Sequence[str]) -> list[DatasetDict]:
-    kept = [d for d in dicts if any(not a.get("iscrowd", 0) for a in d.get("annotations", ({},)))]
-    if not kept:
+def _check_videos(data_sets: Sequence[list[DatasetDict]], cfg: CfgNode) -> None:
+    for name, dicts in zip(cfg.DATASETS.TRAIN, data_sets, strict=True):
+        if is_video(dicts[0]) and not preset_of(cfg).clips:
+            raise ConfigError(
+                f"DATASETS.TRAIN: {name} holds videos, which MODEL.META_ARCHITECTURE {VIDEO_ARCHITECTURE} trains on, "
+                f"found {cfg.MODEL.META_ARCHITECTURE}"
+            )
+
+
+def _with_objects(data_sets: Sequence[list[DatasetDict]], names: Sequence[str]) -> list[list[DatasetDict]]:
+    kept = [[record for record in dicts if _has_object(record)] for dicts in data_sets]
+    num_kept, num_all = (sum(map(len, parts)) for parts in (kept, data_sets))
+    if not num_kept:
         raise DatasetError(
             f"no image of {', '.join(names)} has an object (DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out the others)"
         )
-    if len(kept) < len(dicts):
-        logger.info("Left out %d of %d images without an object", len(dicts) - len(kept), len(dicts))
+    if num_kept < num_all:
+        logger.info("Left out %d of %d images without an object", num_all - num_kept, num_all)
     return kept
+
+
+def _has_object(record: DatasetDict) -> bool:
+    return "annotations" not in record or any(not a.get("iscrowd", 0) for a in annotated_objects(record))
 
 
 def _batch_size_per_process(total: int, world_size: int) -> int:
@@ -264,19 +296,38 @@ def _resolve_seed(configured: int) -> int:
 
 
 def _build_sampler(
-    cfg: CfgNode, dataset_dicts: Sequence[DatasetDict], *, seed: int, rank: int, world_size: int
+    cfg: CfgNode, data_sets: Sequence[Sequence[DatasetDict]], *, seed: int, rank: int, world_size: int
 ) -> InfiniteSampler:
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    if name == "TrainingSampler":
-        return TrainingSampler(len(dataset_dicts), seed=seed, rank=rank, world_size=world_size)
+    if name not in ("TrainingSampler", "RepeatFactorTrainingSampler"):
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler or RepeatFactorTrainingSampler, found {name!r}"
+        )
+    num_samples = sum(map(len, data_sets))
+    if name == "TrainingSampler" and not cfg.DATASETS.DATASET_RATIO:
+        return TrainingSampler(num_samples, seed=seed, rank=rank, world_size=world_size)
+    factors = np.ones(num_samples)
     if name == "RepeatFactorTrainingSampler":
         factors = repeat_factors_from_category_frequency(
-            dataset_dicts, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+            list(itertools.chain.from_iterable(data_sets)),
+            cfg.DATALOADER.REPEAT_THRESHOLD,
+            sqrt=cfg.DATALOADER.REPEAT_SQRT,
         )
-        return RepeatFactorTrainingSampler(factors, seed=seed, rank=rank, world_size=world_size)
-    raise ConfigError(
-        f"DATALOADER.SAMPLER_TRAIN must be TrainingSampler or RepeatFactorTrainingSampler, found {name!r}"
-    )
+    if cfg.DATASETS.DATASET_RATIO:
+        factors = factors * _factors_from_ratio(cfg, [len(dicts) for dicts in data_sets])
+    return RepeatFactorTrainingSampler(factors, seed=seed, rank=rank, world_size=world_size)
+
+
+def _factors_from_ratio(cfg: CfgNode, sizes: Sequence[int]) -> np.ndarray:
+    """Repeat factors with which ``DATASETS.DATASET_RATIO`` says how the draws divide among the data sets."""
+    ratio = cfg.DATASETS.DATASET_RATIO
+    if len(ratio) != len(sizes) or not all(part > 0 for part in ratio):
+        raise ConfigError(
+            f"DATASETS.DATASET_RATIO must hold a positive number for each of the {len(sizes)} data sets of "
+            f"DATASETS.TRAIN, found {list(ratio)}"
+        )
+    factors = np.repeat(np.array(ratio) / np.maximum(sizes, 1), sizes)
+    return factors / factors.min()
 
 
 def _orientation(dataset: DatasetFromList, index: int) -> int:
@@ -285,7 +336,7 @@ def _orientation(dataset: DatasetFromList, index: int) -> int:
     if "height" in record and "width" in record:
         height, width = record["height"], record["width"]
     else:
-        height, width = read_image_size(record["file_name"])
+        height, width = read_image_size(name_of(record))
     return 0 if width > height else 1
 
 

@@ -8,18 +8,28 @@ from types import MappingProxyType
 
 from mask2former.config import CfgNode
 from mask2former.data.transforms import (
+    BLENDS,
     Augmentation,
     AugmentationList,
+    ByClip,
+    ByFrame,
+    ClipAugmentation,
+    ClipAugmentationList,
     ColorAugSSD,
     FixedSizeCrop,
     PadToDivisible,
+    PanningCrop,
+    RandomBlend,
     RandomCrop,
     RandomCropCategoryAreaConstraint,
     RandomFlip,
+    RandomRotation,
     ResizeScale,
     ResizeShortestEdge,
 )
 from mask2former.errors import ConfigError
+
+_BY_CLIP = "_by_clip"  # ends a value of INPUT that is drawn once for all frames of a clip
 
 
 @dataclass(frozen=True)
@@ -28,11 +38,13 @@ class MapperPreset:
 
     ``target`` is semantic, instance or panoptic. ``large_scale_jitter`` replaces resizing and cropping by scale
     jitter and a crop of fixed size. ``keep_empty``: an object that cropping removed stays, with an empty mask.
+    ``clips``: the model learns from clips of several frames.
     """
 
     target: str
     large_scale_jitter: bool = False
     keep_empty: bool = False
+    clips: bool = False
 
 
 # Parity: the published mappers differ in keep_empty (test_mapper_keeps_empty_targets_as_published);
@@ -48,12 +60,18 @@ MAPPER_PRESETS: Mapping[str, MapperPreset] = MappingProxyType(
 )
 
 
+VIDEO_ARCHITECTURE = "VideoMaskFormer"
+CLIP_PRESET = MapperPreset("instance", keep_empty=True, clips=True)
+
+
 def preset_of(cfg: CfgNode) -> MapperPreset:
-    """The preset that ``INPUT.DATASET_MAPPER_NAME`` names.
+    """The preset that ``INPUT.DATASET_MAPPER_NAME`` names; for a video model clips, whatever it names.
 
     Raises:
         ConfigError: there is none of this name.
     """
+    if cfg.MODEL.META_ARCHITECTURE == VIDEO_ARCHITECTURE:  # published video configs leave the mapper's name alone
+        return CLIP_PRESET
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in MAPPER_PRESETS:
         raise ConfigError(f"INPUT.DATASET_MAPPER_NAME must be one of {', '.join(MAPPER_PRESETS)}, found {name!r}")
@@ -82,6 +100,40 @@ def build_test_augmentations(cfg: CfgNode) -> AugmentationList:
         raise ConfigError(f"INPUT.MIN_SIZE_TEST: {error}") from error
 
 
+def build_clip_augmentations(cfg: CfgNode, values: CfgNode, *, key: str) -> ClipAugmentationList:
+    """The augmentations of clips, with the ``values`` under ``key``: those of ``INPUT`` or of ``INPUT.PSEUDO``.
+
+    Frames share their size, so resizing is drawn once a clip. So are crops of videos, while those of images pan.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    try:
+        steps: list[ClipAugmentation] = []
+        if values.CROP.ENABLED:
+            crop = RandomCrop(values.CROP.TYPE, values.CROP.SIZE)
+            steps.append(ByClip(crop) if values is cfg.INPUT else PanningCrop(crop))
+        sampling = values.MIN_SIZE_TRAIN_SAMPLING.removesuffix(_BY_CLIP)
+        steps.append(ByClip(ResizeShortestEdge(values.MIN_SIZE_TRAIN, values.MAX_SIZE_TRAIN, sampling=sampling)))
+        if cfg.INPUT.COLOR_AUG_SSD:
+            steps.append(ByClip(ColorAugSSD(cfg.INPUT.FORMAT)))
+        together = ByClip if cfg.INPUT.RANDOM_FLIP.endswith(_BY_CLIP) else ByFrame
+        steps += [together(flip) for flip in _flip(cfg)]
+        steps += [ByFrame(_frame_augmentation(name, cfg.INPUT.FORMAT)) for name in values.AUGMENTATIONS]
+        return ClipAugmentationList(steps)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _frame_augmentation(name: str, image_format: str) -> Augmentation:
+    """An entry of AUGMENTATIONS with the strength of the published video models."""
+    if name == "rotation":
+        return RandomRotation((-15, 15), expand=False, center=((0.4, 0.4), (0.6, 0.6)))
+    if name in BLENDS:
+        return RandomBlend(name, image_format=image_format)
+    raise ValueError(f"AUGMENTATIONS may hold {', '.join((*BLENDS, 'rotation'))}, found {name!r}")
+
+
 def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
     side = cfg.INPUT.IMAGE_SIZE
     if side < 1:
@@ -95,7 +147,7 @@ def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
 
 
 def _crop_augmentations(cfg: CfgNode, preset: MapperPreset, ignore_label: int) -> list[Augmentation]:
-    sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING.removesuffix("_by_clip")
+    sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING.removesuffix(_BY_CLIP)
     augmentations: list[Augmentation] = [
         ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling=sampling)
     ]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch.distributed as dist
 
-from mask2former.data.catalog import DatasetDict
+from mask2former.data.catalog import DatasetDict, annotated_objects
 
 # First words of the seeds, so that shuffling, repeating and augmenting draw from unrelated streams.
 _SHUFFLE_STREAM, _REPEAT_STREAM, _SAMPLE_STREAM = 1, 2, 3
@@ -137,9 +137,8 @@ def repeat_factors_from_category_frequency(
 
 
 def classes_in(record: DatasetDict) -> set[int]:
-    """Contiguous ids of the classes annotated in an image, as instances or segments."""
-    entries = record["annotations"] if "annotations" in record else record.get("segments_info", ())
-    return {entry["category_id"] for entry in entries}
+    """Contiguous ids of the classes annotated in an image or video, as instances or segments."""
+    return {entry["category_id"] for entry in annotated_objects(record)}
 
 
 class InferenceSampler:

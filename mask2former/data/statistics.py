@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 
-from mask2former.data.catalog import DatasetDict
+from mask2former.data.catalog import DatasetDict, annotated_objects, is_video, name_of
 from mask2former.errors import ConfigError
 
 _COLUMNS = 3
@@ -15,10 +15,7 @@ _NAME_WIDTH = 22
 
 def count_classes(dataset_dicts: Sequence[DatasetDict]) -> Counter[int]:
     """Number of objects or segments by contiguous class id; crowds do not count."""
-    entries = itertools.chain.from_iterable(
-        record["annotations"] if "annotations" in record else record.get("segments_info", ())
-        for record in dataset_dicts
-    )
+    entries = itertools.chain.from_iterable(map(annotated_objects, dataset_dicts))
     return Counter(entry["category_id"] for entry in entries if not entry.get("iscrowd", 0))
 
 
@@ -37,7 +34,10 @@ def format_class_histogram(dataset_dicts: Sequence[DatasetDict], class_names: Se
     num_rows = -(-len(cells) // _COLUMNS)
     rows = ["  ".join(cells[row::num_rows]).rstrip() for row in range(num_rows)]
     total = f", {sum(counts.values())} objects or segments" if is_counted else ""
-    return "\n".join([f"{len(dataset_dicts)} images, {len(class_names)} classes{total}", *rows])
+    num_videos = sum(map(is_video, dataset_dicts))
+    num_images = len(dataset_dicts) - num_videos
+    counted = f"{num_images} images, {num_videos} videos" if num_videos else f"{num_images} images"
+    return "\n".join([f"{counted}, {len(class_names)} classes{total}", *rows])
 
 
 def check_class_ids(dataset_dicts: Sequence[DatasetDict], *, num_classes: int, num_classes_key: str) -> None:
@@ -47,9 +47,9 @@ def check_class_ids(dataset_dicts: Sequence[DatasetDict], *, num_classes: int, n
         ConfigError: the message names the first such image and class id, and the key that sets the number.
     """
     for record in dataset_dicts:
-        for entry in record["annotations"] if "annotations" in record else record.get("segments_info", ()):
+        for entry in annotated_objects(record):
             if not 0 <= entry["category_id"] < num_classes:
                 raise ConfigError(
-                    f"{num_classes_key} is {num_classes}, but {record['file_name']} has an object of class "
+                    f"{num_classes_key} is {num_classes}, but {name_of(record)} has an object of class "
                     f"{entry['category_id']} (classes count from 0)"
                 )

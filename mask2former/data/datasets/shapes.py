@@ -11,6 +11,7 @@ from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalo
 from mask2former.data.datasets.coco import load_coco_json
 from mask2former.data.datasets.coco_panoptic import load_coco_panoptic_json
 from mask2former.data.datasets.sem_seg import load_sem_seg
+from mask2former.data.datasets.ytvis import load_ytvis_json
 from mask2former.data.shapes.classes import shape_classes, thing_classes
 from mask2former.errors import DatasetError
 
@@ -18,9 +19,9 @@ SPLITS = ("train", "val")
 
 
 def register_shapes_datasets(root: Path | None = None) -> None:
-    """Register shapes_{panoptic,instance,sem_seg}_{train,val} below `root` (`dataset_root()`), if not done before.
+    """Register shapes_{panoptic,instance,sem_seg,video}_{train,val}, if not done before, below `root`.
 
-    shapes_video_{train,val} get their metadata. Nothing is read from the folder before a data set is asked for.
+    That is `dataset_root()` where it is not given. Nothing is read from the folder before a data set is asked for.
     """
     folder = (dataset_root() if root is None else Path(root)) / "shapes"
     for split in SPLITS:
@@ -97,12 +98,13 @@ def _register_sem_seg(name: str, folder: Path, split: str) -> None:
 
 
 def _register_video(name: str, folder: Path, split: str) -> None:
-    MetadataCatalog.get(name).set(
-        evaluator_type="ytvis",
-        json_file=str(folder / "annotations" / f"video_{split}.json"),
-        image_root=str(folder / f"video_{split}" / "JPEGImages"),
-        **thing_metadata(),
-    )
+    paths = {
+        "json_file": str(folder / "annotations" / f"video_{split}.json"),
+        "image_root": str(folder / f"video_{split}" / "JPEGImages"),
+    }
+    load = partial(load_ytvis_json, paths["json_file"], paths["image_root"], name)
+    DatasetCatalog.register(name, partial(_load_prepared, folder, load))
+    MetadataCatalog.get(name).set(evaluator_type="ytvis", **thing_metadata(), **paths)
 
 
 _REGISTER: dict[str, Callable[[str, Path, str], None]] = {

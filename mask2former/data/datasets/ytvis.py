@@ -90,7 +90,7 @@ def _by_frame(tracks: list[dict[str, Any]], num_frames: int, context: str) -> li
                 )
         boxes = track.get("bboxes") or [None] * num_frames
         for frame, segmentation, box in zip(frames, track["segmentations"], boxes, strict=True):
-            if segmentation is None:  # out of sight in this frame
+            if not segmentation:  # null: out of sight in this frame; some files write an empty list
                 continue
             seen = {
                 "id": track["id"],

@@ -1,6 +1,8 @@
 """Augmentations sample once; the transform they return is applied to image, segmentation, boxes and polygons alike."""
 
 from mask2former.data.transforms.augmentation import Augmentation, AugmentationList
+from mask2former.data.transforms.blend import BLENDS, BlendTransform, RandomBlend
+from mask2former.data.transforms.clip import ByClip, ByFrame, ClipAugmentation, ClipAugmentationList, PanningCrop
 from mask2former.data.transforms.color import ColorAugSSD, SSDColorTransform
 from mask2former.data.transforms.crop import FixedSizeCrop, RandomCrop, RandomCropCategoryAreaConstraint
 from mask2former.data.transforms.geometry import (
@@ -16,8 +18,14 @@ from mask2former.data.transforms.spatial import PadToDivisible, RandomFlip, Rand
 from mask2former.data.transforms.transform import NoOpTransform, Transform, TransformList
 
 __all__ = [
+    "BLENDS",
     "Augmentation",
     "AugmentationList",
+    "BlendTransform",
+    "ByClip",
+    "ByFrame",
+    "ClipAugmentation",
+    "ClipAugmentationList",
     "ColorAugSSD",
     "CropTransform",
     "FixedSizeCrop",
@@ -25,6 +33,8 @@ __all__ = [
     "NoOpTransform",
     "PadToDivisible",
     "PadTransform",
+    "PanningCrop",
+    "RandomBlend",
     "RandomCrop",
     "RandomCropCategoryAreaConstraint",
     "RandomFlip",
