@@ -227,10 +227,37 @@ def _add_prepare_shapes(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_analyze(parser: argparse.ArgumentParser) -> None:
+    from mask2former.analyze_command import ANALYZE_DESCRIPTION, add_analyze_arguments, run_analyze
+
+    parser.description = ANALYZE_DESCRIPTION
+    add_analyze_arguments(parser)
+    parser.set_defaults(run=run_analyze)
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    from mask2former.benchmark_command import BENCHMARK_DESCRIPTION, add_benchmark_arguments, run_benchmark
+
+    parser.description = BENCHMARK_DESCRIPTION
+    add_benchmark_arguments(parser)
+    parser.set_defaults(run=run_benchmark)
+
+
+def _add_visualize_data(parser: argparse.ArgumentParser) -> None:
+    from mask2former.visualize_data_command import VISUALIZE_DESCRIPTION, add_visualize_arguments, run_visualize
+
+    parser.description = VISUALIZE_DESCRIPTION
+    add_visualize_arguments(parser)
+    parser.set_defaults(run=run_visualize)
+
+
 _LAZY_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "predict": ("predict images and draw the results", _add_predict),
     "convert": ("convert weights between families", _add_convert),
     "prepare-shapes": ("draw the embedded data set", _add_prepare_shapes),
+    "analyze": ("count operations, activations and parameters of a model", _add_analyze),
+    "benchmark": ("time data, training or inference of a config on this machine", _add_benchmark),
+    "visualize-data": ("draw annotations, or what training sees of them", _add_visualize_data),
 }
 
 
