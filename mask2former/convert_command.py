@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor, nn
 
-from mask2former.checkpoint import load_state_dict, resolve_address, write_text_atomic
+from mask2former.checkpoint import resolve_address, write_text_atomic
 from mask2former.checkpoint.conversion import read_converted, write_ours, write_transformers
 from mask2former.checkpoint.families import DERIVED
 from mask2former.checkpoint.transformers_config import read_transformers_folder
 from mask2former.config import CfgNode, get_cfg
+from mask2former.conversion_check import verify_conversion
 from mask2former.errors import CheckpointError, ConfigError
-from mask2former.modeling import build_model
 from mask2former.structures import MetadataCatalog
 
 CONVERT_DESCRIPTION = (
@@ -28,11 +24,7 @@ CONVERT_DESCRIPTION = (
     "zoo://coco/panoptic/r50. OUTPUT is a .pth, .pkl or .safetensors file with the published names, or a folder (a "
     "name without ending), which transformers reads."
 )
-TOLERANCE = 1e-4  # of the largest logit
-_VERIFY_SIZE = (96, 128)
 _FILE_ENDINGS = (".pth", ".pt", ".pkl", ".safetensors")
-
-Logits = dict[str, Tensor]
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +37,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="run both models on one image, in float64, and show the largest difference of logits",
+        help="run both models on one image and show the largest difference of logits, in float64 (and in float32)",
     )
     parser.add_argument(
         "--swap-channels", action="store_true", help="make weights for RGB images ones for BGR images, or the reverse"
@@ -87,7 +79,7 @@ def run_convert(args: argparse.Namespace) -> None:
         write_transformers(converted.tensors, output, cfg=cfg, class_names=_class_names(cfg))
     print(f"{output}: written")
     if args.verify:
-        _verify(cfg, source, output)
+        verify_conversion(cfg, source, output)
 
 
 def _find_config(args: argparse.Namespace, source: Path) -> CfgNode | None:
@@ -133,58 +125,3 @@ def _class_names(cfg: Any) -> list[str]:
             if classes is not None and len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
                 return list(classes)
     return []
-
-
-def _verify(cfg: Any, source: Path, output: Path) -> None:
-    # In float32 a mask logit next to zero may fall on either side of the attention threshold, by the order of summation
-    # alone, and then moves what follows by 1e-3: weights are compared where rounding is too small for that.
-    image = torch.randn(1, 3, *_VERIFY_SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected, actual = (_logits(cfg, place, image) for place in (source, output))
-    worst = 0.0
-    for name, logits in expected.items():
-        largest = float(logits.abs().max())
-        difference = float((actual[name] - logits).abs().max()) / max(largest, 1e-12)
-        worst = max(worst, difference)
-        print(f"  {name}: largest difference {difference:.1e} of the largest magnitude {largest:.3g}")
-    if not worst <= TOLERANCE:
-        raise CheckpointError(f"{output}: differs from {source} by {worst:.1e}, expected at most {TOLERANCE:.0e}")
-
-
-@torch.no_grad()
-def _logits(cfg: Any, place: Path, image: Tensor) -> Logits:
-    """Class and mask logits by the model that the weights belong to; for a backbone alone its features."""
-    if (place / "config.json").is_file():
-        return _transformers_logits(place, image)
-    torch.manual_seed(0)  # what the weights lack is the same in both models
-    model: Any = build_model(cfg).eval()
-    converted = read_converted(place)
-    report = load_state_dict(model, converted.tensors, source=str(place))
-    features = model.to(image.dtype).backbone(image)
-    if _is_backbone_only(converted.tensors):
-        return dict(features)
-    if not report.is_complete:
-        raise CheckpointError(report.format())
-    return _as_logits(model, features)
-
-
-def _is_backbone_only(tensors: Mapping[str, Tensor]) -> bool:
-    return all(name.startswith("backbone.") for name in tensors)
-
-
-def _as_logits(model: Any, features: Mapping[str, Tensor]) -> Logits:
-    outputs = model.sem_seg_head(features)
-    return {"class logits": outputs["pred_logits"], "mask logits": outputs["pred_masks"]}
-
-
-def _transformers_logits(folder: Path, image: Tensor) -> Logits:
-    try:
-        from transformers import Mask2FormerForUniversalSegmentation, MaskFormerForInstanceSegmentation
-    except ImportError as error:
-        raise CheckpointError(f"--verify of {folder}: needs the package transformers: {error}") from error
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    their_class: Any = (
-        MaskFormerForInstanceSegmentation if kind == "maskformer" else Mask2FormerForUniversalSegmentation
-    )
-    model: nn.Module = their_class.from_pretrained(folder, local_files_only=True).eval()
-    outputs = model.to(image.dtype)(pixel_values=image)
-    return {"class logits": outputs.class_queries_logits, "mask logits": outputs.masks_queries_logits}
