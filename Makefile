@@ -24,7 +24,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make check        linter, formatter, types, import layers"
 	@echo "make fix          let linter and formatter mend what they can"
-	@echo "make bench        measure speed"
+	@echo "make bench        measure speed, and write what was found to MODEL_ZOO.md"
 	@echo "make clean        remove builds and caches; the environment ($(VENV)), data and output stay"
 	@echo "PYTHON=python3.12 and VENV=path choose interpreter and environment."
 
@@ -69,6 +69,7 @@ fix: $(STAMP)
 
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	$(PY) tools/make_model_zoo.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache htmlcov .coverage .coverage.* coverage.xml

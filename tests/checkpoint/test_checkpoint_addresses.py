@@ -17,6 +17,9 @@ REFERENCE = ROOT / "tests" / "data" / "reference" / "model_zoo.json"
 
 def test_zoo_holds_the_published_models() -> None:
     published = json.loads(REFERENCE.read_text())
+    # Of this one the published page names a config file that does not exist.
+    (misnamed,) = (entry for entry in published if entry["model_id"] == "49189528_1")
+    misnamed["config"] = misnamed["config"].replace("maskformer_R50", "maskformer2_R50")
     ours = [{key: value for key, value in vars(model).items() if key != "name"} for model in zoo_models().values()]
     assert ours == published
 
