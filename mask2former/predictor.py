@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,15 @@ from mask2former.data.datasets import register_builtin_datasets
 from mask2former.data.own_data import register_own_data
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import ConfigError, InputError
+from mask2former.frame_tracker import FrameTracker
 from mask2former.image_input import ImageInput, to_rgb_array
-from mask2former.modeling import build_model
+from mask2former.modeling import MaskFormer, build_model
+from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
 from mask2former.structures import Metadata
 from mask2former.test_time_augmentation import with_test_time_augmentation
 
 TASKS = ("panoptic", "instance", "semantic")
+VIDEO_ARCHITECTURE = "VideoMaskFormer"  # looks at several frames at once
 
 
 class Predictor:
@@ -77,20 +82,70 @@ class Predictor:
         return self._predict(image, channel_order=channel_order)
 
     def predict_clip(self, frames: Iterable[ImageInput], *, channel_order: str = "RGB") -> dict[str, Any]:
-        """Predict T frames of one clip together; needs the config of a video model.
+        """Predict T frames of one clip, however long, with one set of results; needs the config of a video model.
 
-        Returns "image_size", and lists "pred_scores", "pred_labels", "pred_masks" ((T, H, W) each).
+        Frames are read as they are needed: clips longer than TEST.VIDEO.WINDOW never lie in memory as a whole.
+        Returns "image_size", and lists "pred_scores", "pred_labels", "pred_masks", each (T, H, W) bool, or for longer
+        clips a MaskTrack, which decodes the mask of one frame at a time.
         Raises InputError where there is no frame, a frame is wrong, or frames differ in size.
         """
-        arrays = [to_rgb_array(frame, channel_order=channel_order) for frame in frames]
-        if not arrays:
-            raise InputError("clip: expected at least one frame, found none")
-        sizes = sorted({array.shape[:2] for array in arrays})
-        if len(sizes) > 1:
-            raise InputError(f"clip: expected frames of one size, found (height, width) {sizes}")
-        height, width = sizes[0]
-        inputs = {"image": [self._to_model_input(array) for array in arrays], "height": height, "width": width}
-        return self._run(inputs)
+        (height, width), arrays = _peek_size(_to_arrays(frames, channel_order))
+        inputs = (self._to_model_input(array) for array in arrays)
+        windows = WindowOptions(self.cfg.TEST.VIDEO.WINDOW, self.cfg.TEST.VIDEO.OVERLAP)
+        first = list(islice(inputs, windows.length + 1 if windows.length else None))
+        if windows.covers(len(first)):
+            return self._run({"image": first, "height": height, "width": width})
+        settled = self._track(chain(first, inputs), (height, width))
+        return join_settled(settled, image_size=(height, width))
+
+    def video(
+        self, frames: Iterable[ImageInput], *, channel_order: str = "RGB", score_threshold: float = 0.0
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Predict a video of any length, from a file or a camera, and give each frame with its results, in order.
+
+        A video model looks at windows of frames, an image model at each alone; then things are matched with those of
+        the frames before. Yields (frame (H, W, 3) uint8 RGB, results); results are those of an image, and besides:
+        "instances" have `track_ids` (N,) and hold what scores at least `score_threshold` and is to be seen in the
+        frame; the ids of "panoptic_seg" stay with their segments, and infos of things have a "track_id".
+        Raises InputError as `predict_clip` does.
+        """
+        size, arrays = _peek_size(_to_arrays(frames, channel_order))
+        if self.cfg.MODEL.META_ARCHITECTURE == VIDEO_ARCHITECTURE:
+            yield from self._video_by_windows(arrays, size=size, score_threshold=score_threshold)
+            return
+        trackers = {"panoptic_seg": FrameTracker(), "instances": FrameTracker()}
+        for array in arrays:
+            results = self._predict(array, channel_order="RGB")
+            if "panoptic_seg" in results:
+                results["panoptic_seg"] = trackers["panoptic_seg"].number_panoptic(*results["panoptic_seg"])
+            if "instances" in results:
+                instances = results["instances"]
+                kept = instances[instances.scores >= score_threshold]
+                results["instances"] = trackers["instances"].number_instances(kept)
+            yield array, results
+
+    def _video_by_windows(
+        self, arrays: Iterator[np.ndarray], *, size: tuple[int, int], score_threshold: float
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        waiting: deque[np.ndarray] = deque()  # frames whose window is not done
+
+        def inputs() -> Iterator[torch.Tensor]:
+            for array in arrays:
+                waiting.append(array)
+                yield self._to_model_input(array)
+
+        for settled in self._track(inputs(), size):
+            for frame in range(settled.start, settled.stop):
+                instances = instances_of_frame(settled, frame, image_size=size, score_threshold=score_threshold)
+                yield waiting.popleft(), {"instances": instances}
+
+    def _track(self, frames: Iterable[torch.Tensor], size: tuple[int, int]) -> Iterator[SettledFrames]:
+        if not isinstance(self.model, MaskFormer):
+            raise ConfigError(
+                "MODEL.META_ARCHITECTURE: long clips need MaskFormer or VideoMaskFormer, "
+                f"found {self.cfg.MODEL.META_ARCHITECTURE}"
+            )
+        return self.model.track(frames, height=size[0], width=size[1])
 
     def _predict(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
         array = to_rgb_array(image, channel_order=channel_order)
@@ -109,6 +164,26 @@ class Predictor:
         transform = self._resize.sample(np.random.default_rng(0), (ordered.shape[0], ordered.shape[1]))
         resized = transform.apply_image(ordered)
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def _to_arrays(frames: Iterable[ImageInput], channel_order: str) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 RGB, all of one size."""
+    size: tuple[int, ...] | None = None
+    for frame in frames:
+        array = to_rgb_array(frame, channel_order=channel_order)
+        size = array.shape[:2] if size is None else size
+        if array.shape[:2] != size:
+            found = [size, array.shape[:2]]
+            raise InputError(f"clip: expected frames of one size, found (height, width) {found}")
+        yield array
+
+
+def _peek_size(arrays: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
+    """(height, width) of the first frame, and all frames."""
+    first = next(arrays, None)
+    if first is None:
+        raise InputError("clip: expected at least one frame, found none")
+    return (first.shape[0], first.shape[1]), chain([first], arrays)
 
 
 def _find_metadata(cfg: CfgNode) -> Metadata:

@@ -18,13 +18,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mask2former.errors import ConfigError
 from mask2former.modeling.postprocess import NUM_CLIP_RESULTS, MaskGeometry, best_pairs, clip_masks
 from mask2former.modeling.prediction import QueryPrediction
-from mask2former.structures import MaskTrack, bitmasks_to_rles, track_ious
+from mask2former.structures import Boxes, Instances, MaskTrack, bitmasks_to_rles, masks_to_boxes_xyxy, track_ious
 
 # Masks of one object by two windows agree far better than this, those of two objects far worse.
 MIN_MASK_IOU = 0.3
@@ -140,7 +141,7 @@ class _Track:
 
 @dataclass
 class WindowStitcher:
-    """Gives the instances of successive windows numbers that stay. Holds the last window alone."""
+    """Gives the instances of successive windows numbers from 1 that stay. Holds the last window alone."""
 
     overlap: int
     _num_tracks: int = 0
@@ -171,8 +172,8 @@ class WindowStitcher:
             if index in same:
                 tracks.append(self._tracks[same[index]])
             else:
-                tracks.append(_Track(self._num_tracks, class_probs))
                 self._num_tracks += 1
+                tracks.append(_Track(self._num_tracks, class_probs))
         return tracks
 
 
@@ -192,6 +193,29 @@ def match_windows(last: WindowPrediction, following: WindowPrediction, *, num_sh
     # What is not allowed costs more than any pair brings, yet keeps the assignment feasible.
     rows, columns = linear_sum_assignment(np.where(allowed, similarity, -1e3), maximize=True)
     return {int(column): int(row) for row, column in zip(rows, columns, strict=True) if allowed[row, column]}
+
+
+def instances_of_frame(
+    settled: SettledFrames, frame: int, *, image_size: tuple[int, int], score_threshold: float
+) -> Instances:
+    """What is to be seen in one of the frames, by falling score: each instance once, with the class that leads so far.
+
+    Fields are those of an image's instances, and track_ids (N,).
+    """
+    best = [(*track.best, track.track_id, track.rles[frame]) for track in settled.tracks]
+    chosen = [row for row in best if row[0] >= score_threshold and coco_mask.area(row[3])]
+    chosen.sort(key=lambda row: -row[0])
+    masks = torch.zeros((len(chosen), *image_size), dtype=torch.bool)
+    for mask, row in zip(masks, chosen, strict=True):
+        mask.copy_(torch.from_numpy(coco_mask.decode(row[3])))
+    return Instances(
+        image_size,
+        scores=torch.tensor([row[0] for row in chosen]),
+        pred_classes=torch.tensor([row[1] for row in chosen], dtype=torch.int64),
+        pred_masks=masks,
+        pred_boxes=Boxes(masks_to_boxes_xyxy(masks)),
+        track_ids=torch.tensor([row[2] for row in chosen], dtype=torch.int64),
+    )
 
 
 def join_settled(settled: Iterable[SettledFrames], *, image_size: tuple[int, int]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def save_panoptic(
             "isthing": bool(info.get("isthing")),
             "score": None if info.get("score") is None else float(info["score"]),
             "area": int(areas.get(int(info["id"]), 0)),
+            **({"track_id": int(info["track_id"])} if "track_id" in info else {}),
         }
         for info in segments_info
     ]
@@ -94,6 +95,10 @@ def save_instances(
             }
         )
     path = Path(f"{stem}_instances.json")
+    if kept.has("track_ids"):
+        records = [
+            {**record, "track_id": track} for record, track in zip(records, kept.track_ids.tolist(), strict=True)
+        ]
     _write_json(path, records)
     return [path]
 

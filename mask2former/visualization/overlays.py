@@ -29,7 +29,8 @@ def draw_panoptic(
 ) -> np.ndarray:
     """Overlay a panoptic result.
 
-    image: (H, W, 3) uint8 RGB; panoptic_seg: ids (H, W), segments_info with id, category_id, isthing, maybe score.
+    image: (H, W, 3) uint8 RGB; panoptic_seg: ids (H, W), segments_info with id, category_id, isthing, maybe score, and
+    in a video track_id, which chooses the colour.
     Returns (h, w, 3) uint8 RGB. Void is left as it is. Raises InputError where the sizes differ.
     """
     ids, segments_info = panoptic_seg
@@ -45,8 +46,8 @@ def draw_panoptic(
         segments.append(
             Segment(
                 mask=ids == info["id"],
-                color=instance_color(color_of_class(metadata, class_id), ordinal),
-                label=_label(metadata, class_id, info.get("score")),
+                color=_thing_color(metadata, class_id, ordinal=ordinal, track_id=info.get("track_id")),
+                label=_label(metadata, class_id, info.get("score"), track_id=info.get("track_id")),
                 is_thing=is_thing,
             )
         )
@@ -63,12 +64,14 @@ def draw_instances(
 ) -> np.ndarray:
     """Overlay an instance result.
 
-    image: (H, W, 3) uint8 RGB; instances: pred_masks (N, H, W), pred_classes (N,), scores (N,) in 0..1.
+    image: (H, W, 3) uint8 RGB; instances: pred_masks (N, H, W), pred_classes (N,), scores (N,) in 0..1, and in a video
+    track_ids (N,), which choose the colours.
     Instances whose score is below the threshold are left out; better ones lie above worse ones.
     Returns (h, w, 3) uint8 RGB. Raises InputError where the sizes differ.
     """
     masks, scores = _to_numpy(instances.pred_masks).astype(bool), _to_numpy(instances.scores)
     classes = _to_numpy(instances.pred_classes)
+    tracks = _to_numpy(instances.track_ids) if instances.has("track_ids") else None
     _check_sizes(image, masks.shape[1:], what="instance masks")
     seen: dict[int, int] = {}
     segments = []
@@ -76,9 +79,10 @@ def draw_instances(
         if scores[index] < score_threshold:
             break
         class_id = int(classes[index])
-        color = instance_color(color_of_class(metadata, class_id), seen.get(class_id, 0))
+        track_id = None if tracks is None else int(tracks[index])
+        color = _thing_color(metadata, class_id, ordinal=seen.get(class_id, 0), track_id=track_id)
         seen[class_id] = seen.get(class_id, 0) + 1
-        label = _label(metadata, class_id, float(scores[index]))
+        label = _label(metadata, class_id, float(scores[index]), track_id=track_id)
         segments.append(Segment(mask=masks[index], color=color, label=label, is_thing=True))
     return paint_segments(image, segments[::-1], alpha=alpha)
 
@@ -127,8 +131,15 @@ def _of_all_classes(metadata: Metadata | None, all_classes_key: str, things_key:
     return list(metadata.get(all_classes_key, None) or metadata.get(things_key, None) or [])
 
 
-def _label(metadata: Metadata | None, class_id: int, score: float | None) -> str:
-    name = class_name(metadata, class_id)
+def _thing_color(metadata: Metadata | None, class_id: int, *, ordinal: int, track_id: int | None) -> np.ndarray:
+    """In a video the colour is the track's, whatever its order in the frame and its class, which may change."""
+    if track_id is not None:
+        return class_color(track_id)
+    return instance_color(color_of_class(metadata, class_id), ordinal)
+
+
+def _label(metadata: Metadata | None, class_id: int, score: float | None, *, track_id: int | None = None) -> str:
+    name = class_name(metadata, class_id) + ("" if track_id is None else f" #{track_id}")
     return name if score is None else f"{name} {100 * float(score):.0f}%"
 
 

@@ -96,7 +96,7 @@ def test_stitcher_keeps_instances_when_their_order_changes() -> None:
     )
     settled = [stitcher.add(first, start=0, is_last=False), stitcher.add(second, start=3, is_last=True)]
     assert [(part.start, part.stop) for part in settled] == [(0, 4), (4, 8)]
-    assert [[track.track_id for track in part.tracks] for part in settled] == [[0, 1], [1, 0]]
+    assert [[track.track_id for track in part.tracks] for part in settled] == [[1, 2], [2, 1]]
     result = join_settled(settled, image_size=SIZE)
     assert len(result["pred_masks"]) == 6  # pairs of two tracks and three classes
     best = dict(zip(result["pred_labels"][:2], result["pred_masks"], strict=False))

@@ -1,0 +1,155 @@
+"""Videos in and out through OpenCV, one frame at a time: (H, W, 3) uint8 RGB."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mask2former.errors import InputError
+
+DEFAULT_FPS = 30.0  # where a camera or a file does not say
+_MAX_FPS = 1000.0
+# By container: what is tried in turn. A codec counts only if what it wrote can be read back.
+_CODECS = {
+    ".avi": ("MJPG", "XVID"),
+    ".m4v": ("mp4v",),
+    ".mkv": ("mp4v", "MJPG"),
+    ".mov": ("mp4v", "MJPG"),
+    ".mp4": ("mp4v",),
+    ".webm": ("VP80", "VP90"),
+}
+OUTPUT_SUFFIXES = tuple(_CODECS)
+_FALLBACK = (".avi", "MJPG")
+
+
+class VideoSource:
+    """A video file, which can be iterated again and again, or a camera, by its number.
+
+    fps: frames a second; num_frames: what the file says, not always truly, None where it does not.
+    """
+
+    def __init__(self, source: Path | int) -> None:
+        """Raises InputError where there is no such file or camera, or not one frame comes from it."""
+        self.source = source
+        if isinstance(source, Path) and not source.is_file():
+            raise InputError(
+                f"{source}: expected a video file, found {'a directory' if source.is_dir() else 'nothing'}"
+            )
+        capture = self._open()
+        try:
+            if not capture.read()[0]:
+                raise InputError(f"{self.name}: no frame can be read from it; it is empty or damaged")
+            fps = capture.get(cv2.CAP_PROP_FPS)
+            count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        finally:
+            capture.release()
+        self.fps = float(fps) if math.isfinite(fps) and 0 < fps <= _MAX_FPS else DEFAULT_FPS
+        self.num_frames = int(count) if isinstance(source, Path) and math.isfinite(count) and count > 0 else None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.source) if isinstance(self.source, Path) else f"camera {self.source}"
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        capture = self._open()
+        try:
+            while True:
+                is_read, frame = capture.read()
+                if not is_read:
+                    return
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        finally:
+            capture.release()
+
+    def _open(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(str(self.source) if isinstance(self.source, Path) else self.source)
+        if capture.isOpened():
+            return capture
+        capture.release()
+        reason = "not a video, damaged, or of an unknown codec" if isinstance(self.source, Path) else "cannot be opened"
+        raise InputError(f"{self.name}: {reason}")
+
+
+class VideoWriter:
+    """Writes frames to a file, which appears under its name when it is complete.
+
+    `path` may change at the first frame: where no codec of its container works, the file becomes an .avi.
+    Codecs take even sizes alone, so an odd side grows by a pixel, the last row or column once more.
+    """
+
+    def __init__(self, path: Path, *, fps: float) -> None:
+        """Raises InputError where the suffix is none of OUTPUT_SUFFIXES."""
+        if path.suffix.lower() not in _CODECS:
+            raise InputError(f"{path}: expected a video name ending in {', '.join(OUTPUT_SUFFIXES)}")
+        self.path = path
+        self.fps = fps
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame (H, W, 3) uint8 RGB; raises InputError where no codec works or the file cannot be made."""
+        height, width = frame.shape[:2]
+        even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if self._writer is None:
+            self._writer = self._open((even.shape[1], even.shape[0]))
+        self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+
+    def close(self, *, keep: bool = True) -> None:
+        """Finish the file, or with `keep` false remove what there is of it."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        if keep:
+            self._partial().replace(self.path)
+        else:
+            self._partial().unlink(missing_ok=True)
+
+    def _partial(self) -> Path:
+        # The container is chosen by the suffix, so that one stays last.
+        return self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
+
+    def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
+        suffix, codec = find_codec(self.path.suffix.lower(), size=size, fps=self.fps)
+        if suffix != self.path.suffix.lower():
+            self.path = self.path.with_suffix(suffix)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        writer = _open_writer(self._partial(), codec, size=size, fps=self.fps)
+        if not writer.isOpened():
+            raise InputError(f"{self.path}: cannot be written as a video")
+        return writer
+
+
+def find_codec(suffix: str, *, size: tuple[int, int], fps: float) -> tuple[str, str]:
+    """Suffix and codec whose videos can be read back here: of the container asked for, else an .avi.
+
+    size: (width, height), even. Raises InputError where none works.
+    """
+    for candidate in (*((suffix, codec) for codec in _CODECS[suffix]), _FALLBACK):
+        if _can_read_back(*candidate, size=size, fps=fps):
+            return candidate
+    raise InputError(f"no codec of OpenCV can write and read back a {suffix} video of (width, height) = {size}")
+
+
+def _can_read_back(suffix: str, codec: str, *, size: tuple[int, int], fps: float) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"probe{suffix}"
+        writer = _open_writer(path, codec, size=size, fps=fps)
+        if not writer.isOpened():
+            return False
+        for _ in range(2):
+            writer.write(np.zeros((size[1], size[0], 3), np.uint8))
+        writer.release()
+        capture = cv2.VideoCapture(str(path))
+        is_read, frame = capture.read()
+        capture.release()
+        return bool(is_read) and frame.shape[:2] == (size[1], size[0])
+
+
+def _open_writer(path: Path, codec: str, *, size: tuple[int, int], fps: float) -> cv2.VideoWriter:
+    return cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
