@@ -1,0 +1,63 @@
+"""Tiny Mask2Formers of transformers with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", minversion="5.23", reason="needs the extra [transformers]")
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+NUM_CLASSES, NUM_QUERIES = 7, 6
+
+
+def tiny_config(backbone: str = "swin", *, config_class: Any = None, **options: Any) -> Any:
+    values = {
+        "backbone_config": _swin() if backbone == "swin" else _resnet(),
+        "feature_size": 32,
+        "mask_feature_size": 32,
+        "hidden_dim": 32,
+        "encoder_layers": 1,
+        "encoder_feedforward_dim": 48,
+        "decoder_layers": 4,
+        "num_attention_heads": 2,
+        "dim_feedforward": 20,
+        "num_queries": NUM_QUERIES,
+        "num_labels": NUM_CLASSES,
+        "train_num_points": 64,
+    }
+    return (config_class or transformers.Mask2FormerConfig)(**{**values, **options})
+
+
+def _swin() -> Any:
+    options = {"embed_dim": 12, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 3], "window_size": 3}
+    return transformers.SwinConfig(**options, drop_path_rate=0.0, out_features=STAGES)
+
+
+def _resnet() -> Any:
+    return transformers.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32, 64, 128], out_features=STAGES)
+
+
+def their_model(backbone: str = "swin", **options: Any) -> Any:
+    """Theirs with values that no initialisation has, so that a tensor that is not copied shows."""
+    model = transformers.Mask2FormerForUniversalSegmentation(tiny_config(backbone, **options)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for entry, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and entry != "criterion.empty_weight":
+            noise = torch.rand(tensor.shape, generator=generator) - 0.5
+            tensor.copy_(1 + noise if entry.endswith("running_var") else tensor + 0.2 * noise)
+    return model
+
+
+def saved(folder: Path, backbone: str = "swin", **options: Any) -> Path:
+    """A folder that transformers wrote, with weights, config and image processor."""
+    their_model(backbone, **options).save_pretrained(folder)
+    transformers.Mask2FormerImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(folder)
+    return folder
+
+
+def images(*, seed: int = 2, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
