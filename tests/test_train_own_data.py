@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from mask2former.data.catalog import DatasetCatalog, MetadataCatalog
 from mask2former.data.presets import MapperPreset
 from mask2former.data.transforms import AugmentationList, RandomFlip, ResizeShortestEdge
 from mask2former.engine import train
+from tests.data_pipeline import own_data_trees as trees
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path.insert(0, str(REPOSITORY / "tests/data_pipeline"))
-import own_data_trees as trees  # noqa: E402
 
 CONFIG = REPOSITORY / "configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml"
 TINY = """

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import own_data_trees as trees
 
 from mask2former.data.own_data import (
     format_own_histogram,
@@ -22,6 +18,7 @@ from mask2former.data.own_data import (
 )
 from mask2former.errors import DatasetError
 from mask2former.structures.label_ids import labels_to_train_ids
+from tests.data_pipeline import own_data_trees as trees
 
 
 def names_file(tmp_path: Path, *lines: str) -> Path:

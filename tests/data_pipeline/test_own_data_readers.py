@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-import own_data_trees as trees
-
 from mask2former.data.own_data import OwnDataset, read_own_data, segment_masks
 from mask2former.errors import DatasetError
 from mask2former.structures import segmentation_to_bitmask
+from tests.data_pipeline import own_data_trees as trees
 
 
 def edit(path: Path, change: Any) -> None:

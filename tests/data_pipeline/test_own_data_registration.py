@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from mask2former.engine.own_data import OwnDataRequest, resolve_own_data
 from mask2former.errors import ConfigError
 from mask2former.evaluation import SemSegEvaluator
 from mask2former.structures import rgb_to_id
-
-sys.path.insert(0, str(Path(__file__).parent))
-import own_data_trees as trees
+from tests.data_pipeline import own_data_trees as trees
 
 MAPPERS = {"semantic": "mask_former_semantic", "instance": "coco_instance_lsj", "panoptic": "coco_panoptic_lsj"}
 
