@@ -12,6 +12,7 @@ from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators
 from mask2former.evaluation.results import check_percentages, verify_results
 from mask2former.evaluation.sem_seg import SemSegEvaluator, evaluate_sem_seg
 from mask2former.evaluation.semantic_panoptic_quality import evaluate_semantic_pq
+from mask2former.evaluation.video import YTVISEvaluator, evaluate_video
 
 __all__ = [
     "COCOEvaluator",
@@ -23,6 +24,7 @@ __all__ = [
     "LVISEvaluator",
     "PanopticInstanceEvaluator",
     "SemSegEvaluator",
+    "YTVISEvaluator",
     "boundary_iou",
     "build_evaluator",
     "check_percentages",
@@ -30,6 +32,7 @@ __all__ = [
     "evaluate_panoptic",
     "evaluate_sem_seg",
     "evaluate_semantic_pq",
+    "evaluate_video",
     "inference_on_dataset",
     "verify_results",
 ]

@@ -1,6 +1,6 @@
 """``python -m mask2former.evaluation TASK …``: metrics of saved predictions, as JSON on stdout.
 
-Tasks: panoptic, coco, sem-seg, semantic-pq.
+Tasks: panoptic, coco, video, sem-seg, semantic-pq.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mask2former.evaluation.panoptic import evaluate_panoptic
 from mask2former.evaluation.protocol import Results
 from mask2former.evaluation.sem_seg import DEFAULT_IGNORE_LABEL, evaluate_sem_seg
 from mask2former.evaluation.semantic_panoptic_quality import evaluate_semantic_pq
+from mask2former.evaluation.video import evaluate_video
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,8 @@ def _evaluate(options: argparse.Namespace) -> Results:
         return evaluate_panoptic(options.gt_json, options.gt_folder, options.pred_json, options.pred_folder)
     if options.task == "coco":
         return evaluate_coco(options.gt_json, options.results_json, tasks=options.tasks)
+    if options.task == "video":
+        return evaluate_video(options.gt_json, options.results_json)
     evaluate = evaluate_semantic_pq if options.task == "semantic-pq" else evaluate_sem_seg
     return evaluate(
         options.gt_dir, options.predictions, class_names=options.class_names, ignore_label=options.ignore_label
@@ -56,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     coco.add_argument("--gt-json", required=True)
     coco.add_argument("--results-json", required=True)
     coco.add_argument("--tasks", nargs="+", choices=("segm", "bbox", "boundary"), default=["segm", "bbox"])
+    video = tasks.add_parser("video", help="AP over space and time of a YouTube-VIS results json")
+    video.add_argument("--gt-json", required=True)
+    video.add_argument("--results-json", required=True)
     semantic_tasks = {
         "sem-seg": "IoU and accuracies of label maps or of a sem_seg_predictions.json",
         "semantic-pq": "PQ of the same, every class counting as stuff",

@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Any
 
 from mask2former.errors import ConfigError
-from mask2former.evaluation.average_precision import IouType
 from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.coco import COCOEvaluator
+from mask2former.evaluation.coco_matching import IouType
 from mask2former.evaluation.files import PathLike
 from mask2former.evaluation.lvis import LVISEvaluator
 from mask2former.evaluation.optional import is_installed
@@ -19,6 +19,7 @@ from mask2former.evaluation.panoptic import COCOPanopticEvaluator
 from mask2former.evaluation.panoptic_instances import PanopticInstanceEvaluator
 from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators
 from mask2former.evaluation.sem_seg import SemSegEvaluator
+from mask2former.evaluation.video import YTVISEvaluator
 from mask2former.structures.metadata import MetadataCatalog
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,10 @@ def _instances(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEva
 
 def _lvis(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     return [LVISEvaluator(dataset_name, output_dir)]
+
+
+def _videos(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    return [YTVISEvaluator(dataset_name, output_dir)]
 
 
 def _semantic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
@@ -126,6 +131,7 @@ _BUILDERS: Mapping[str, _Builder] = MappingProxyType(
         "cityscapes_panoptic_seg": _cityscapes_panoptic,
         "mapillary_vistas_panoptic_seg": _panoptic,
         "panoptic_seg": _panoptic,
+        "ytvis": _videos,
     }
 )
 EVALUATOR_TYPES = tuple(_BUILDERS)

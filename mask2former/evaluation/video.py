@@ -1,0 +1,165 @@
+"""Evaluation of instances in videos by average precision over space and time, and the results file to submit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mask2former.errors import InputError
+from mask2former.evaluation.files import PathLike, metadata_field, write_json
+from mask2former.evaluation.gather import gather_on_main
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.evaluation.video_average_precision import compute_video_average_precision
+from mask2former.evaluation.video_ground_truth import VideoGroundTruth, joined, read_video_results
+from mask2former.structures.masks import bitmasks_to_rles
+from mask2former.structures.metadata import MetadataCatalog
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"  # the name that the evaluation server expects
+
+
+class YTVISEvaluator(DatasetEvaluator):
+    """Video AP and AR, over all categories and AP for each.
+
+    Reads ``json_file`` and, where there are, ``thing_dataset_id_to_contiguous_id`` and ``thing_classes`` of the data
+    set's metadata. Takes pred_scores, pred_labels (contiguous) and pred_masks, a (T, H, W) bool tensor each, of
+    ``outputs[i]`` for the video ``inputs[i]["video_id"]``. With ``output_dir`` it writes results.json in the format
+    that YouTube-VIS takes; for videos without annotations that is all.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: PathLike | None = None) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        self._truth = VideoGroundTruth(metadata_field(metadata, "json_file", type(self).__name__))
+        mapping = metadata.get("thing_dataset_id_to_contiguous_id")
+        if mapping is None:
+            mapping = {category_id: i for i, category_id in enumerate(sorted(self._truth.category_names))}
+        self._dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
+        names = metadata.get("thing_classes")
+        self._class_names = (
+            self._truth.category_names
+            if names is None
+            else {self._dataset_ids[i]: name for i, name in enumerate(names)}
+        )
+        self._output_dir = None if output_dir is None else Path(output_dir)
+        self.reset()
+
+    def reset(self) -> None:
+        self._results: list[dict[str, Any]] = []
+        self._video_ids: list[Any] = []
+
+    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
+        """Encode the instances of each video.
+
+        Raises:
+            InputError: a video is not in the ground truth, or instances have another size, an unknown class or a score
+                that is not finite.
+        """
+        for sample, output in zip(inputs, outputs, strict=True):
+            video_id = self._truth.video_id_of(sample.get("video_id"))
+            if "pred_masks" not in output:
+                raise InputError(f"video {video_id!r}: no 'pred_masks' in the result, found {sorted(output)}")
+            self._video_ids.append(video_id)
+            self._results += self._encode(output, video_id)
+
+    def evaluate(self) -> Results | None:
+        """``{"segm": {AP, AP50, AP75, APs, APm, APl, AR1, AR10, AP-NAME, …}}`` in percent; None off the main process.
+
+        It is empty where the videos have no annotations.
+
+        Raises:
+            InputError: a video of the ground truth was not processed, or twice.
+        """
+        parts = gather_on_main((self._results, self._video_ids))
+        if parts is None:
+            return None
+        results = [result for part, _ in parts for result in part]
+        path = None if self._output_dir is None else self._output_dir / RESULTS_FILE
+        if path is not None:
+            write_json(results, path)
+        self._check_complete([video_id for _, video_ids in parts for video_id in video_ids])
+        if self._truth.tracks is None:
+            where = "not written, there is no output folder" if path is None else f"written to {path}"
+            logger.info("%s has no annotations: no AP; results %s", self._truth.json_file, where)
+            return {}
+        detections = [
+            joined(result, self._truth.videos[result["video_id"]], f"video {result['video_id']!r}", InputError)
+            for result in results
+        ]
+        return _report(self._truth, detections, names=self._class_names)
+
+    def _encode(self, output: Mapping[str, Any], video_id: Any) -> list[dict[str, Any]]:
+        name = f"prediction for video {video_id!r}"
+        video = self._truth.videos[video_id]
+        expected = (video.length, video.height, video.width)
+        entries = []
+        for score, label, masks in zip(output["pred_scores"], output["pred_labels"], output["pred_masks"], strict=True):
+            if tuple(masks.shape) != expected:
+                raise InputError(f"{name}: masks have shape {tuple(masks.shape)}, expected (T, H, W) = {expected}")
+            if int(label) not in self._dataset_ids:
+                raise InputError(f"{name}: class {label} is unknown, there are {sorted(self._dataset_ids)[:20]}")
+            if not torch.isfinite(torch.as_tensor(score)):
+                raise InputError(f"{name}: a score is not finite: {score}")
+            entries.append(
+                {
+                    "video_id": video_id,
+                    "category_id": self._dataset_ids[int(label)],
+                    "score": float(score),
+                    "segmentations": _encode_frames(torch.as_tensor(masks)),
+                }
+            )
+        return entries
+
+    def _check_complete(self, video_ids: Sequence[Any]) -> None:
+        seen = set(video_ids)
+        if len(seen) < len(video_ids):
+            twice = next(video_id for video_id in seen if video_ids.count(video_id) > 1)
+            raise InputError(f"video id {twice!r} of {self._truth.json_file} was predicted twice")
+        missing = [video_id for video_id in self._truth.videos if video_id not in seen]
+        if missing:
+            raise InputError(
+                f"no prediction for {len(missing)} of the {len(self._truth.videos)} videos of "
+                f"{self._truth.json_file}: video ids {missing[:5]}{' …' if len(missing) > 5 else ''}"
+            )
+
+
+def evaluate_video(gt_json: PathLike, results_json: PathLike) -> Results:
+    """AP and AR of a saved results file (dataset category ids). A video without an entry has no detection.
+
+    Raises:
+        InputError: a result is incomplete, of an unknown video or category, or does not fit its video; or the videos
+            have no annotations.
+        DatasetError: the ground truth is missing or wrong.
+    """
+    truth = VideoGroundTruth(gt_json)
+    if truth.tracks is None:
+        raise InputError(f"{gt_json} has no 'annotations': there is nothing to compare results with")
+    return _report(truth, read_video_results(results_json, truth), names=truth.category_names)
+
+
+def _report(truth: VideoGroundTruth, detections: Sequence[dict[str, Any]], *, names: Mapping[int, str]) -> Results:
+    assert truth.tracks is not None
+    precision = compute_video_average_precision(
+        truth.tracks, detections, video_ids=list(truth.videos), category_ids=list(truth.category_names)
+    )
+    metrics = dict(precision.summary)
+    logger.info(
+        "video AP of masks on %s\n%s", truth.json_file, format_table(list(metrics), [[*map(float, metrics.values())]])
+    )
+    if len(names) > 1:  # with one category its AP is the AP
+        by_name = [(names.get(i, str(i)), value) for i, value in precision.by_category.items()]
+        logger.info("video AP of each category\n%s", format_table(("category", "AP"), by_name))
+        metrics |= {f"AP-{name}": value for name, value in by_name}
+    return check_percentages({"segm": metrics})
+
+
+def _encode_frames(masks: torch.Tensor) -> list[dict[str, Any] | None]:
+    """Run-length codes of masks (T, H, W), None for a frame without a pixel."""
+    bitmaps = masks if masks.dtype == torch.bool else masks > 0.5
+    is_seen = bitmaps.flatten(1).any(dim=1).tolist()
+    return [rle if seen else None for rle, seen in zip(bitmasks_to_rles(bitmaps), is_seen, strict=True)]

@@ -1,0 +1,170 @@
+"""Average precision of instances in videos: COCO's, with the overlap of masks over space and time.
+
+Yang et al., "Video Instance Segmentation", ICCV 2019, section 3. A video's mask is that of one picture that shows its
+frames side by side: its IoU with another is the sum of all intersections over the sum of all unions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mask2former.errors import InputError
+
+Rle = Mapping[str, Any]
+
+MAX_DETECTIONS = (1, 10, 100)  # by category and video
+# Of the mean area over the frames that show the object, in pixels: larger than COCO's of single images.
+AREA_RANGES = ((0, 1e5**2), (0, 128**2), (128**2, 256**2), (256**2, 1e5**2))
+_ALL, _SMALL, _MEDIUM, _LARGE = range(4)
+_IOU_50, _IOU_75 = 0, 5  # positions in COCO's thresholds 0.5, 0.55, …, 0.95
+_MAX_PIXELS = 2**32 - 1  # what pycocotools counts to
+
+
+class VideoAveragePrecision(NamedTuple):
+    """Summary values by name and AP by category id, in percent; NaN where nothing can be measured."""
+
+    summary: dict[str, float]
+    by_category: dict[int, float]
+
+
+def compute_video_average_precision(
+    tracks: Sequence[Mapping[str, Any]],
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    video_ids: Sequence[Any],
+    category_ids: Sequence[int],
+) -> VideoAveragePrecision:
+    """AP and AR of ``detections`` against ``tracks``, both as ``video_ground_truth.joined`` gives them.
+
+    Every one has ``video_id``, ``category_id``, ``mask`` (the code of ``join_frames``) and ``area``; detections have a
+    ``score``, tracks ``iscrowd``.
+    """
+    evaluator = _evaluate(tracks, detections, video_ids=video_ids, category_ids=category_ids)
+    precision = evaluator.eval["precision"][..., -1]  # (thresholds, R, K, areas)
+    recall = evaluator.eval["recall"]  # (thresholds, K, areas, most detections)
+    summary = {
+        "AP": _percent(precision[..., _ALL]),
+        "AP50": _percent(precision[_IOU_50, ..., _ALL]),
+        "AP75": _percent(precision[_IOU_75, ..., _ALL]),
+        "APs": _percent(precision[..., _SMALL]),
+        "APm": _percent(precision[..., _MEDIUM]),
+        "APl": _percent(precision[..., _LARGE]),
+        "AR1": _percent(recall[:, :, _ALL, 0]),
+        "AR10": _percent(recall[:, :, _ALL, 1]),
+    }
+    by_category = {c: _percent(precision[:, :, i, _ALL]) for i, c in enumerate(sorted(category_ids))}
+    return VideoAveragePrecision(summary, by_category)
+
+
+def join_frames(segmentations: Sequence[Rle | None], size: tuple[int, int]) -> Rle:
+    """One run-length code (H, TW) of T masks of ``size`` (H, W) side by side; None is an empty mask.
+
+    Raises:
+        InputError: the video has more pixels than can be counted.
+    """
+    height, width = size
+    frame_pixels = height * width
+    total = frame_pixels * len(segmentations)
+    if total > _MAX_PIXELS:
+        raise InputError(f"a video of {len(segmentations)} frames of {height} x {width} is too large to be evaluated")
+    spans = [np.zeros((0, 2), dtype=np.int64)]
+    for time, rle in enumerate(segmentations):
+        if rle is not None:
+            spans.append(_spans_of(rle) + time * frame_pixels)
+    edges = np.concatenate(spans).reshape(-1)  # begin, end, begin, end, …
+    # Spans that touch, from one frame to the next, are one run: pycocotools stumbles over runs of length 0.
+    touching = np.flatnonzero(edges[1:-1:2] == edges[2::2])
+    edges = np.delete(edges, np.concatenate([2 * touching + 1, 2 * touching + 2]))
+    counts = np.diff(edges, prepend=0, append=total).tolist()
+    return coco_mask.frPyObjects({"size": [height, width * len(segmentations)], "counts": counts}, height, width)
+
+
+def mean_visible_area(areas: Sequence[float | None]) -> float:
+    """Mean over the frames that show the object; 0 where none does."""
+    visible = [area for area in areas if area]
+    return float(np.mean(visible)) if visible else 0.0
+
+
+def _spans_of(rle: Rle) -> np.ndarray:
+    """Spans (N, 2) int64 of the pixels inside, [begin, end), column by column, of a compressed code."""
+    ends = np.cumsum(run_lengths(rle["counts"]))
+    spans = ends[: len(ends) // 2 * 2].reshape(-1, 2)  # runs outside and inside take turns
+    return spans[spans[:, 0] < spans[:, 1]]
+
+
+def run_lengths(counts: str | bytes) -> np.ndarray:
+    """Lengths (N,) int64 of the runs in a compressed code; the first run is outside.
+
+    The format is that of COCO's API: base 32, six bits a character from "0" on, the sixth for "more to come", the
+    fifth of the last for the sign; from the fourth number on, the difference to the last but one.
+    """
+    text = counts.encode("ascii") if isinstance(counts, str) else counts
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    is_last = (codes & 0x20) == 0
+    number = np.cumsum(is_last) - is_last  # which number a character belongs to
+    begins = np.flatnonzero(np.diff(number, prepend=-1))
+    digit = np.arange(len(codes)) - begins[number]
+    values = np.zeros(len(begins), dtype=np.int64)
+    np.add.at(values, number, (codes & 0x1F) << (5 * digit))
+    last_digit = digit[is_last]
+    values -= np.where((codes[is_last] & 0x10) != 0, np.int64(1) << (5 * (last_digit + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def _evaluate(
+    tracks: Sequence[Mapping[str, Any]],
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    video_ids: Sequence[Any],
+    category_ids: Sequence[int],
+) -> Any:
+    from pycocotools.cocoeval import COCOeval
+
+    class VideoEvaluation(COCOeval):
+        def computeIoU(self, image_id: Any, category_id: int) -> Any:  # noqa: N802 (the name that is overridden)
+            true, found = self._gts[image_id, category_id], self._dts[image_id, category_id]
+            if not true or not found:
+                return []
+            order = np.argsort([-detection["score"] for detection in found], kind="mergesort")
+            masks = [found[i]["mask"] for i in order[: self.params.maxDets[-1]]]
+            # Parity: a crowd overlaps like any other object (test_video_crowd_is_neither_hit_nor_miss).
+            return coco_mask.iou(masks, [track["mask"] for track in true], [0] * len(true))
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        truth = _index(tracks, video_ids, category_ids)
+        evaluator = VideoEvaluation(truth, _index(detections, video_ids, category_ids), iouType="bbox")
+        evaluator.params.maxDets = list(MAX_DETECTIONS)
+        evaluator.params.areaRng = [list(limits) for limits in AREA_RANGES]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator
+
+
+def _index(objects: Sequence[Mapping[str, Any]], video_ids: Sequence[Any], category_ids: Sequence[int]) -> Any:
+    """Objects as pycocotools keeps them; a video stands where it has an image."""
+    from pycocotools.coco import COCO
+
+    index = COCO()
+    index.dataset = {
+        "images": [{"id": video_id} for video_id in video_ids],
+        "categories": [{"id": category_id} for category_id in category_ids],
+        # Its matching takes an id of 0 for no match.
+        "annotations": [
+            {"iscrowd": 0, **entry, "image_id": entry["video_id"], "id": i} for i, entry in enumerate(objects, start=1)
+        ],
+    }
+    index.createIndex()
+    return index
+
+
+def _percent(values: np.ndarray) -> float:
+    measured = values[values > -1]  # -1: no ground truth
+    return 100.0 * float(np.mean(measured)) if measured.size else float("nan")
