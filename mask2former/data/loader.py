@@ -10,7 +10,6 @@ import functools
 import inspect
 import itertools
 import logging
-import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -45,6 +44,7 @@ from mask2former.data.samplers import (
     repeat_factors_from_category_frequency,
     sample_generator,
 )
+from mask2former.data.shared_list import DatasetFromList
 from mask2former.data.statistics import check_class_ids, format_class_histogram
 from mask2former.data.transport import PackedBatch, pack, unpack
 from mask2former.errors import ConfigError, DatasetError, InputError
@@ -52,26 +52,6 @@ from mask2former.errors import ConfigError, DatasetError, InputError
 logger = logging.getLogger(__name__)
 
 Mapper = Callable[..., Any]
-
-
-class DatasetFromList(Dataset):
-    """Dataset dicts, pickled once into one buffer of bytes.
-
-    A list of a million small dicts is copied into every worker, because reading it counts references; a single
-    array is shared by all.
-    """
-
-    def __init__(self, dataset_dicts: Sequence[DatasetDict]) -> None:
-        pickled = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in dataset_dicts]
-        self._ends = np.cumsum([len(p) for p in pickled], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> DatasetDict:
-        begin = 0 if index == 0 else int(self._ends[index - 1])
-        return pickle.loads(self._bytes[begin : int(self._ends[index])].data)
 
 
 class _Failure:
@@ -122,10 +102,11 @@ class TrainLoader:
         num_workers: int = 0,
         group_of: Callable[[int], int] | None = None,
         start_iter: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         self.seed, self.batch_size, self.num_samples = dataset.seed, batch_size, len(dataset)
         batches = TrainingBatches(sampler, batch_size=batch_size, group_of=group_of, start=start_iter)
-        self._loader = _data_loader(dataset, batches, num_workers)
+        self._loader = _data_loader(dataset, batches, num_workers, pin_memory=pin_memory)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return _checked_batches(self._loader)
@@ -136,9 +117,18 @@ class TestLoader:
 
     __test__ = False  # not a test, whatever pytest makes of the name
 
-    def __init__(self, dataset: MappedDataset, sampler: InferenceSampler, *, batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        dataset: MappedDataset,
+        sampler: InferenceSampler,
+        *,
+        batch_size: int,
+        num_workers: int,
+        pin_memory: bool = False,
+    ) -> None:
         self.num_samples = len(sampler)
-        self._loader = _data_loader(dataset, BatchSampler(sampler, batch_size, drop_last=False), num_workers)
+        batches = BatchSampler(sampler, batch_size, drop_last=False)
+        self._loader = _data_loader(dataset, batches, num_workers, pin_memory=pin_memory)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         return _checked_batches(self._loader)
@@ -178,6 +168,7 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         group_of=group_of if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
         start_iter=start_iter,
+        pin_memory=_feeds_gpu(cfg),
     )
 
 
@@ -198,6 +189,7 @@ def build_test_loader(
         InferenceSampler(len(dataset), rank=rank, world_size=world_size),
         batch_size=batch_size,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        pin_memory=_feeds_gpu(cfg),
     )
 
 
@@ -346,7 +338,11 @@ def _takes_two_arguments(mapper: Mapper) -> bool:
     return sum(p.kind in kinds for p in parameters) >= 2
 
 
-def _data_loader(dataset: MappedDataset, batches: Any, num_workers: int) -> DataLoader:
+def _feeds_gpu(cfg: CfgNode) -> bool:
+    return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+
+
+def _data_loader(dataset: MappedDataset, batches: Any, num_workers: int, *, pin_memory: bool) -> DataLoader:
     if num_workers < 0:
         raise ConfigError(f"DATALOADER.NUM_WORKERS must be 0 or more, found {num_workers}")
     return DataLoader(
@@ -354,6 +350,8 @@ def _data_loader(dataset: MappedDataset, batches: Any, num_workers: int) -> Data
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=pack if num_workers > 0 else _as_is,
+        # A thread moves the block of a batch to where the GPU can fetch it by itself.
+        pin_memory=pin_memory and num_workers > 0,
         worker_init_fn=_init_worker,
         # Forked workers share the data set's buffer; they never touch a GPU.
         multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,

@@ -16,20 +16,41 @@ _ALIGNMENT = 64  # bytes; a cache line
 
 
 class PackedBatch(NamedTuple):
-    """Pickled structure, the extent (begin, end) of every tensor's data, and the data (bytes,) uint8."""
+    """Pickled structure, where (begin, end) the data of tensors and of arrays lies, and the data (bytes,) uint8."""
 
     structure: bytes
-    extents: list[tuple[int, int]]
+    tensors: list[tuple[int, int]]
+    arrays: list[tuple[int, int]]
     block: torch.Tensor
 
 
-class _TensorPickler(pickle.Pickler):
-    """Leaves the data of tensors on the CPU out of the stream, as that of arrays is."""
+class _Pickler(pickle.Pickler):
+    """Leaves the data of arrays and of tensors on the CPU out of the stream."""
 
-    def reducer_override(self, obj: Any) -> Any:
+    def __init__(self, stream: io.BytesIO) -> None:
+        self.tensors: list[memoryview] = []
+        self.arrays: list[pickle.PickleBuffer] = []
+        super().__init__(stream, protocol=5, buffer_callback=self.arrays.append)
+
+    def persistent_id(self, obj: Any) -> Any:
         if type(obj) is not torch.Tensor or not _has_numpy_form(obj):
-            return NotImplemented
-        return torch.from_numpy, (obj.contiguous().numpy(),)
+            return None
+        self.tensors.append(obj.contiguous().view(-1).view(torch.uint8).numpy().data)
+        return len(self.tensors) - 1, obj.dtype, tuple(obj.shape)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Tensors become views of the block, which torch knows by them to be pinned and in use."""
+
+    def __init__(self, packed: PackedBatch) -> None:
+        data = packed.block.numpy().data
+        super().__init__(io.BytesIO(packed.structure), buffers=[data[begin:end] for begin, end in packed.arrays])
+        self.packed = packed
+
+    def persistent_load(self, pid: Any) -> torch.Tensor:
+        place, dtype, shape = pid
+        begin, end = self.packed.tensors[place]
+        return self.packed.block[begin:end].view(dtype).view(shape)
 
 
 def _has_numpy_form(tensor: torch.Tensor) -> bool:
@@ -44,24 +65,29 @@ _NUMPY_DTYPES = (
 
 
 def pack(batch: Any) -> PackedBatch:
-    """Copy the data of all tensors and arrays in ``batch`` into one block."""
+    """Copy the data of all tensors and arrays in ``batch`` into one block of shared memory."""
     stream = io.BytesIO()
-    buffers: list[pickle.PickleBuffer] = []
-    _TensorPickler(stream, protocol=5, buffer_callback=buffers.append).dump(batch)
-    views = [buffer.raw() for buffer in buffers]
+    pickler = _Pickler(stream)
+    pickler.dump(batch)
+    views = [*pickler.tensors, *(buffer.raw() for buffer in pickler.arrays)]
     extents, end = [], 0
     for view in views:
         begin = -(-end // _ALIGNMENT) * _ALIGNMENT
         end = begin + view.nbytes
         extents.append((begin, end))
-    block = torch.empty(end, dtype=torch.uint8)
+    block = _shared_bytes(end)
     data = block.numpy().data
     for (begin, end), view in zip(extents, views, strict=True):
         data[begin:end] = view
-    return PackedBatch(stream.getvalue(), extents, block)
+    count = len(pickler.tensors)
+    return PackedBatch(stream.getvalue(), extents[:count], extents[count:], block)
 
 
 def unpack(packed: PackedBatch) -> Any:
     """The batch that was packed; its tensors and arrays are views of the block."""
-    data = packed.block.numpy().data
-    return pickle.loads(packed.structure, buffers=[data[begin:end] for begin, end in packed.extents])
+    return _Unpickler(packed).load()
+
+
+def _shared_bytes(num_bytes: int) -> torch.Tensor:
+    # As torch's own collation does it: a block that is shared from the start is not copied to be sent.
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(num_bytes))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mask2former.data.transforms import (
     Augmentation,
@@ -309,3 +310,41 @@ def test_transform_list_applies_in_order() -> None:
 def test_augmentation_refuses_wrong_parameters(build) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="found"):
         build()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32, bool])
+@pytest.mark.parametrize("seed", range(12))
+def test_resize_then_crop_in_one_step_is_the_same(seed: int, dtype: type) -> None:
+    rng = np.random.default_rng(seed)
+    height, width, new_height, new_width = (int(side) for side in rng.integers(1, 60, 4))
+    top, left = int(rng.integers(new_height)), int(rng.integers(new_width))
+    resize = ResizeTransform(height, width, new_height, new_width)
+    crop = CropTransform(left, top, int(rng.integers(1, 70)), int(rng.integers(1, 70)))
+    both = TransformList([NoOpTransform(), resize, TransformList([crop])])
+    for shape in ((height, width), (height, width, 3), (height, width, 1)):
+        array = rng.integers(0, 2 if dtype is bool else 256, shape).astype(dtype)
+        expected = crop.apply_image(resize.apply_image(array))
+        assert expected.dtype == dtype
+        assert np.array_equal(both.apply_image(array), expected)
+        expected = crop.apply_image(resize.apply_segmentation(array))
+        assert np.array_equal(both.apply_segmentation(array), expected)
+    assert both.output_size((height, width)) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_resize_segmentation_takes_the_pixels_of_pillow(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width, new_height, new_width = (int(side) for side in rng.integers(1, 90, 4))
+    ids = rng.integers(0, 1 << 24, (height, width)).astype(np.int32)
+    expected = Image.fromarray(ids).resize((new_width, new_height), Image.Resampling.NEAREST)
+    found = ResizeTransform(height, width, new_height, new_width).apply_segmentation(ids)
+    assert np.array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, bool])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (1, 1)])
+def test_flip_keeps_type_and_shape(shape: tuple[int, ...], dtype: type) -> None:
+    array = np.random.default_rng(0).integers(0, 250, shape).astype(dtype)
+    for flipped in (HFlipTransform(shape[1]).apply_image(array), HFlipTransform(shape[1]).apply_segmentation(array)):
+        assert flipped.dtype == array.dtype
+        assert np.array_equal(flipped, array[:, ::-1])

@@ -80,3 +80,20 @@ def test_polygon_masks_select_and_rasterise() -> None:
     assert bitmaps.image_size == (13, 17)
     np.testing.assert_array_equal(bitmaps.tensor[1].numpy(), polygons_to_bitmask(polygons.polygons[2], 13, 17))
     assert BitMasks.from_polygon_masks(PolygonMasks([]), 13, 17).tensor.shape == (0, 13, 17)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_polygons_to_bitmask_draws_what_pycocotools_does(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        height, width = (int(side) for side in rng.integers(1, 60, 2))
+        polygons = []
+        for _ in range(int(rng.integers(1, 4))):  # of all sizes, in the image, across its border and outside
+            center = rng.uniform(-1, 2, 2) * (width, height)
+            points = center + rng.normal(size=(int(rng.integers(3, 12)), 2)) * rng.choice([0.2, 3, 30, 200])
+            polygons.append(points.round(1).reshape(-1).tolist())
+        expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+        found = polygons_to_bitmask(polygons, height, width)
+        assert found.dtype == bool
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, expected.astype(bool))

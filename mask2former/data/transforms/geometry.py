@@ -80,11 +80,14 @@ def _resize_bilinear(image: np.ndarray, size: tuple[int, int], window: CropTrans
 
 
 def _resize_window(image: Image.Image, size: tuple[int, int], window: CropTransform) -> Image.Image:
-    # Pillow resizes the rows and then the columns of what that gives, so that columns outside the window need not be
-    # resized. (Its own argument ``box`` moves the weights by a rounding error and would change pixels.)
     height, width = size
     top, left = window.top, window.left
     bottom, right = min(top + window.height, height), min(left + window.width, width)
+    # Pillow resizes rows and then columns, so that columns outside the window need not be resized. From version 13 on
+    # it takes the other order for some images that lose height. (Its own argument ``box`` moves the weights by a
+    # rounding error, which would change pixels.)
+    if height < image.height:
+        return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, right, bottom))
     if left > 0 or right < width:
         image = image.resize((width, image.height), Image.Resampling.BILINEAR).crop((left, 0, right, image.height))
     image = image.resize((right - left, height), Image.Resampling.BILINEAR)
