@@ -11,6 +11,7 @@ Letters: B batch, Q queries, S tokens of a level, M heads.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,9 @@ class Outputs:
     attended: Sequence[Tensor] = ()
 
     def difference(self, other: Outputs) -> float:
-        """The largest difference of a logit, as a share of the largest of its kind here."""
-        return max(relative_difference(other.logits[name], logits) for name, logits in self.logits.items())
+        """The largest difference of a logit, as a share of the largest of its kind here; NaN where one is NaN."""
+        differences = [relative_difference(other.logits[name], logits) for name, logits in self.logits.items()]
+        return math.nan if any(map(math.isnan, differences)) else max(differences)
 
     def count_bits(self) -> int:
         """Attention-mask bits of all layers."""

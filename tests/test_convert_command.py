@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def test_convert_goes_to_transformers_and_back(
     printed = capsys.readouterr().out
     assert "class logits: largest difference" in printed
     assert "mask logits: largest difference" in printed
+    assert "in float64 0 of 360 attention-mask bits differ" in printed
+    assert re.search(r"in float32 \d+ of 360, largest difference ", printed)
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert config["id2label"]["0"] == "person"
     assert len(config["id2label"]) == 133
