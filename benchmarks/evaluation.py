@@ -1,132 +1,258 @@
-"""Evaluation time, panoptic beside panopticapi (where installed) and AP of both backends, on random scenes.
+"""Evaluation: panoptic beside panopticapi (where installed), AP of masks and boxes beside pycocotools.
 
-    python benchmarks/evaluation.py --images 20 --size 480 640
+    python benchmarks/evaluation.py --images 200 --size 480 640
 
-Both panoptic evaluations start from ground-truth PNG files. panopticapi needs predictions as PNG files too: writing
-them is part of its time, as it is part of every evaluation with it.
+Results are compared before times are printed. panopticapi is not pinned by this package; `pip install --no-deps
+panopticapi-lite` brings it. It reads predictions from PNG files: where they come from memory, writing them is part of
+its time, as of every evaluation with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import json
+import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
-from mask2former.evaluation import COCOPanopticEvaluator
-from mask2former.evaluation.average_precision import compute_average_precision
-from mask2former.evaluation.files import write_png
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from benchmarks.harness import print_ratio, record, take_turns
+from mask2former.evaluation import COCOPanopticEvaluator, evaluate_panoptic
+from mask2former.evaluation.average_precision import PrecisionTally
+from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
+from mask2former.evaluation.coco_matching import IouType, match_image
+from mask2former.evaluation.files import write_json, write_png
 from mask2former.structures import MetadataCatalog, bitmasks_to_rles, id_to_rgb
 
-NUM_CATEGORIES = 10
 NAME = "evaluation_benchmark"
+NUM_CATEGORIES = 80
+NUM_SEGMENTS = 20
+NUM_TRUE, NUM_DETECTIONS = 7, 100  # of an image; COCO's validation images have 7.3 objects on average
 
 
-def random_segments(rng: np.random.Generator, size: tuple[int, int], ids: np.ndarray) -> tuple[np.ndarray, list[Any]]:
+def random_ellipse(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Centre x, y, radii x, y, and degrees."""
     height, width = size
+    return rng.uniform([0, 0, 4, 4, 0], [width, height, width / 4, height / 4, 180])
+
+
+def drawn(ellipse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(size, dtype=np.uint8)
+    x, y, radius_x, radius_y, degrees = ellipse.tolist()
+    cv2.ellipse(mask, ((x, y), (2 * radius_x, 2 * radius_y), degrees), (1.0,), thickness=-1)
+    return mask.astype(bool)
+
+
+def panoptic_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Ids (H, W) and segments, as published: ids of three bytes."""
+    ids = rng.choice(np.arange(1, 1 << 24), size=NUM_SEGMENTS, replace=False).tolist()
     image = np.full(size, ids[0], dtype=np.int32)
     for segment_id in ids[1:]:
-        y, x = rng.integers(0, height), rng.integers(0, width)
-        image[y : y + rng.integers(8, height // 2), x : x + rng.integers(8, width // 2)] = segment_id
-    segments = []
-    for segment_id in np.unique(image).tolist():
-        area = int((image == segment_id).sum())
-        category = segment_id % NUM_CATEGORIES + 1
-        segments.append({"id": segment_id, "category_id": category, "iscrowd": 0, "area": area})
-    return image, segments
+        image[drawn(random_ellipse(rng, size), size)] = segment_id
+    return image, [
+        {"id": i, "category_id": i % NUM_CATEGORIES + 1, "iscrowd": 0, "area": int((image == i).sum())}
+        for i in np.unique(image).tolist()
+    ]
 
 
-def write_truth(folder: Path, num_images: int, size: tuple[int, int]) -> tuple[list[Any], dict[str, Any]]:
+def write_panoptic(folder: Path, num_images: int, size: tuple[int, int]) -> list[tuple[int, torch.Tensor, list[Any]]]:
+    """Truth in files, predictions (the truth, shifted) in files and returned."""
     rng = np.random.default_rng(0)
-    content: dict[str, Any] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i + 1, "name": str(i), "isthing": 1} for i in range(NUM_CATEGORIES)],
-    }
+    truth: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     predictions = []
     for image_id in range(num_images):
-        ids, segments = random_segments(rng, size, rng.choice(np.arange(1, 1 << 24), size=20, replace=False))
-        write_png(id_to_rgb(ids), folder / "truth" / f"{image_id}.png")
-        content["images"].append({"id": image_id, "height": size[0], "width": size[1]})
-        content["annotations"].append({"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": segments})
-        predicted = np.roll(ids, (5, -7), axis=(0, 1))
-        predictions.append((image_id, torch.from_numpy(predicted), segments))
-    (folder / "truth.json").write_text(json.dumps(content))
-    return predictions, content
+        ids, segments = panoptic_scene(rng, size)
+        file_name = f"{image_id}.png"
+        write_png(id_to_rgb(ids), folder / "truth" / file_name)
+        truth.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
+        shifted = np.roll(ids, (5, -7), axis=(0, 1))
+        write_png(id_to_rgb(shifted), folder / "found" / file_name)
+        own = [{"id": segment["id"], "category_id": segment["category_id"]} for segment in segments]
+        found.append({"image_id": image_id, "file_name": file_name, "segments_info": own})
+        predictions.append((image_id, torch.from_numpy(shifted), own))
+    images = [{"id": i, "height": size[0], "width": size[1]} for i in range(num_images)]
+    categories = [{"id": i + 1, "name": str(i), "isthing": i % 2} for i in range(NUM_CATEGORIES)]
+    for name, entries in (("truth", truth), ("found", found)):
+        content = {"images": images, "annotations": entries, "categories": categories}
+        write_json(content, folder / f"{name}.json")
+    return predictions
 
 
-def measure(label: str, function: Callable[[], float], num_images: int) -> None:
-    function()
-    started = time.perf_counter()
-    value = function()
-    seconds = time.perf_counter() - started
-    print(f"{label:<34} {1e3 * seconds / num_images:8.2f} ms an image   result {value:.6f}")
-
-
-def panoptic_quality_here(predictions: list[Any]) -> float:
+def quality_in_loop(predictions: list[tuple[int, torch.Tensor, list[Any]]]) -> dict[str, float]:
     evaluator = COCOPanopticEvaluator(NAME)
     for image_id, ids, segments in predictions:
         evaluator.process([{"image_id": image_id}], [{"panoptic_seg": (ids, segments)}])
     results = evaluator.evaluate()
     assert results is not None
-    return results["panoptic_seg"]["PQ"]
+    return results["panoptic_seg"]
 
 
-def panoptic_quality_of_panopticapi(folder: Path, predictions: list[Any], content: dict[str, Any]) -> float:
-    from panopticapi.evaluation import pq_compute_single_core
-
-    categories = {category["id"]: category for category in content["categories"]}
-    pairs = []
-    for annotation, (image_id, ids, segments) in zip(content["annotations"], predictions):
-        write_png(id_to_rgb(ids.numpy()), folder / "predictions" / f"{image_id}.png")
-        predicted = {"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": [dict(s) for s in segments]}
-        pairs.append((annotation, predicted))
-    statistics = pq_compute_single_core(0, pairs, str(folder / "truth"), str(folder / "predictions"), categories)
-    return 100 * statistics.pq_average(categories, isthing=None)[0]["pq"]
+def quality_of_files(folder: Path) -> dict[str, float]:
+    paths = (folder / "truth.json", folder / "truth", folder / "found.json", folder / "found")
+    return evaluate_panoptic(*paths)["panoptic_seg"]
 
 
-def average_precision_scene(predictions: list[Any], content: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    annotations: list[Any] = []
-    detections: list[Any] = []
-    for image_id, ids, segments in predictions:
-        masks = ids.numpy() == np.array([s["id"] for s in segments])[:, None, None]
-        for i, (segment, rle) in enumerate(zip(segments, bitmasks_to_rles(masks))):
-            entry = {"image_id": image_id, "category_id": segment["category_id"], "segmentation": rle}
-            annotations.append({**entry, "id": len(annotations) + 1, "iscrowd": 0, "area": segment["area"]})
-            detections += [{**entry, "score": 1 / (2 + i + j)} for j in range(5)]
-    return {**content, "annotations": annotations}, detections
+def quality_by_panopticapi(folder: Path, *, all_cores: bool) -> dict[str, float]:
+    from panopticapi import evaluation
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = (json.loads((folder / f"{name}.json").read_text()) for name in ("truth", "found"))
+        categories = {category["id"]: category for category in truth["categories"]}
+        folders = str(folder / "truth"), str(folder / "found")
+        pairs = list(zip(truth["annotations"], found["annotations"]))
+        if all_cores:
+            statistics = evaluation.pq_compute_multi_core(pairs, *folders, categories)
+        else:
+            statistics = evaluation.pq_compute_single_core(0, pairs, *folders, categories)
+    quality = {}
+    for suffix, is_thing in (("", None), ("_th", True), ("_st", False)):
+        means = statistics.pq_average(categories, isthing=is_thing)[0]
+        quality.update({f"{name}{suffix}": 100 * means[name.lower()] for name in ("PQ", "SQ", "RQ")})
+    return quality
+
+
+def write_predictions(folder: Path, predictions: list[tuple[int, torch.Tensor, list[Any]]]) -> None:
+    for image_id, ids, _ in predictions:
+        write_png(id_to_rgb(ids.numpy()), folder / "found" / f"{image_id}.png")
+
+
+def measure_panoptic(*, num_images: int, size: tuple[int, int], runs: int) -> dict[str, float]:
+    """Milliseconds an image."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        predictions = write_panoptic(folder, num_images, size)
+        MetadataCatalog.get(NAME).set(panoptic_json=str(folder / "truth.json"), panoptic_root=str(folder / "truth"))
+        functions: dict[str, Callable[[], Any]] = {
+            "in memory": lambda: quality_in_loop(predictions),
+            "files": lambda: quality_of_files(folder),
+        }
+        if importlib.util.find_spec("panopticapi"):
+            functions |= {
+                "panopticapi": lambda: quality_by_panopticapi(folder, all_cores=False),
+                "panopticapi, all cores": lambda: quality_by_panopticapi(folder, all_cores=True),
+                "writing of predictions": lambda: write_predictions(folder, predictions),
+            }
+            expected = quality_by_panopticapi(folder, all_cores=False)
+            for actual in (quality_in_loop(predictions), quality_of_files(folder)):
+                assert actual.keys() == expected.keys()
+                assert all(abs(actual[key] - expected[key]) < 1e-9 for key in expected), (actual, expected)
+        seconds = take_turns(functions, runs=runs)
+        MetadataCatalog.remove(NAME)
+    return {label: 1e3 * value / num_images for label, value in seconds.items()}
+
+
+def instance_scene(num_images: int, size: tuple[int, int]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Objects of three categories an image; half of the detections are near one of them, in its category."""
+    rng = np.random.default_rng(0)
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
+    for image_id in range(num_images):
+        present = rng.choice(NUM_CATEGORIES, size=3, replace=False) + 1
+        ellipses = np.stack([random_ellipse(rng, size) for _ in range(NUM_TRUE)])
+        categories = rng.choice(present, size=NUM_TRUE)
+        sources = rng.integers(NUM_TRUE, size=NUM_DETECTIONS)
+        near = ellipses[sources] + rng.normal(size=(NUM_DETECTIONS, 5)) * [8, 8, 0, 0, 5]
+        near[:, 2:4] *= np.exp(0.2 * rng.normal(size=(NUM_DETECTIONS, 2)))
+        guessed = rng.integers(1, NUM_CATEGORIES + 1, size=NUM_DETECTIONS)
+        labels = np.where(rng.random(NUM_DETECTIONS) < 0.5, categories[sources], guessed)
+        masks = np.stack([drawn(ellipse, size) for ellipse in (*ellipses, *near)])
+        rles = bitmasks_to_rles(masks)
+        for i, (category, rle) in enumerate(zip([*categories.tolist(), *labels.tolist()], rles)):
+            rows, columns = np.flatnonzero(masks[i].any(axis=1)), np.flatnonzero(masks[i].any(axis=0))
+            box = [0.0] * 4
+            if len(rows):
+                box = [float(v) for v in (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)]
+            entry = {"image_id": image_id, "category_id": category, "segmentation": rle, "bbox": box}
+            if i < NUM_TRUE:
+                area, is_crowd = int(masks[i].sum()), int(rng.random() < 0.02)
+                annotations.append({**entry, "id": len(annotations) + 1, "iscrowd": is_crowd, "area": area})
+            else:
+                detections.append({**entry, "score": float(rng.random())})
+    images = [{"id": i, "height": size[0], "width": size[1]} for i in range(num_images)]
+    named = [{"id": i + 1, "name": str(i)} for i in range(NUM_CATEGORIES)]
+    return {"images": images, "annotations": annotations, "categories": named}, detections
+
+
+def precision_here(truth: dict[str, Any], detections: list[dict[str, Any]], task: IouType) -> np.ndarray:
+    checked = CocoGroundTruth("truth", (task,), content=truth)
+    found_of: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in checked.image_sizes}
+    for detection in detections:
+        found_of[detection["image_id"]].append(detection)
+    tally = PrecisionTally()
+    for image_id, found in found_of.items():
+        tally.add_image(image_id, match_image(checked.annotations_of(image_id), found, iou_type=task))
+    return tally.precision(sorted(checked.category_names))
+
+
+def precision_by_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]], task: IouType) -> np.ndarray:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    fields = ("image_id", "category_id", "score", "bbox" if task == "bbox" else "segmentation")
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        # It writes into what it is given.
+        coco.dataset = {**truth, "annotations": [dict(annotation) for annotation in truth["annotations"]]}
+        coco.createIndex()
+        found = coco.loadRes([{field: detection[field] for field in fields} for detection in detections])
+        evaluator = COCOeval(coco, found, task)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator.eval["precision"][..., -1]
+
+
+def measure_precision(task: IouType, *, num_images: int, size: tuple[int, int], runs: int) -> dict[str, float]:
+    """Milliseconds an image."""
+    truth, detections = instance_scene(num_images, size)
+    ours, theirs = (function(truth, detections, task) for function in (precision_here, precision_by_pycocotools))
+    assert np.array_equal(ours, theirs), f"{task}: precisions differ"
+    functions = {
+        "ours": lambda: precision_here(truth, detections, task),
+        "pycocotools": lambda: precision_by_pycocotools(truth, detections, task),
+    }
+    return {label: 1e3 * value / num_images for label, value in take_turns(functions, runs=runs).items()}
+
+
+def measure(*, num_images: int = 200, size: tuple[int, int] = (480, 640), runs: int = 3) -> dict[str, Any]:
+    """Milliseconds an image of every evaluation; prints the ratios."""
+    panoptic = measure_panoptic(num_images=num_images, size=size, runs=runs)
+    print(f"panoptic quality, {num_images} images of {size[0]} x {size[1]}, {NUM_SEGMENTS} segments each")
+    if "panopticapi" in panoptic:
+        theirs, writing = panoptic["panopticapi"], panoptic["writing of predictions"]
+        print_ratio("from memory, its files written", ours=panoptic["in memory"], theirs=theirs + writing, unit="ms")
+        print_ratio("from memory, its files at hand", ours=panoptic["in memory"], theirs=theirs, unit="ms")
+        print_ratio("from files", ours=panoptic["files"], theirs=theirs, unit="ms")
+        print_ratio(
+            "from files, all cores", ours=panoptic["files"], theirs=panoptic["panopticapi, all cores"], unit="ms"
+        )
+    else:
+        print(f"  ours: {panoptic}; panopticapi is not installed, there is no ratio")
+    results: dict[str, Any] = {"num_images": num_images, "size": list(size), "panoptic": panoptic}
+    print(f"precision, {num_images} images, {NUM_CATEGORIES} categories, {NUM_DETECTIONS} detections an image")
+    for task in ("segm", "bbox"):
+        results[task] = measure_precision(task, num_images=num_images, size=size, runs=runs)  # type: ignore[arg-type]
+        print_ratio(task, ours=results[task]["ours"], theirs=results[task]["pycocotools"], unit="ms")
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        predictions, content = write_truth(folder, options.images, tuple(options.size))
-        MetadataCatalog.get(NAME).set(panoptic_json=str(folder / "truth.json"), panoptic_root=str(folder / "truth"))
-        measure("panoptic, this package", lambda: panoptic_quality_here(predictions), options.images)
-        if importlib.util.find_spec("panopticapi"):
-            theirs = lambda: panoptic_quality_of_panopticapi(folder, predictions, content)  # noqa: E731
-            measure("panoptic, panopticapi", theirs, options.images)
-        else:
-            print("panopticapi is not installed: skipped")
-        truth, detections = average_precision_scene(predictions, content)
-        for backend in ("pycocotools", "faster-coco-eval"):
-            if backend == "faster-coco-eval" and not importlib.util.find_spec("faster_coco_eval"):
-                continue
-            compute = lambda b=backend: compute_average_precision(  # noqa: E731
-                truth, detections, iou_type="segm", backend=b
-            ).summary["AP"]
-            measure(f"mask AP, {backend}", compute, options.images)
+    record("evaluation", measure(num_images=options.images, size=tuple(options.size), runs=options.runs))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from mask2former.evaluation.files import (
 from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.read_ahead import ReadAhead
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.structures.metadata import MetadataCatalog
 from mask2former.structures.panoptic_ids import id_to_rgb
@@ -45,6 +46,10 @@ class PanopticGroundTruth:
             content, "annotations", ("image_id", "file_name", "segments_info"), json_file, DatasetError
         )
         self.annotations = _by_image_id(annotations, json_file, DatasetError)
+        self._positions = {image_id: position for position, image_id in enumerate(self.annotations)}
+        paths = [self.png_folder / annotation["file_name"] for annotation in self.annotations.values()]
+        # Evaluation mostly goes through a data set in its order: the next images are decoded meanwhile.
+        self._ids = ReadAhead(lambda position: read_panoptic_ids(paths[position]), len(paths))
         self.category_ids: list[int] = [category["id"] for category in self.categories]
         self.category_names: list[str] = [category["name"] for category in self.categories]
         # Categories of a json without the field are taken for things, as in COCO instances.
@@ -63,10 +68,14 @@ class PanopticGroundTruth:
                 return self.annotations[key]
         raise InputError(f"image id {image_id!r} is not among the {len(self.annotations)} of {self.json_file}")
 
+    def position_of(self, image_id: Any) -> int:
+        """Where the image of that id comes in the json."""
+        return self._positions[self.annotation_of(image_id)["image_id"]]
+
     def read(self, annotation: Mapping[str, Any]) -> tuple[np.ndarray, Sequence[Mapping[str, Any]], str]:
         """Ids (H, W), segments, and a name for errors."""
-        path = self.png_folder / annotation["file_name"]
-        return read_panoptic_ids(path), annotation["segments_info"], f"{path} (image {annotation['image_id']!r})"
+        name = f"{self.png_folder / annotation['file_name']} (image {annotation['image_id']!r})"
+        return self._ids[self._positions[annotation["image_id"]]], annotation["segments_info"], name
 
     def check_complete(self, evaluated: Iterable[Any]) -> None:
         """Raise InputError unless every image was evaluated exactly once."""
@@ -192,11 +201,13 @@ def evaluate_panoptic(gt_json: PathLike, gt_folder: PathLike, pred_json: PathLik
         truth.annotation_of(image_id)
     truth.check_complete(truth.annotation_of(image_id)["image_id"] for image_id in predictions)
     scorer = PanopticScorer(truth.category_ids)
-    for image_id, prediction in predictions.items():
-        truth_ids, truth_segments, truth_name = truth.read(truth.annotation_of(image_id))
-        path = Path(pred_folder) / prediction["file_name"]
-        predicted = (read_panoptic_ids(path, error=InputError), prediction["segments_info"])
-        name = f"{path} (image {image_id!r})"
+    in_order = sorted(predictions.values(), key=lambda prediction: truth.position_of(prediction["image_id"]))
+    paths = [Path(pred_folder) / prediction["file_name"] for prediction in in_order]
+    predicted_ids = ReadAhead(lambda position: read_panoptic_ids(paths[position], error=InputError), len(paths))
+    for position, prediction in enumerate(in_order):
+        truth_ids, truth_segments, truth_name = truth.read(truth.annotation_of(prediction["image_id"]))
+        predicted = (predicted_ids[position], prediction["segments_info"])
+        name = f"{paths[position]} (image {prediction['image_id']!r})"
         scorer.add_image((truth_ids, truth_segments), predicted, truth_name=truth_name, prediction_name=name)
     return _report(scorer.tally, truth)
 

@@ -1,6 +1,7 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), with COCO's rules for void and crowds.
 
-Numbers equal panopticapi's. Both id maps are relabelled densely; one histogram of pairs holds every intersection.
+Numbers equal panopticapi's. Neighbours with the same pair of ids are counted together; ids are relabelled densely, and
+one histogram of pairs holds every intersection.
 
 G: ground-truth segments, P: predicted segments of one image, K: categories.
 """
@@ -75,8 +76,6 @@ class PanopticScorer:
     def __init__(self, category_ids: Sequence[int]) -> None:
         self.tally = PanopticTally.zeros(len(category_ids))
         self._category_index = {category_id: index for index, category_id in enumerate(category_ids)}
-        # Only the pages of ids that occur are ever touched, so this costs address space rather than memory.
-        self._dense_ids = np.zeros(_NUM_IDS, dtype=np.int32)
 
     def add_image(
         self,
@@ -100,11 +99,16 @@ class PanopticScorer:
             )
         truth_classes = self._classes_of(truth_segments, truth_name, DatasetError)
         predicted_classes = self._classes_of(predicted_segments, prediction_name, InputError)
-        truth_rows = self._relabel(truth_ids, truth_segments, truth_name, DatasetError)
-        predicted_columns = self._relabel(predicted_ids, predicted_segments, prediction_name, InputError)
+        starts, lengths = _runs(truth_ids.reshape(-1), predicted_ids.reshape(-1))
+        truth_rows = self._relabel(truth_ids.reshape(-1)[starts], truth_segments, truth_name, DatasetError)
+        predicted_columns = self._relabel(
+            predicted_ids.reshape(-1)[starts], predicted_segments, prediction_name, InputError
+        )
         num_rows, num_columns = len(truth_segments) + _FIRST_SEGMENT, len(predicted_segments) + _FIRST_SEGMENT
         pairs = truth_rows * num_columns + predicted_columns
-        joint = np.bincount(pairs.reshape(-1), minlength=num_rows * num_columns).reshape(num_rows, num_columns)
+        # Weights are summed as float64, exact far beyond the pixels of any image.
+        joint = np.bincount(pairs, weights=lengths, minlength=num_rows * num_columns)
+        joint = joint.astype(np.int64).reshape(num_rows, num_columns)
         _check_listed(joint, predicted_ids, predicted_segments, prediction_name)
         self._count(joint, truth_segments, truth_classes, predicted_classes)
 
@@ -127,7 +131,7 @@ class PanopticScorer:
 
     def _relabel(
         self, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], name: str, error: type[InputError]
-    ) -> np.ndarray:  # (H, W) int32: _UNLISTED, _VOID, or the position in segments + _FIRST_SEGMENT
+    ) -> np.ndarray:  # as ids, int32: _UNLISTED, _VOID, or the position in segments + _FIRST_SEGMENT
         if not np.issubdtype(ids.dtype, np.integer):
             raise error(f"{name}: segment ids must be integers, found {ids.dtype}")
         listed = [segment["id"] for segment in segments]
@@ -138,12 +142,11 @@ class PanopticScorer:
                 raise error(f"{name}: segment id {segment_id} must lie in 1..{_NUM_IDS - 1} ({VOID_ID} is void)")
         if ids.size and not (ids.min() >= 0 and ids.max() < _NUM_IDS):
             raise error(f"{name}: segment ids must lie in 0..{_NUM_IDS - 1}, found {ids.min()}..{ids.max()}")
-        keys = np.array([VOID_ID, *listed], dtype=np.int64)
-        self._dense_ids[keys] = np.arange(_VOID, _VOID + len(keys))
-        try:
-            return self._dense_ids.take(ids.astype(np.int64, copy=False))
-        finally:
-            self._dense_ids[keys] = _UNLISTED
+        keys = np.array([VOID_ID, *listed], dtype=np.int32)
+        order = np.argsort(keys)
+        ids = ids.astype(np.int32, copy=False)
+        nearest = order[np.minimum(np.searchsorted(keys, ids, sorter=order), len(keys) - 1)]
+        return np.where(keys[nearest] == ids, nearest + _VOID, _UNLISTED)
 
     def _count(
         self,
@@ -174,6 +177,15 @@ class PanopticScorer:
         is_ignored = ignored_areas / np.maximum(predicted_areas, 1) > _MATCH_IOU
         is_wrong = ~is_match.any(axis=0) & ~is_ignored
         np.add.at(self.tally.fp, predicted_classes[is_wrong], 1)
+
+
+def _runs(truth_ids: np.ndarray, predicted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a pair of ids (N,) begins to repeat, and for how many pixels: a fiftieth of the pixels, of most images."""
+    is_start = np.ones(truth_ids.shape, dtype=bool)
+    np.not_equal(truth_ids[1:], truth_ids[:-1], out=is_start[1:])
+    is_start[1:] |= predicted_ids[1:] != predicted_ids[:-1]
+    starts = np.flatnonzero(is_start)
+    return starts, np.diff(starts, append=len(is_start))
 
 
 def _areas_on_crowd(
