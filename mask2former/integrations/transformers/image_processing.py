@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -84,8 +85,8 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
         height, width = _resized_size(image.shape[-2:], size)
         if image.dtype == torch.uint8 and image.device.type == "cpu" and resample == PILImageResampling.BILINEAR:
             transform = ResizeTransform(image.shape[-2], image.shape[-1], height, width)
-            arrays = (transform.apply_image(single.permute(1, 2, 0).numpy()) for single in image)
-            return torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in arrays])
+            arrays = [transform.apply_image(single.permute(1, 2, 0).numpy()) for single in image]
+            return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
         return super().resize(image, SizeDict(height=height, width=width), resample=resample, **kwargs)
 
     def pad(self, *args: Any, ignore_index: int | None = 255, **kwargs: Any) -> Any:
