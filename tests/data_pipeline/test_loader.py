@@ -236,6 +236,25 @@ def test_test_loader_gives_each_image_once(panoptic_cfg: CfgNode, num_workers: i
     assert len(list(loader)) == len(batches)  # and again
 
 
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "num_workers", "is_pinned"),
+    [("cuda", True, 1, True), ("cuda", False, 1, False), ("cpu", True, 1, False), ("cuda", True, 0, False)],
+)
+def test_loaders_pin_batches_of_workers_for_a_gpu(
+    panoptic_cfg: CfgNode,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    has_gpu: bool,
+    num_workers: int,
+    is_pinned: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    panoptic_cfg.MODEL.DEVICE = device
+    panoptic_cfg.DATALOADER.NUM_WORKERS = num_workers
+    for loader in (build_train_loader(panoptic_cfg), build_test_loader(panoptic_cfg, "tiny_panoptic")):
+        assert loader._loader.pin_memory == is_pinned
+
+
 def test_test_loader_shards_by_process(panoptic_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = []
     for rank in range(3):

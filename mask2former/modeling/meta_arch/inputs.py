@@ -48,7 +48,8 @@ def pad_images(
             if image.ndim != 3 or image.shape[0] != len(mean):
                 name = sample.get("file_name", f"sample {index}")
                 raise InputError(f"{name}: expected an image ({len(mean)}, H, W), found shape {tuple(image.shape)}")
-            frames.append((image.to(mean.device).to(mean.dtype) - mean) / std)
+            # The loader pins what goes to a GPU: the copy runs while the CPU goes on.
+            frames.append((image.to(mean.device, non_blocking=True).to(mean.dtype) - mean) / std)
         sizes.append((int(images[0].shape[-2]), int(images[0].shape[-1])))
     return ImageList.from_tensors(frames, size_divisibility), sizes
 
@@ -72,7 +73,7 @@ def pad_targets(
         height, width = masks.shape[-2:]
         _check_size((height, width), size, name)
         padded = torch.zeros((*masks.shape[:2], *size), dtype=torch.bool, device=device)
-        padded[..., :height, :width] = masks.to(device)
+        padded[..., :height, :width] = masks.to(device, non_blocking=True)
         targets.append({"labels": labels.to(device), "masks": padded})
     return targets
 
