@@ -113,7 +113,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         super().__init__()
         self.copy_maker = CopyMaker.from_config(cfg)
         self.model = _unwrap(model)
-        self.train(self.model.training)
+        self.training = self.model.training  # train() would wake parts that are frozen in evaluation mode
 
     @torch.no_grad()
     def forward(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -242,6 +242,15 @@ def test_samples_that_are_no_image_are_refused(channel_model: MaskFormer, sample
         augmented([sample])
 
 
+def test_augmentation_leaves_the_mode_of_every_part(channel_model: MaskFormer) -> None:
+    channel_model.train()
+    channel_model.backbone.eval()  # frozen
+    augmented = with_test_time_augmentation(augmented_config([64], flip=True), channel_model)
+    assert augmented.training
+    assert channel_model.training
+    assert not channel_model.backbone.training
+
+
 def test_model_without_semantic_results_is_refused(channel_model: MaskFormer) -> None:
     channel_model.inference = InferenceOptions(semantic=False, panoptic=True)
     augmented = SemanticSegmentorWithTTA(augmented_config([64], flip=True), channel_model)
