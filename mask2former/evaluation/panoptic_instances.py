@@ -36,11 +36,10 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         if ids.shape != tuple(self._truth.image_sizes[image_id]):
             size = self._truth.image_sizes[image_id]
             raise DatasetError(f"{name}: (height, width) is {ids.shape}, in {self._truth.json_file} it is {size}")
+        things = [segment for segment in segments if segment.get("category_id") in self._thing_ids]
+        masks = ids == np.array([segment["id"] for segment in things], dtype=ids.dtype).reshape(-1, 1, 1)
         annotations = []
-        for segment in segments:
-            if segment.get("category_id") not in self._thing_ids:
-                continue
-            (rle,) = bitmasks_to_rles(np.asarray(ids == segment["id"])[None])
+        for segment, rle in zip(things, bitmasks_to_rles(masks)):
             annotations.append(
                 {
                     "id": segment["id"],
