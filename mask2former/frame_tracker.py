@@ -1,7 +1,8 @@
 """Numbers that stay with the things of a video whose frames an image model predicts one by one.
 
-A thing is the one of an earlier frame whose mask of the same class it overlaps most. This is no tracker of objects that
-cross or reappear elsewhere: it keeps colours from flickering.
+A thing is the one of an earlier frame, of the same class, whose mask it overlaps, or that would by now be near had it
+moved on as before. It keeps colours from flickering; it is no tracker of things that reappear elsewhere.
+Letters: N M things, H W size.
 """
 
 from __future__ import annotations
@@ -16,15 +17,31 @@ from scipy.optimize import linear_sum_assignment
 from mask2former.structures import Instances, bitmasks_to_rles, track_ious
 
 MIN_IOU = 0.2
+MAX_DISTANCE = 1.5  # between the expected and the found centre, in sides of a square as large as the thing
 MAX_MISSED_FRAMES = 15  # how long a thing that is not seen keeps its number
+
+
+@dataclass
+class _Sighting:
+    """A thing in a frame; its centre is (x, y) in pixels."""
+
+    class_id: int
+    rle: dict[str, Any]
+    centre: np.ndarray
+    area: float
 
 
 @dataclass
 class _Known:
     number: int
-    class_id: int
-    rle: dict[str, Any]
+    last: _Sighting
     frame: int
+    velocity: np.ndarray  # pixels a frame
+
+    def see(self, sighting: _Sighting, frame: int) -> None:
+        """The thing is found again."""
+        self.velocity = (sighting.centre - self.last.centre) / (frame - self.frame)
+        self.last, self.frame = sighting, frame
 
 
 class FrameTracker:
@@ -60,23 +77,40 @@ class FrameTracker:
 
     def number(self, masks: np.ndarray, class_ids: list[int]) -> list[int]:
         """Numbers of the things of the next frame: masks (N, H, W) bool and contiguous class ids."""
-        rles = bitmasks_to_rles(masks) if len(masks) else []
-        intersections, unions = track_ious([[known.rle] for known in self._known], [[rle] for rle in rles])
-        same_class = np.asarray([known.class_id for known in self._known])[:, None] == np.asarray(class_ids)
-        ious = np.where(same_class, intersections / np.maximum(unions, 1), 0) if unions.size else unions
-        rows, columns = linear_sum_assignment(ious, maximize=True)
-        found = {int(column): self._known[row] for row, column in zip(rows, columns) if ious[row, column] >= MIN_IOU}
-        numbers = []
-        for index, (rle, class_id) in enumerate(zip(rles, class_ids, strict=True)):
+        sightings = [_look_at(mask, class_id) for mask, class_id in zip(masks, class_ids, strict=True)]
+        similarity = self._compare(sightings)
+        rows, columns = linear_sum_assignment(similarity, maximize=True)
+        found = {
+            int(column): self._known[row] for row, column in zip(rows, columns, strict=True) if similarity[row, column]
+        }
+        for index, sighting in enumerate(sightings):
             if index in found:
-                found[index].rle, found[index].frame = rle, self._frame
+                found[index].see(sighting, self._frame)
             else:
-                found[index] = _Known(self._next_number(), class_id, rle, self._frame)
+                found[index] = _Known(self._next_number(), sighting, self._frame, np.zeros(2))
                 self._known.append(found[index])
-            numbers.append(found[index].number)
         self._known = [known for known in self._known if self._frame - known.frame <= MAX_MISSED_FRAMES]
         self._frame += 1
-        return numbers
+        return [found[index].number for index in range(len(sightings))]
+
+    def _compare(self, sightings: list[_Sighting]) -> np.ndarray:
+        """For known things (N) and those of the frame (M) how likely they are the same, (N, M); 0: they are not."""
+        intersections, unions = track_ious(
+            [[known.last.rle] for known in self._known], [[sighting.rle] for sighting in sightings]
+        )
+        similarity = intersections / np.maximum(unions, 1)  # (N, M)
+        similarity[similarity < MIN_IOU] = 0
+        for row, known in zip(similarity, self._known, strict=True):
+            expected = known.last.centre + known.velocity * (self._frame - known.frame)
+            for column, sighting in enumerate(sightings):
+                # Of the larger of both: what enters or comes from behind something shows little of itself at first.
+                side = max(known.last.area, sighting.area, 1.0) ** 0.5
+                distance = float(np.linalg.norm(expected - sighting.centre)) / side
+                if known.last.class_id != sighting.class_id:
+                    row[column] = 0
+                elif distance < MAX_DISTANCE:
+                    row[column] += MAX_DISTANCE - distance
+        return similarity
 
     def _number_of_stuff(self, class_id: int) -> int:
         if class_id not in self._stuff:
@@ -86,3 +120,10 @@ class FrameTracker:
     def _next_number(self) -> int:
         self._num_numbers += 1
         return self._num_numbers
+
+
+def _look_at(mask: np.ndarray, class_id: int) -> _Sighting:
+    rows, columns = mask.sum(axis=1), mask.sum(axis=0)
+    area = float(rows.sum())
+    centre = np.array([columns @ np.arange(mask.shape[1]), rows @ np.arange(mask.shape[0])]) / max(area, 1.0)
+    return _Sighting(class_id, bitmasks_to_rles(mask[None])[0], centre, area)
