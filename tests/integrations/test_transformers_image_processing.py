@@ -9,18 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.image_utils import SizeDict
 
 from mask2former import Predictor
 from mask2former.errors import ConfigError, InputError
-from mask2former.integrations.transformers import (
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerForUniversalSegmentationOutput,
-    Mask2FormerImageProcessor,
-)
-from mask2former.integrations.transformers.configuration import config_to_cfg
 from mask2former.structures import MetadataCatalog
-from tests.integrations.tiny_transformers import NUM_CLASSES, tiny_config, transformers
+from tests.integrations.tiny_transformers import NUM_CLASSES, integration, tiny_config, transformers
+
+Mask2FormerForUniversalSegmentation = integration.Mask2FormerForUniversalSegmentation
+Mask2FormerForUniversalSegmentationOutput = integration.Mask2FormerForUniversalSegmentationOutput
+Mask2FormerImageProcessor = integration.Mask2FormerImageProcessor
 
 SMALL = {"size": {"shortest_edge": 40, "longest_edge": 70}}
 SIZES = [(30, 47), (61, 24), (30, 47)]
@@ -67,7 +64,7 @@ PREPROCESSING = [
     {"size": {"max_height": 50, "max_width": 30}},
     {"size_divisor": 0},
     {"size_divisor": 16},
-    {"pad_size": SizeDict(height=128, width=160)},
+    {"pad_size": transformers.image_utils.SizeDict(height=128, width=160)},
     {"resample": 0},
     {"resample": 3},
     {"do_rescale": False},
@@ -192,7 +189,7 @@ def test_exact_results_are_those_of_the_predictor(task: str) -> None:
     model = Mask2FormerForUniversalSegmentation(tiny_config(encoder_feedforward_dim=1024)).eval()
     model.class_predictor.weight.mul_(20)
     array = _images()[0]
-    cfg = config_to_cfg(model.config)
+    cfg = integration.Mask2FormerConfig.to_cfg(model.config)
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 40, 70
     cfg.MODEL.WEIGHTS, cfg.DATASETS.TEST = "", ("exact_results",)
     MetadataCatalog.get("exact_results").set(thing_dataset_id_to_contiguous_id={index: index for index in range(4)})

@@ -13,13 +13,19 @@ from torch import Tensor
 
 from mask2former.checkpoint import load_state
 from mask2former.errors import CheckpointError, ConfigError, InputError
-from mask2former.integrations.transformers import (
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerModel,
-    register,
+from tests.integrations.tiny_transformers import (
+    NUM_CLASSES,
+    NUM_QUERIES,
+    images,
+    integration,
+    saved,
+    tiny_config,
+    transformers,
 )
-from tests.integrations.tiny_transformers import NUM_CLASSES, NUM_QUERIES, images, saved, tiny_config, transformers
+
+Mask2FormerConfig = integration.Mask2FormerConfig
+Mask2FormerForUniversalSegmentation = integration.Mask2FormerForUniversalSegmentation
+Mask2FormerModel = integration.Mask2FormerModel
 
 ALL = {"output_hidden_states": True, "output_attentions": True}
 
@@ -234,8 +240,8 @@ def test_register_makes_auto_classes_choose_ours(tmp_path: Path, monkeypatch: py
     saved(tmp_path)
     auto = transformers.AutoModelForUniversalSegmentation
     assert not isinstance(auto.from_pretrained(tmp_path), Mask2FormerForUniversalSegmentation)
-    register()
-    register()
+    integration.register()
+    integration.register()
     assert isinstance(auto.from_pretrained(tmp_path), Mask2FormerForUniversalSegmentation)
     assert isinstance(transformers.AutoModel.from_pretrained(tmp_path), Mask2FormerModel)
     assert isinstance(transformers.AutoConfig.from_pretrained(tmp_path), Mask2FormerConfig)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+# A file of tests that imports this one is skipped as a whole where the library is absent.
 transformers = pytest.importorskip("transformers", minversion="5.23", reason="needs the extra [transformers]")
+integration = pytest.importorskip("mask2former.integrations.transformers")
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 NUM_CLASSES, NUM_QUERIES = 7, 6
