@@ -18,6 +18,7 @@ from tests.integrations.tiny_transformers import (
     NUM_QUERIES,
     images,
     integration,
+    register_for_one_test,
     saved,
     tiny_config,
     transformers,
@@ -227,21 +228,11 @@ def test_sizes_of_images_are_returned_with_a_pixel_mask() -> None:
 
 
 def test_register_makes_auto_classes_choose_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.auto import configuration_auto, image_processing_auto, modeling_auto
-
-    mappings = [
-        configuration_auto.CONFIG_MAPPING,
-        image_processing_auto.IMAGE_PROCESSOR_MAPPING,
-        modeling_auto.MODEL_MAPPING,
-        modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
-    ]
-    for mapping in mappings:
-        monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
     saved(tmp_path)
     auto = transformers.AutoModelForUniversalSegmentation
     assert not isinstance(auto.from_pretrained(tmp_path), Mask2FormerForUniversalSegmentation)
-    integration.register()
-    integration.register()
+    register_for_one_test(monkeypatch)
+    integration.register()  # again does no harm
     assert isinstance(auto.from_pretrained(tmp_path), Mask2FormerForUniversalSegmentation)
     assert isinstance(transformers.AutoModel.from_pretrained(tmp_path), Mask2FormerModel)
     assert isinstance(transformers.AutoConfig.from_pretrained(tmp_path), Mask2FormerConfig)

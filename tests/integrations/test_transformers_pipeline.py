@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integrations.tiny_transformers import integration, saved, transformers
+from tests.integrations.tiny_transformers import integration, register_for_one_test, saved, transformers
 
 
 @pytest.mark.parametrize("parity", ["published", "transformers"])
@@ -31,16 +31,7 @@ def test_their_pipeline_runs_on_our_model(tmp_path: Path, subtask: str, parity: 
 
 
 def test_their_pipeline_finds_our_model_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers.models.auto import configuration_auto, image_processing_auto, modeling_auto
-
-    for mapping in (
-        configuration_auto.CONFIG_MAPPING,
-        image_processing_auto.IMAGE_PROCESSOR_MAPPING,
-        modeling_auto.MODEL_MAPPING,
-        modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
-    ):
-        monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
-    integration.register()
+    register_for_one_test(monkeypatch)
     run = transformers.pipeline("image-segmentation", model=str(saved(tmp_path)), device="cpu")
     assert isinstance(run.model, integration.Mask2FormerForUniversalSegmentation)
     assert isinstance(run.image_processor, integration.Mask2FormerImageProcessor)

@@ -63,3 +63,18 @@ def saved(folder: Path, backbone: str = "swin", **options: Any) -> Path:
 
 def images(*, seed: int = 2, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def register_for_one_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours for the `Auto*` classes, until the test ends."""
+    from transformers.models.auto import configuration_auto, image_processing_auto, modeling_auto
+
+    for mapping in (
+        configuration_auto.CONFIG_MAPPING,
+        image_processing_auto.IMAGE_PROCESSOR_MAPPING,
+        modeling_auto.MODEL_MAPPING,
+        modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+        modeling_auto.MODEL_FOR_IMAGE_SEGMENTATION_MAPPING,
+    ):
+        monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
+    integration.register()

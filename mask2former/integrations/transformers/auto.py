@@ -18,9 +18,9 @@ def register() -> None:
     """
     transformers.AutoConfig.register(Mask2FormerConfig.model_type, Mask2FormerConfig, exist_ok=True)
     transformers.AutoModel.register(Mask2FormerConfig, Mask2FormerModel, exist_ok=True)
-    transformers.AutoModelForUniversalSegmentation.register(
-        Mask2FormerConfig, Mask2FormerForUniversalSegmentation, exist_ok=True
-    )
+    # Pipelines ask for image segmentation first, where theirs is not listed: they find it by name.
+    for auto in (transformers.AutoModelForUniversalSegmentation, transformers.AutoModelForImageSegmentation):
+        auto.register(Mask2FormerConfig, Mask2FormerForUniversalSegmentation, exist_ok=True)
     transformers.AutoImageProcessor.register(
         Mask2FormerConfig,
         image_processor_classes={"pil": Mask2FormerImageProcessor, "torchvision": Mask2FormerImageProcessor},
