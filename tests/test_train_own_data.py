@@ -113,11 +113,14 @@ def test_data_option_trains_evaluates_and_predicts(
         assert predictor.model.thing_ids() == {0, 1}
 
 
-def test_saved_config_evaluates_and_resumes_without_the_option(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_saved_config_evaluates_and_resumes_without_the_option_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, output = trees.write_png_tree(tmp_path / "tree"), tmp_path / "out"
-    assert train_main(arguments(output, "semantic", "--data", str(data))) == 0
+    trees.write_png_tree(tmp_path / "tree")
+    output = tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    assert train_main(arguments(output, "semantic", "--data", "tree")) == 0
+    monkeypatch.chdir(output)
     results = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sem_seg:")]
     config = ["--config-file", str(output / "config.yaml")]
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,12 +124,16 @@ def _set_data(
     task: str,
 ) -> None:
     own = cfg.DATASETS.OWN
-    own.PATH, own.FORMAT, own.TASK = request.path, dataset.format, task
+    # Absolute: the saved config is used from other folders too, and names follow from the path.
+    own.PATH, own.INDEX = (
+        os.path.abspath(os.path.expanduser(p)) for p in (request.path, Path(cfg.OUTPUT_DIR, INDEX_FOLDER))
+    )
+    own.FORMAT, own.TASK = dataset.format, task
     own.CLASSES = [[entry.id, entry.name, entry.is_thing] for entry in classes]
     own.IGNORED_IDS = sorted(ignored)
-    own.INDEX = str(Path(cfg.OUTPUT_DIR) / INDEX_FOLDER)
-    train_name, valid_name = own_names(request.path, classes)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (type(cfg.DATASETS.TRAIN)([name]) for name in (train_name, valid_name))
+    for key, name in zip(("TRAIN", "TEST"), own_names(own.PATH, classes), strict=True):
+        if key == "TRAIN" or "DATASETS.TEST" not in request.overridden:
+            cfg.DATASETS[key] = type(cfg.DATASETS[key])([name])
     asked, key = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
     if key in request.overridden and asked != len(classes):
         raise ConfigError(f"{key} is {asked}, but the data have {len(classes)} classes; leave it out with --data")
