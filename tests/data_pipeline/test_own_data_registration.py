@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from mask2former.config import CfgNode
-from mask2former.data import DatasetMapper
+from mask2former.data import DatasetMapper, register_sem_seg
 from mask2former.data.catalog import DatasetCatalog, MetadataCatalog
+from mask2former.data.own_data import register_own_data
 from mask2former.engine.own_data import OwnDataRequest, resolve_own_data
 from mask2former.errors import ConfigError
 from mask2former.evaluation import SemSegEvaluator
@@ -24,8 +25,6 @@ MAPPERS = {"semantic": "mask_former_semantic", "instance": "coco_instance_lsj", 
 def resolve(cfg: CfgNode, path: Path, task: str, tmp_path: Path, **request: Any) -> CfgNode:
     cfg.INPUT.DATASET_MAPPER_NAME = MAPPERS[task]
     cfg.OUTPUT_DIR = str(tmp_path / "out")
-    from mask2former.data.own_data import register_own_data
-
     resolved = resolve_own_data(cfg, OwnDataRequest(str(path), cfg, **request))
     register_own_data(resolved)
     return resolved
@@ -102,8 +101,16 @@ def test_many_classes_leave_room_for_the_ignore_label(cfg: CfgNode, tmp_path: Pa
 
 
 def test_edited_classes_are_refused(cfg: CfgNode) -> None:
-    from mask2former.data.own_data import register_own_data
-
     cfg.DATASETS.OWN.CLASSES = ["sky"]
     with pytest.raises(ConfigError, match=r"DATASETS\.OWN\.CLASSES"):
         register_own_data(cfg)
+
+
+def test_own_registration_may_map_ids_to_classes(cfg: CfgNode, tmp_path: Path) -> None:
+    tree = trees.write_png_tree(tmp_path / "tree")
+    metadata = {"stuff_classes": ["sky", "object"], "label_ids": {3: 0, 7: 1, 20: 1, 255: 255}}
+    register_sem_seg("mine", metadata, tree / "train/images", tree / "train/masks")
+    cfg.DATASETS.TRAIN = ["mine"]
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    sample = DatasetMapper.from_config(cfg)(DatasetCatalog.get("mine")[0], np.random.default_rng(0))
+    assert sample["instances"].gt_classes.tolist() == [0, 1]
