@@ -67,6 +67,7 @@ def predict_videos(predictor: Predictor, videos: Sequence[NamedFile], *, output:
     """Annotate video files one after the other.
 
     One that cannot be read is reported and the others are done all the same; InputError then names it at the end.
+    Ctrl-C keeps what is done of the video at hand, and ends.
     """
     failures = []
     for video in videos:
@@ -86,11 +87,9 @@ def predict_videos(predictor: Predictor, videos: Sequence[NamedFile], *, output:
 def predict_camera(predictor: Predictor, index: int, *, output: str | None, options: VideoOptions) -> None:
     """Annotate what a camera shows until q, Esc or Ctrl-C; shown in a window, or recorded where `output` says."""
     source = VideoSource(index)
-    if output is None:
-        _annotate(predictor, source, _Display(), name=source.name, options=options)
-        return
-    recorder = _record_to(output, "webcam", suffix=".mp4", fps=source.fps, is_live=True)
-    _annotate(predictor, source, recorder, name=source.name, options=options)
+    sink = _Display() if output is None else _record_to(output, "webcam", suffix=".mp4", fps=source.fps, is_live=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        _annotate(predictor, source, sink, name=source.name, options=options)
 
 
 def _suffix_like(path: Path) -> str:
@@ -100,29 +99,30 @@ def _suffix_like(path: Path) -> str:
 def _annotate(
     predictor: Predictor, source: VideoSource, sink: _Recorder | _Display, *, name: str, options: VideoOptions
 ) -> int:
-    """Predict and draw every frame; returns how many there were. Ctrl-C ends it and keeps what is done."""
+    """Predict and draw every frame; returns how many there were. What is done when Ctrl-C interrupts it is kept."""
     frames: Iterable[np.ndarray] = source if options.max_frames is None else islice(source, options.max_frames)
     total = source.num_frames if options.max_frames is None else options.max_frames
-    num_frames, started, is_complete = 0, time.perf_counter(), False
+    num_frames, started, is_kept = 0, time.perf_counter(), False
     try:
         results_of_frames = predictor.video(frames, score_threshold=options.threshold)
         for frame, results in tqdm(results_of_frames, desc=name, total=total, unit="frame", disable=None):
             pictures = draw_results(frame, results, predictor.metadata, threshold=options.threshold)
             if options.save_masks and sink.stem is not None:
-                folder = sink.stem.with_name(f"{sink.stem.name}_masks")
-                folder.mkdir(parents=True, exist_ok=True)
-                stem = folder / f"{num_frames:06d}"
+                stem = sink.stem.with_name(f"{sink.stem.name}_masks") / f"{num_frames:06d}"
+                stem.parent.mkdir(parents=True, exist_ok=True)
                 save_results(stem, results, predictor.metadata, name=stem.name, threshold=options.threshold)
             num_frames += 1
             if not sink.show(pictures):
                 break
-        is_complete = True
+        is_kept = True
     except KeyboardInterrupt:
-        is_complete = True
+        is_kept = True
+        raise
     finally:
-        written = sink.close(keep=is_complete)
-    rate = num_frames / max(time.perf_counter() - started, 1e-9)
-    print(f"{name}: {num_frames} frames, {rate:.1f} frames/s" + "".join(f"\n  {path}" for path in written))
+        written = sink.close(keep=is_kept)
+        if is_kept:
+            rate = num_frames / max(time.perf_counter() - started, 1e-9)
+            print(f"{name}: {num_frames} frames, {rate:.1f} frames/s" + "".join(f"\n  {path}" for path in written))
     return num_frames
 
 

@@ -195,6 +195,22 @@ def test_video_that_ends_early_is_named(clip: Path, tmp_path: Path, monkeypatch:
     assert len(list(VideoSource(tmp_path / "clip_instance.mp4"))) == 5
 
 
+def test_video_that_is_interrupted_keeps_what_is_done_and_ends_all(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: VideoSource) -> Iterator[np.ndarray]:
+        yield from [np.zeros((48, 64, 3), np.uint8)] * 3
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoSource, "__iter__", interrupted)
+    videos = [NamedFile(clip, "first"), NamedFile(clip, "second")]
+    with pytest.raises(KeyboardInterrupt):
+        predict_videos(LeftHalfPredictor(), videos, output=str(tmp_path), options=VideoOptions(0.5))
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["first_instance.mp4"]
+    assert len(list(VideoSource(tmp_path / "first_instance.mp4"))) == 3
+
+
 class FakeCamera:
     """Gives the same frame until the user has enough."""
 

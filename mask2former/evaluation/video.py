@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pycocotools import mask as coco_mask
 
 from mask2former.errors import InputError
 from mask2former.evaluation.files import PathLike, metadata_field, write_json
@@ -16,6 +17,7 @@ from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, Model
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.video_average_precision import compute_video_average_precision
 from mask2former.evaluation.video_ground_truth import VideoGroundTruth, joined, read_video_results
+from mask2former.structures.mask_track import MaskTrack
 from mask2former.structures.masks import bitmasks_to_rles
 from mask2former.structures.metadata import MetadataCatalog
 
@@ -28,7 +30,7 @@ class YTVISEvaluator(DatasetEvaluator):
     """Video AP and AR, over all categories and AP for each.
 
     Reads ``json_file`` and, where there are, ``thing_dataset_id_to_contiguous_id`` and ``thing_classes`` of the data
-    set's metadata. Takes pred_scores, pred_labels (contiguous) and pred_masks, a (T, H, W) bool tensor each, of
+    set's metadata. Takes pred_scores, pred_labels (contiguous) and pred_masks, each (T, H, W) bool or a MaskTrack, of
     ``outputs[i]`` for the video ``inputs[i]["video_id"]``. With ``output_dir`` it writes results.json in the format
     that YouTube-VIS takes; for videos without annotations that is all.
     """
@@ -110,7 +112,7 @@ class YTVISEvaluator(DatasetEvaluator):
                     "video_id": video_id,
                     "category_id": self._dataset_ids[int(label)],
                     "score": float(score),
-                    "segmentations": _encode_frames(torch.as_tensor(masks)),
+                    "segmentations": _encode_frames(masks),
                 }
             )
         return entries
@@ -158,8 +160,11 @@ def _report(truth: VideoGroundTruth, detections: Sequence[dict[str, Any]], *, na
     return check_percentages({"segm": metrics})
 
 
-def _encode_frames(masks: torch.Tensor) -> list[dict[str, Any] | None]:
+def _encode_frames(masks: Any) -> list[dict[str, Any] | None]:
     """Run-length codes of masks (T, H, W), None for a frame without a pixel."""
-    bitmaps = masks if masks.dtype == torch.bool else masks > 0.5
+    if isinstance(masks, MaskTrack):  # of a long video, encoded already
+        return [rle if coco_mask.area(rle) else None for rle in masks.to_rles()]
+    bitmaps = torch.as_tensor(masks)
+    bitmaps = bitmaps if bitmaps.dtype == torch.bool else bitmaps > 0.5
     is_seen = bitmaps.flatten(1).any(dim=1).tolist()
     return [rle if seen else None for rle, seen in zip(bitmasks_to_rles(bitmaps), is_seen, strict=True)]

@@ -18,7 +18,7 @@ from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.evaluation import YTVISEvaluator, build_evaluator, evaluate_video
 from mask2former.evaluation.__main__ import main
 from mask2former.evaluation.video_average_precision import join_frames, mean_visible_area, run_lengths
-from mask2former.structures import bitmasks_to_rles
+from mask2former.structures import MaskTrack, bitmasks_to_rles
 from mask2former.structures.metadata import MetadataCatalog
 
 HEIGHT, WIDTH, LENGTH = 10, 12, 4
@@ -244,6 +244,22 @@ def test_video_evaluator_writes_what_the_server_takes(dataset: Any, tmp_path: Pa
     evaluator.reset()
     evaluator.process([{"video_id": 1}, {"video_id": 2}], [_output([], [], [])] * 2)
     assert evaluator.evaluate()["segm"]["AP"] == 0.0  # type: ignore[index]
+
+
+def test_video_evaluator_takes_the_tracks_of_long_videos(dataset: Any, tmp_path: Path) -> None:
+    dataset(_truth([{"at": STILL, "category_id": 9}]))
+    output = _output([[(2, 6), (2, 6), None, (2, 6)], STILL], [1, 0], [0.9, 0.25])
+    tracks = [
+        MaskTrack(dict(enumerate(bitmasks_to_rles(masks))), num_frames=LENGTH, image_size=(HEIGHT, WIDTH))
+        for masks in output["pred_masks"]
+    ]
+    written = []
+    for masks in (output["pred_masks"], tracks):
+        evaluator = YTVISEvaluator("videos_for_test", tmp_path / "results")
+        evaluator.process([{"video_id": 1}], [{**output, "pred_masks": masks}])
+        evaluator.evaluate()
+        written.append((tmp_path / "results" / "results.json").read_text())
+    assert written[0] == written[1]
 
 
 def test_video_evaluator_without_annotations_writes_the_file_and_says_so(
