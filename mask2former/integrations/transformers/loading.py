@@ -52,7 +52,12 @@ class PretrainedFolder:
         Raises:
             CheckpointError: no such folder, no weights in it, or weights of another model or of other shapes.
             ConfigError: the config of another model, or an unknown option.
+            RuntimeError: under a context manager of the device "meta", where nothing can be loaded.
         """
+        if torch.get_default_device().type == "meta":
+            raise RuntimeError(
+                "You are using `from_pretrained` with a meta device context manager: expected a real device"
+            )
         state_dict, config = kwargs.pop("state_dict", None), kwargs.pop("config", None)
         dtype, torch_dtype = kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None)
         device = _single_device(kwargs.pop("device_map", None))

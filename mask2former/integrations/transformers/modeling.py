@@ -5,6 +5,7 @@ Letters: B batch, Q queries, N targets of an image, K classes, C channels, H W s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,8 +19,10 @@ from mask2former.errors import InputError
 from mask2former.integrations.transformers.configuration import Mask2FormerConfig, config_to_cfg
 from mask2former.integrations.transformers.loading import PretrainedFolder
 from mask2former.integrations.transformers.recording import DecoderRecord, RecordingDecoder
-from mask2former.modeling import MaskFormerHead, MSDeformAttnPixelDecoder
+from mask2former.modeling import MaskFormerHead, MSDeformAttnPixelDecoder, SetCriterion
 from mask2former.modeling.backbone import build_backbone
+from mask2former.modeling.backbone.swin import SwinStage
+from mask2former.modeling.backbone.window_attention import WindowAttention, relative_position_index, shift_masks
 from mask2former.modeling.meta_arch.assembly import build_criterion
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import build_from_config
@@ -60,8 +63,19 @@ class Mask2FormerPreTrainedModel(PretrainedFolder, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Our modules come initialised, as the published model is."""
+        """Parameters come initialised, as those of the published model; what follows from sizes is written again.
+
+        A model that was built on the device "meta" has lost it.
+        """
+        if isinstance(module, WindowAttention):
+            window_size = (math.isqrt(len(module.relative_position_bias_table)) + 1) // 2
+            module.relative_position_index.copy_(relative_position_index(window_size))
+        elif isinstance(module, SwinStage):
+            module.shift_masks.copy_(shift_masks(math.isqrt(module.shift_masks.shape[-1])))
+        elif isinstance(module, SetCriterion):
+            module.empty_weight.fill_(1)[-1] = self.config.no_object_weight
 
     def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
         """Swin's blocks and the layers of both decoders are computed again; never by PyTorch's older, reentrant way."""
