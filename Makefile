@@ -4,8 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= output/quickstart
 CONFIG ?= configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml
+VIDEO_OUTPUT ?= output/quickstart_video
+INSTANCE_CONFIG ?= configs/shapes/instance-segmentation/maskformer2_R18_quickstart.yaml
+VIDEO_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart.yaml
 OPTS ?=
 NUM_PICTURES ?= 12
+NUM_VIDEOS ?= 4
 DETECTRON2_DATASETS ?= datasets
 export DETECTRON2_DATASETS
 
@@ -16,11 +20,12 @@ KEY := $(shell cat $(SOURCES) 2>/dev/null | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
 SHAPES := $(DETECTRON2_DATASETS)/shapes
 
-.PHONY: help env quickstart test test-all check fix bench clean
+.PHONY: help env quickstart quickstart-video test test-all check fix bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   train, evaluate and draw on an embedded data set"
+	@echo "make quickstart-video   the same with videos: instances that keep their identity"
 	@echo "make test         run the tests"
 	@echo "make check        linter, formatter, types, import layers"
 	@echo "make fix          let linter and formatter mend what they can"
@@ -50,6 +55,18 @@ quickstart: $(STAMP)
 	$(PY) demo/demo.py --config-file $(CONFIG) --input $$(ls $(SHAPES)/val/*.jpg | head -n $(NUM_PICTURES)) \
 	  --output $(OUTPUT)/pictures --task panoptic instance semantic --opts MODEL.WEIGHTS $(OUTPUT)/model_final.pth
 	$(PY) tools/show_results.py $(OUTPUT)
+
+# What things look like is learnt from images, then their identity over time from videos.
+quickstart-video: $(STAMP)
+	$(PY) datasets/prepare_shapes.py
+	$(PY) tools/train_net.py --config-file $(INSTANCE_CONFIG) OUTPUT_DIR $(VIDEO_OUTPUT)/images DATASETS.TEST '()' $(OPTS)
+	$(PY) tools/train_net.py --config-file $(VIDEO_CONFIG) OUTPUT_DIR $(VIDEO_OUTPUT) \
+	  MODEL.WEIGHTS $(VIDEO_OUTPUT)/images/model_final.pth $(OPTS)
+	$(PY) tools/frames_to_video.py $$(ls -d $(SHAPES)/video_val/JPEGImages/* | head -n $(NUM_VIDEOS)) \
+	  --output $(VIDEO_OUTPUT)/clips
+	$(PY) demo/demo.py --config-file $(VIDEO_CONFIG) --video-input $(VIDEO_OUTPUT)/clips --output $(VIDEO_OUTPUT)/videos \
+	  --confidence-threshold 0.3 --opts MODEL.WEIGHTS $(VIDEO_OUTPUT)/model_final.pth
+	$(PY) tools/show_results.py $(VIDEO_OUTPUT)
 
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow and not gpu" $(OPTS)

@@ -15,6 +15,7 @@ METRICS = (
     ("panoptic_seg/PQ_st", "  of stuff"),
     ("segm/AP", "instance mask AP"),
     ("segm/AP50", "  at IoU 0.5"),
+    ("segm/AR10", "  recall of ten a video"),
     ("sem_seg/mIoU", "mean IoU"),
 )
 FILES = (
@@ -23,6 +24,7 @@ FILES = (
     ("metrics.json", "losses and results, one json object a line"),
     ("log.txt", "log"),
     ("pictures", "predictions on images not seen in training"),
+    ("videos", "predictions on videos not seen in training"),
 )
 
 
