@@ -59,8 +59,9 @@ def train(cfg: CfgNode, *, resume: bool = False, mapper: Callable[..., Any] | No
     from mask2former.data.own_data import register_own_data
     from mask2former.modeling import build_model
 
-    register_own_data(cfg)
     from mask2former.test_time_augmentation import CopyMaker
+
+    register_own_data(cfg)
 
     def build_batches(cfg: CfgNode, start_iter: int) -> Iterable[Batch]:
         for name in cfg.DATASETS.TEST if distributed.is_main() else ():
