@@ -140,7 +140,8 @@ def _joined(values: Any, *, with_names: bool = False) -> str:
         return str(values)
     if with_names:
         return ", ".join(f"{name} {value}" for name, value in values.items())
-    return ", ".join(f"{value} threads" if name == "threads" else str(value) for name, value in values.items())
+    threads = {"threads": f"{values.get('threads')} thread{'' if values.get('threads') == 1 else 's'}"}
+    return ", ".join(threads.get(name, str(value)) for name, value in values.items())
 
 
 def _flattened(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -150,9 +151,9 @@ def _flattened(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for name, value in items:
             yield from _flattened(value, f"{prefix}, {name}" if prefix else str(name))
     elif isinstance(values, list):
-        yield prefix, ", ".join(_formatted(value) for value in values)
+        yield prefix.replace("_", " "), ", ".join(_formatted(value) for value in values)
     else:
-        yield prefix, _formatted(values)
+        yield prefix.replace("_", " "), _formatted(values)
 
 
 def _formatted(value: Any) -> str:
