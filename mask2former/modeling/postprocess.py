@@ -124,7 +124,9 @@ def _run(
     wanted = sorted({query for task in tasks for query in task.queries})
     positions = [{query: position for position, query in enumerate(task.queries)} for task in tasks]
     group_size = geometry.group_size(to_output=resize_first)
-    least_logit = math.log(threshold / (1 - threshold))
+    least_logit = (
+        math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else math.copysign(math.inf, threshold - 0.5)
+    )
     for start in range(0, len(wanted), group_size):
         group = wanted[start : start + group_size]
         logits = geometry.resize(mask_logits[torch.tensor(group, device=mask_logits.device)], to_output=resize_first)

@@ -282,9 +282,9 @@ def test_exact_masks_follow_their_threshold() -> None:
             )[0]["segmentation"]
             .sum()
         )
-        for threshold in (0.2, 0.5, 0.9)
+        for threshold in (0.0, 0.2, 0.5, 0.9, 1.0)
     ]
-    assert areas[0] > areas[1] > areas[2] > 0
+    assert areas[0] > areas[1] > areas[2] > areas[3] > areas[4] == 0
 
 
 def test_nothing_found_is_empty_maps() -> None:
@@ -324,7 +324,7 @@ def test_wrong_arguments_are_named() -> None:
     processor = Mask2FormerImageProcessor()
     with pytest.raises(InputError, match="target_sizes: expected one for each of 2 images, found 1"):
         processor.post_process_panoptic_segmentation(_outputs(), target_sizes=[(3, 4)])
-    with pytest.raises(InputError, match="mask_threshold: expected a probability"):
-        processor.post_process_panoptic_segmentation(_outputs(), mask_threshold=1.0)
+    with pytest.raises(InputError, match=r"mask_threshold: expected a probability, 0\.\.1, found 1\.5"):
+        processor.post_process_panoptic_segmentation(_outputs(), mask_threshold=1.5)
     with pytest.raises(InputError, match="at most one"):
         processor.post_process_instance_segmentation(_outputs(), return_coco_annotation=True, return_binary_maps=True)

@@ -265,8 +265,8 @@ def _geometries(outputs: Any, *, target_sizes: Sizes | None, pixel_mask: Tensor 
 
 
 def _checked_threshold(mask_threshold: float) -> float:
-    if not 0 < mask_threshold < 1:
-        raise InputError(f"mask_threshold: expected a probability between 0 and 1, found {mask_threshold}")
+    if not 0 <= mask_threshold <= 1:
+        raise InputError(f"mask_threshold: expected a probability, 0..1, found {mask_threshold}")
     return mask_threshold
 
 
