@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Predicts images and writes overlays.
+"""Predicts images, videos or a webcam and writes overlays.
 
 python demo/demo.py --config-file F --input FILES|DIR|GLOB --output DIR [--opts MODEL.WEIGHTS model.pth]
+python demo/demo.py --config-file F --video-input clip.mp4 --output annotated.mp4 [--opts …]
+python demo/demo.py --config-file F --webcam [0] [--output recorded.mp4] [--opts …]
 """
 
 from __future__ import annotations

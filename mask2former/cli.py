@@ -68,7 +68,7 @@ def run_cli(function: Callable[[], Any], *, verbose: bool = False) -> int:
     return code if isinstance(code, int) else 0
 
 
-PREDICT_DESCRIPTION = "Predict images and write panoptic, instance and semantic overlays."
+PREDICT_DESCRIPTION = "Predict images, videos or a webcam and write panoptic, instance and semantic overlays."
 TRAIN_DESCRIPTION = (
     "Train a model, or with --eval-only evaluate one, as a config file says. Works under torchrun too, which then "
     "replaces --num-gpus and the options after it."
