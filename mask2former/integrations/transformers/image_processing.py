@@ -142,14 +142,9 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
             InputError: both kinds of maps asked for, a threshold out of range, or not as many sizes as images.
         """
         if not self.is_exact:
+            thresholds = (threshold, mask_threshold, overlap_mask_area_threshold)
             return super().post_process_instance_segmentation(
-                outputs,
-                threshold,
-                mask_threshold,
-                overlap_mask_area_threshold,
-                target_sizes,
-                return_coco_annotation,
-                return_binary_maps,
+                outputs, *thresholds, target_sizes, return_coco_annotation, return_binary_maps
             )
         if return_coco_annotation and return_binary_maps:
             raise InputError("return_coco_annotation and return_binary_maps: expected at most one of them")
@@ -161,12 +156,8 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
             mask_threshold=_checked_threshold(mask_threshold),
         )
         results = _infer(outputs, options, target_sizes=target_sizes, pixel_mask=pixel_mask)
-        return [
-            _describe_instances(
-                result["instances"], as_runs=bool(return_coco_annotation), as_masks=bool(return_binary_maps)
-            )
-            for result in results
-        ]
+        kinds = {"as_runs": bool(return_coco_annotation), "as_masks": bool(return_binary_maps)}
+        return [_describe_instances(result["instances"], **kinds) for result in results]
 
     def post_process_panoptic_segmentation(
         self,
