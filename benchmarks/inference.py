@@ -1,150 +1,146 @@
-"""Times inference end to end, image to panoptic, semantic and instance results, beside the model of transformers.
+"""Times inference end to end, image to results of all three tasks, beside transformers' forward and panoptic results.
 
-    python benchmarks/inference.py [--config-file F] [--height 800 --width 1088] [--dtype float32] [--runs 5]
+    python benchmarks/inference.py [--model R50|Swin-T|CONFIG] [--size 800 1088] [--output-size 480 640] [--dtype bfloat16]
 
-Both models have random weights and the architecture of the COCO panoptic R50 recipe, and take turns in one process, so
-that a busy machine slows both alike. Transformers is timed without its post-processing. `--detections` says how many
-queries look like a confident detection: random weights alone would detect nothing.
+Both models have the same weights and take turns in one process. Theirs is always float32 as it comes.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former import build_model, get_cfg
-from mask2former.modeling.meta_arch.inputs import pad_images
-from mask2former.modeling.postprocess import MaskGeometry
+from benchmarks.harness import now, print_ratio, record, take_turns
+from benchmarks.model_pair import ModelPair, build_pair, compare_outputs, convert_to_transformers, make_detections
 from mask2former.ops import kernel_status
 
-RECIPE = "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
-NUM_CLASSES = 133
-STAGES = ("input", "backbone", "pixel decoder", "decoder", "results")
+STAGES = {"backbone": "features", "decoders": "predict", "results": "results"}
 
 
-class StagedModel:
-    """Our model, its stages timed one by one."""
+class StageClock:
+    """Adds up the seconds that a model spends in each stage."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        cfg = get_cfg()
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.CHANNELS_LAST", args.channels_last, *args.opts])
-        self.model: Any = build_model(cfg).eval()
-        self.sample = {
-            "image": torch.randint(256, (3, args.height, args.width), dtype=torch.uint8),
-            "height": args.output_height,
-            "width": args.output_width,
-        }
-        self.geometry = MaskGeometry((0, 0), (args.height, args.width), (args.output_height, args.output_width))
-        self.num_detections = args.detections
+    def __init__(self, model: Any) -> None:
         self.seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+        for stage, owner in zip(STAGES, (model, model.sem_seg_head, model)):
+            setattr(owner, STAGES[stage], self._timed(stage, getattr(owner, STAGES[stage])))
 
-    def run(self) -> list[dict[str, Any]]:
-        """What `model([sample])` does, with the clock read in between."""
-        model, head = self.model, self.model.sem_seg_head
-        clock = [now()]
-        images, _ = pad_images(
-            [self.sample],
-            mean=model.pixel_mean,
-            std=model.pixel_std,
-            size_divisibility=model.size_divisibility,
-        )
-        clock.append(now())
-        features = model.features(images.tensor)
-        clock.append(now())
-        mask_features, _, maps = head.pixel_decoder.forward_features(features)
-        clock.append(now())
-        final = head.predictor(maps, mask_features)[-1]
-        final = final._replace(class_logits=self._as_if_trained(final.class_logits))
-        clock.append(now())
-        padded = (images.tensor.shape[-2], images.tensor.shape[-1])
-        geometry = MaskGeometry(padded, self.geometry.image, self.geometry.output)
-        results = model.results(final, [geometry], as_clips=False)
-        clock.append(now())
-        for stage, start, end in zip(STAGES, clock, clock[1:]):
-            self.seconds[stage].append(end - start)
-        return results
+    def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = now()
+            result = function(*args, **kwargs)
+            self.seconds[stage].append(now() - start)
+            return result
 
-    def _as_if_trained(self, class_logits: Tensor) -> Tensor:
-        """Class logits by which `num_detections` queries are sure of a class and the others of there being none."""
-        surest = torch.zeros_like(class_logits)
-        surest[:, : self.num_detections, : self.num_detections] = 12 * torch.eye(self.num_detections)
-        surest[:, self.num_detections :, -1] = 12
-        return surest
+        return call
+
+    def medians(self) -> dict[str, float]:
+        """Median seconds of each stage, but for the first call."""
+        return {stage: sorted(times[1:])[len(times[1:]) // 2] for stage, times in self.seconds.items()}
 
 
-def build_transformers_model(args: argparse.Namespace) -> Callable[[], Any]:
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, ResNetConfig
+def run_theirs(model: Any, images: torch.Tensor, output_size: tuple[int, int], things: set[int]) -> Any:
+    """Transformers' forward pass and panoptic post-processing."""
+    from transformers import Mask2FormerImageProcessor
 
-    backbone = ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
-    config = Mask2FormerConfig(backbone_config=backbone, num_labels=NUM_CLASSES, use_pretrained_backbone=False)
-    model: nn.Module = Mask2FormerForUniversalSegmentation(config).eval().to(args.device)
-    images = torch.randn(1, 3, args.height, args.width, device=args.device)
-    return lambda: model(pixel_values=images)
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    outputs = model(pixel_values=images)
+    processor = Mask2FormerImageProcessor()
+    stuff = set(range(model.config.num_labels)) - things
+    return processor.post_process_panoptic_segmentation(
+        outputs, threshold=0.8, overlap_mask_area_threshold=0.8, label_ids_to_fuse=stuff, target_sizes=[output_size]
+    )
 
 
-def seconds_of(function: Callable[[], Any]) -> float:
-    start = now()
-    function()
-    return now() - start
+@contextlib.contextmanager
+def our_precision(device: str, dtype: str) -> Iterator[None]:
+    with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+        yield
 
 
-def parse_arguments() -> argparse.Namespace:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of both, of our stages, and their ratio."""
+    pair = build_pair(args.model, device=args.device, with_transformers=False, opts=tuple(args.opts))
+    sample = {
+        "image": torch.randint(256, (3, *args.size), dtype=torch.uint8),
+        "height": args.output_size[0],
+        "width": args.output_size[1],
+    }
+    images, _ = pair.ours.pad([sample])
+    make_detections(pair.ours, images, num_detections=args.detections)
+    functions: dict[str, Callable[[], Any]] = {"ours": partial(run_ours, pair, sample, args)}
+    difference = None
+    if not args.without_transformers:
+        pair.theirs = convert_to_transformers(pair.ours, pair.cfg).to(args.device)
+        difference = compare_outputs(pair, images)
+        things = pair.ours.thing_ids() or set()
+        functions["theirs"] = partial(run_theirs, pair.theirs, images, tuple(args.output_size), things)
+    detected = len(run_ours(pair, sample, args)[0]["panoptic_seg"][1])
+    clock = StageClock(pair.ours)
+    seconds = take_turns(functions, runs=args.runs)
+    return {
+        "model": args.model,
+        "size": args.size,
+        "output_size": args.output_size,
+        "dtype": args.dtype,
+        "device": args.device,
+        "segments": detected,
+        "largest difference": difference,
+        "seconds": seconds,
+        "our stages": clock.medians(),
+        "ratio": seconds["theirs"] / seconds["ours"] if "theirs" in seconds else None,
+    }
+
+
+def run_ours(pair: ModelPair, sample: dict[str, Any], args: argparse.Namespace) -> Any:
+    """Image in, results of all three tasks out."""
+    with our_precision(args.device, args.dtype):
+        return pair.ours([sample])
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default_config = Path(__file__).parents[1] / "configs" / RECIPE
-    parser.add_argument("--config-file", default=str(default_config), metavar="FILE")
-    parser.add_argument("--height", type=int, default=800)
-    parser.add_argument("--width", type=int, default=1088)
-    parser.add_argument("--output-height", type=int, default=480)
-    parser.add_argument("--output-width", type=int, default=640)
+    parser.add_argument("--model", default="R50", help="R50, Swin-T or a config file")
+    parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("H", "W"))
+    parser.add_argument("--output-size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
     parser.add_argument("--detections", type=int, default=12)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="ours; theirs is float32")
-    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--without-transformers", action="store_true")
+    parser.add_argument("--no-record", action="store_true", help="print only, keep no line in benchmarks/results")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="further config values")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 @torch.inference_mode()
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    ours = StagedModel(args)
-    theirs = None if args.without_transformers else build_transformers_model(args)
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, ours in {args.dtype}; {kernel_status()}")
-    our_seconds, their_seconds = [], []
-    for _ in range(args.runs + 1):  # the first warms up
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            our_seconds.append(seconds_of(ours.run))
-        if theirs is not None:
-            their_seconds.append(seconds_of(theirs))
-    for stage, values in ours.seconds.items():
-        print(f"  {stage:14s} {statistics.median(values[1:]):7.3f} s")
-    our_median = statistics.median(our_seconds[1:])
-    print(f"ours, end to end              {our_median:7.3f} s")
-    if theirs is not None:
-        their_median = statistics.median(their_seconds[1:])
-        print(f"transformers, forward alone   {their_median:7.3f} s   ours takes {our_median / their_median:.2f} of it")
+    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads; {kernel_status()}")
+    started = time.perf_counter()
+    results = measure(args)
+    print(f"{args.model} {args.size} -> {args.output_size}, ours in {args.dtype}, {results['segments']} segments:")
+    for stage, seconds in results["our stages"].items():
+        print(f"  {stage:12s} {seconds:8.3f} s")
+    if results["ratio"] is None:
+        print(f"  end to end   {results['seconds']['ours']:8.3f} s")
+    else:
+        print(f"  logits differ by {results['largest difference']:.1e} of the largest")
+        print_ratio("end to end", ours=results["seconds"]["ours"], theirs=results["seconds"]["theirs"])
+    if not args.no_record:
+        record("inference", results)
+    print(f"  measured in {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""Our model and that of transformers with the same architecture and weights, for benchmarks that compare them.
+
+Weights are random but for the classifier, which is made sure of itself, so that an image has a realistic number of
+detections: random ones would detect nothing, and post-processing would be timed on nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mask2former import build_model, get_cfg
+from mask2former.checkpoint.conversion import write_transformers
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RECIPES = {
+    "R50": "coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
+    "Swin-T": "coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml",
+}
+# In float32 the order of summation may put a mask logit next to zero on either side of the attention threshold.
+TOLERANCE = 2e-3
+_SURENESS = 40.0  # how far the classes of random queries are drawn apart
+
+
+@dataclass
+class ModelPair:
+    """`ours` takes the framework's list of dictionaries, `theirs` what transformers' does; None where not wanted."""
+
+    cfg: Any
+    ours: Any
+    theirs: Any
+
+
+def build_pair(
+    recipe: str, *, device: str = "cpu", with_transformers: bool = True, opts: tuple[str, ...] = ()
+) -> ModelPair:
+    """Both models in evaluation mode; `recipe` is a name of RECIPES or a config file."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIGS / RECIPES[recipe] if recipe in RECIPES else recipe))
+    cfg.merge_from_list(["MODEL.DEVICE", device, *opts])
+    torch.manual_seed(0)
+    ours: Any = build_model(cfg).eval()
+    randomize_statistics(ours)
+    return ModelPair(cfg, ours, convert_to_transformers(ours, cfg).to(device) if with_transformers else None)
+
+
+def randomize_statistics(model: nn.Module) -> None:
+    """Gives frozen batch norms, whose random start is the identity, something to do without changing magnitudes."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(0, 0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.8, 1.2)
+
+
+def convert_to_transformers(ours: nn.Module, cfg: Any) -> nn.Module:
+    """Transformers' model with the weights of ours."""
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_transformers(ours.state_dict(), folder, cfg=cfg)
+        return Mask2FormerForUniversalSegmentation.from_pretrained(folder, local_files_only=True).eval()
+
+
+@torch.no_grad()
+def make_detections(model: Any, images: Tensor, *, num_detections: int) -> None:
+    """Changes the classifier so that about `num_detections` queries are sure of a class on normalised `images`.
+
+    Images are (1, 3, H, W). To be done before conversion.
+    """
+    predictor = model.sem_seg_head.predictor
+    classifier = predictor.class_embed
+    classifier.weight.mul_(_SURENESS)
+    classifier.weight[-1] = 0
+    logits = model.sem_seg_head.predict(model.features(images))[-1].class_logits[0]  # (Q, K + 1)
+    best = logits[:, :-1].amax(1).sort(descending=True).values
+    classifier.bias[-1] += (best[num_detections - 1] + best[num_detections]) / 2 - logits[0, -1]
+
+
+@torch.no_grad()
+def compare_outputs(pair: ModelPair, images: Tensor) -> float:
+    """Largest difference of the logits of both models, relative to the largest; AssertionError above TOLERANCE."""
+    ours = pair.ours.sem_seg_head(pair.ours.features(images))
+    theirs = pair.theirs(pixel_values=images)
+    worst = 0.0
+    for mine, other in (
+        (ours["pred_logits"], theirs.class_queries_logits),
+        (ours["pred_masks"], theirs.masks_queries_logits),
+    ):
+        worst = max(worst, float((mine - other).abs().max() / other.abs().max()))
+    assert worst <= TOLERANCE, f"outputs differ by {worst:.1e} of the largest, expected at most {TOLERANCE:.0e}"
+    return worst
