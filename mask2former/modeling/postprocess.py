@@ -1,9 +1,10 @@
 """From the queries' class and mask logits to semantic, panoptic and instance results of an image, and to clip results.
 
 Queries are chosen by class probability first and only chosen masks are brought to the output size, in one pass over
-small groups that feeds all tasks: memory grows with the output, not with queries times pixels.
+strips of the output that feeds all tasks: memory grows with the output, not with queries times pixels.
 
-Letters: Q queries, G queries of a group, N results, T frames, K classes, H W output size, h w size of the mask logits.
+Letters: Q queries, G chosen queries, N results, T frames, K classes, H W output size, S rows of a strip, h w size of
+the mask logits.
 """
 
 from __future__ import annotations
@@ -14,47 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.modeling.mask_geometry import MaskGeometry, MaskResizer
 from mask2former.modeling.prediction import QueryPrediction, multiply_masks
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
-_GROUP_PIXELS = 1 << 25  # of all masks that the tasks are handed at once
-_RESIZE_PIXELS = 1 << 22  # of all masks that are enlarged at once: what a processor's cache holds
 _AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
 NUM_CLIP_RESULTS = 10  # Parity: the published video model keeps ten, whatever the config says (test_parity_video)
-
-
-@dataclass(frozen=True)
-class MaskGeometry:
-    """A mask's way back: enlarged to the `padded` input, cropped to the `image`, resized to the `output`; (H, W)."""
-
-    padded: tuple[int, int]
-    image: tuple[int, int]
-    output: tuple[int, int]
-
-    def to_image(self, maps: Tensor) -> Tensor:
-        """Maps (N, h, w) of the padded input -> (N, *image)."""
-        return _resize(maps, self.padded)[:, : self.image[0], : self.image[1]]
-
-    def to_output(self, maps: Tensor) -> Tensor:
-        """Maps (N, *image) -> (N, *output)."""
-        return _resize(maps, self.output)
-
-    def resize(self, maps: Tensor, *, to_output: bool) -> Tensor:
-        """Maps (N, h, w) of the padded input -> float32 (N, *output), or (N, *image) where the output comes later."""
-        resized = maps.new_empty((len(maps), *(self.output if to_output else self.image)), dtype=torch.float32)
-        at_once = max(1, _RESIZE_PIXELS // (self.padded[0] * self.padded[1]))
-        for source, target in zip(maps.split(at_once), resized.split(at_once)):
-            enlarged = self.to_image(source.float())
-            target.copy_(self.to_output(enlarged) if to_output else enlarged)
-        return resized
-
-    def group_size(self, *, to_output: bool) -> int:
-        """How many resized masks are handed to the tasks at once."""
-        height, width = self.output if to_output else self.image
-        return max(1, _GROUP_PIXELS // (height * width))
 
 
 @dataclass(frozen=True)
@@ -75,8 +43,8 @@ class InferenceOptions:
 class _Task(Protocol):
     queries: list[int]
 
-    def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
-        """Take masks (G, H, W) and their probabilities: those in `rows` are the task's queries at `members`."""
+    def add(self, strip: slice, masks: Tensor, probs: Tensor) -> None:
+        """Take masks (G, S, W) of the task's queries and their probabilities in a strip of rows."""
 
     def result(self) -> Any:
         """What the model returns under the task's name."""
@@ -106,7 +74,7 @@ def infer_image(
     resize_first = options.resize_before_inference or options.panoptic or options.instance
     tasks: dict[str, _Task] = {}
     if options.semantic:
-        tasks["sem_seg"] = _SemanticTask(class_probs, geometry=None if resize_first else geometry)
+        tasks["sem_seg"] = _SemanticTask(class_probs, geometry=geometry, resize_first=resize_first)
     if options.panoptic:
         tasks["panoptic_seg"] = _PanopticTask(class_probs, size=geometry.output, things=things, options=options)
     if options.instance:
@@ -120,44 +88,42 @@ def infer_image(
 def _run(
     tasks: list[_Task], mask_logits: Tensor, geometry: MaskGeometry, *, resize_first: bool, threshold: float
 ) -> None:
-    """Bring the masks that any task needs to size once, group by group, and hand them to the tasks."""
+    """Bring the masks that any task needs to size once, strip by strip, and hand them to the tasks."""
     wanted = sorted({query for task in tasks for query in task.queries})
-    positions = [{query: position for position, query in enumerate(task.queries)} for task in tasks]
-    group_size = geometry.group_size(to_output=resize_first)
+    positions = {query: position for position, query in enumerate(wanted)}
+    rows = [[positions[query] for query in task.queries] for task in tasks]
+    maps = _select(mask_logits, wanted)
+    size = (maps.shape[-2], maps.shape[-1])
+    resizer = MaskResizer(geometry, size, device=maps.device, to_output=resize_first)
     least_logit = (
         math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else math.copysign(math.inf, threshold - 0.5)
     )
-    for start in range(0, len(wanted), group_size):
-        group = wanted[start : start + group_size]
-        logits = geometry.resize(mask_logits[torch.tensor(group, device=mask_logits.device)], to_output=resize_first)
+    for strip in resizer.strips(len(wanted)):
+        logits = resizer(maps, strip)
         masks, probs = logits > least_logit, logits.sigmoid_()
-        for task, position in zip(tasks, positions):
-            rows = [row for row, query in enumerate(group) if query in position]
-            if rows:
-                task.add(rows, [position[group[row]] for row in rows], masks, probs)
+        for task, chosen in zip(tasks, rows):
+            if chosen:
+                task.add(strip, _select(masks, chosen), _select(probs, chosen))
 
 
 class _SemanticTask:
     """Class maps (K, H, W): sums over queries of class probability times mask probability."""
 
-    def __init__(self, class_probs: Tensor, *, geometry: MaskGeometry | None) -> None:
-        """With a `geometry`, the sums still have the image's size and are resized to the output."""
-        self.class_probs = class_probs[:, :-1]
+    def __init__(self, class_probs: Tensor, *, geometry: MaskGeometry, resize_first: bool) -> None:
+        """Without `resize_first` the sums still have the image's size and are resized to the output."""
+        self.weights = class_probs[:, :-1].T  # (K, Q)
         self.queries = list(range(len(class_probs)))
         self.geometry = geometry
-        self.maps: Tensor | None = None
+        self.resize_last = not resize_first
+        size = geometry.output if resize_first else geometry.image
+        self.maps = class_probs.new_empty((len(self.weights), *size))
 
-    def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
-        weights = self.class_probs[members[0] : members[-1] + 1].T  # (K, G): groups of all queries are ranges
-        pixels = probs.flatten(1)  # (G, HW)
-        if self.maps is None:
-            self.maps = (weights @ pixels).unflatten(1, probs.shape[1:])
-        else:
-            self.maps.flatten(1).addmm_(weights, pixels)
+    def add(self, strip: slice, masks: Tensor, probs: Tensor) -> None:
+        sums = self.maps[:, strip].flatten(1)  # (K, SW), rows of the maps: a view
+        torch.mm(self.weights, probs.flatten(1), out=sums)
 
     def result(self) -> Tensor:
-        assert self.maps is not None, "a model has at least one query"
-        return self.maps if self.geometry is None else self.geometry.to_output(self.maps)
+        return self.geometry.image_to_output(self.maps) if self.resize_last else self.maps
 
 
 class _PanopticTask:
@@ -181,35 +147,29 @@ class _PanopticTask:
         self.overlap_threshold = options.overlap_threshold
         self.mask_threshold = options.mask_threshold
         device = class_probs.device
-        self.weights = scores[torch.tensor(kept, dtype=torch.long, device=device)]
-        self.best = torch.full(size, -1.0, device=device)  # score times probability of the winner so far
-        self.winner = torch.zeros(size, dtype=torch.long, device=device)  # its position among the kept
-        self.inside = torch.zeros(size, dtype=torch.bool, device=device)  # whether its own mask holds the pixel
-        self.areas: list[Tensor] = []
+        self.weights = scores[torch.tensor(kept, dtype=torch.long, device=device)][:, None, None]
+        self.size = size
+        self.winners: list[Tensor] = []  # (S, W): twice the pixel's winner among the kept, plus 1 inside its own mask
+        self.areas: list[Tensor] = []  # (G,): pixels of each kept mask
 
-    def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
-        probs = _select(probs, rows)
-        first = members[0]  # the kept queries of a group follow one another
-        weighted = probs * self.weights[first : first + len(rows), None, None]
-        best, index = weighted.max(dim=0)
-        inside = probs.gather(0, index[None])[0] >= self.mask_threshold
-        is_better = best > self.best
-        self.best = best.where(is_better, self.best)
-        self.winner = (index + first).where(is_better, self.winner)
-        self.inside = inside.where(is_better, self.inside)
+    def add(self, strip: slice, masks: Tensor, probs: Tensor) -> None:
+        winner = (probs * self.weights).argmax(dim=0)  # (S, W)
+        inside = probs.gather(0, winner[None])[0] >= self.mask_threshold
+        self.winners.append((2 * winner + inside).int())
         self.areas.append(_as_floats(probs >= self.mask_threshold).sum(1))  # exact up to 2**24 pixels
 
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""
         if not self.queries:
-            return torch.zeros_like(self.winner, dtype=torch.int32), []
+            return torch.zeros(self.size, dtype=torch.int32, device=self.weights.device), []
         num_kept = len(self.queries)
+        winners = torch.cat(self.winners)
         # One histogram gives, for each kept query, the pixels it won outside and inside its own mask.
-        won = (2 * self.winner + self.inside).flatten().bincount(minlength=2 * num_kept).view(num_kept, 2)
-        counts = torch.cat((won, torch.cat(self.areas)[:, None].long()), dim=1).tolist()
-        segment_of, segments = self._segments(counts)
-        ids = torch.tensor(segment_of, dtype=torch.int32, device=self.winner.device)[self.winner]
-        return ids * self.inside, segments
+        won = winners.flatten().bincount(minlength=2 * num_kept).view(num_kept, 2)
+        areas = torch.stack(self.areas).long().sum(0)
+        segment_of, segments = self._segments(torch.cat((won, areas[:, None]), dim=1).tolist())
+        ids = [segment * inside for segment in segment_of for inside in (0, 1)]
+        return torch.tensor(ids, dtype=torch.int32, device=winners.device)[winners], segments
 
     def _segments(self, counts: list[list[int]]) -> tuple[list[int], list[dict[str, Any]]]:
         """The segment id of each kept query, 0 for none, and the segments."""
@@ -251,21 +211,19 @@ class _InstanceTask:
         self.members = torch.tensor([position[pair[2]] for pair in pairs], dtype=torch.long, device=device)
         self.size = size
         self.score_threshold = options.score_threshold
-        self.masks = [torch.zeros((0, *size), dtype=torch.bool, device=device)]
-        self.mask_scores = [torch.zeros(0, device=device)]
+        self.masks = torch.zeros((len(self.queries), *size), dtype=torch.bool, device=device)
+        self.sums = torch.zeros((2, len(self.queries)), device=device)  # probabilities inside each mask, its pixels
 
-    def add(self, rows: list[int], members: list[int], masks: Tensor, probs: Tensor) -> None:
-        masks, probs = _select(masks, rows), _select(probs, rows)
-        inside = _as_floats(masks)  # (G, HW)
-        total = torch.einsum("gp,gp->g", probs.flatten(1), inside)
-        self.masks.append(masks)
-        self.mask_scores.append(total / (inside.sum(1) + _AREA_EPSILON))
+    def add(self, strip: slice, masks: Tensor, probs: Tensor) -> None:
+        self.masks[:, strip] = masks
+        inside = _as_floats(masks)  # (G, SW)
+        self.sums += torch.stack((torch.einsum("gp,gp->g", probs.flatten(1), inside), inside.sum(1)))
 
     def result(self) -> Instances:
         """N instances by falling score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
-        masks = torch.cat(self.masks)
-        boxes_xyxy = masks_to_boxes_xyxy(masks)
-        scores = self.scores * torch.cat(self.mask_scores)[self.members]
+        boxes_xyxy = masks_to_boxes_xyxy(self.masks)
+        mask_scores = self.sums[0] / (self.sums[1] + _AREA_EPSILON)
+        scores = self.scores * mask_scores[self.members]
         scores, order = scores.sort(descending=True)
         order = order[scores >= self.score_threshold]
         members = self.members[order]
@@ -273,7 +231,7 @@ class _InstanceTask:
             self.size,
             scores=scores[: len(order)],
             pred_classes=self.labels[order],
-            pred_masks=masks[members],
+            pred_masks=self.masks[members],
             pred_boxes=Boxes(boxes_xyxy[members]),
         )
 
@@ -309,10 +267,10 @@ def infer_clip(prediction: QueryPrediction, *, geometry: MaskGeometry) -> dict[s
 
 
 def clip_masks(prediction: QueryPrediction, queries: Tensor, *, geometry: MaskGeometry) -> Iterator[Tensor]:
-    """Masks (NT, H, W) bool of N queries in one clip (B = 1), at output size, on the host, in groups of rows."""
+    """Masks (T, H, W) bool of each of N queries in one clip (B = 1), at output size, on the host."""
     logits = multiply_masks(prediction.mask_embed[:, queries], prediction.mask_features)[0]  # (N, T, h, w)
-    for group in logits.flatten(0, 1).split(geometry.group_size(to_output=True)):
-        yield (geometry.resize(group, to_output=True) > 0).cpu()
+    for frames in logits:
+        yield (geometry.resize(frames) > 0).cpu()
 
 
 def _as_floats(masks: Tensor) -> Tensor:
@@ -323,10 +281,3 @@ def _as_floats(masks: Tensor) -> Tensor:
 def _select(maps: Tensor, rows: list[int]) -> Tensor:
     """Rows of maps (G, H, W) without a copy where all are wanted."""
     return maps if len(rows) == len(maps) else maps[torch.tensor(rows, device=maps.device)]
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (N, h, w) resized bilinearly to (N, *size)."""
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mask2former.modeling.postprocess import MaskGeometry
+from mask2former.modeling.mask_geometry import MaskGeometry
 
 _SAME_MASK = 0.5  # overlap from which two masks of an image are one, as in panoptic quality
 _TINY = 1e-12

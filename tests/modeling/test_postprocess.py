@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former.modeling import postprocess
+from mask2former.modeling import mask_geometry
 from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_clip, infer_image
 from mask2former.modeling.prediction import QueryPrediction
 
@@ -65,13 +65,12 @@ def naive_panoptic(
     return ids, segments
 
 
-@pytest.fixture(params=[1 << 25, 2 * 64 * 96, 1], ids=["one group", "two masks", "one mask"])
-def _group_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postprocess, "_GROUP_PIXELS", request.param)
-    monkeypatch.setattr(postprocess, "_RESIZE_PIXELS", request.param)
+@pytest.fixture(params=[1 << 25, 7 * 9 * 96, 1], ids=["one strip", "strips of several rows", "strips of a row"])
+def _strip_pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_geometry, "_CPU_STRIP_PIXELS", request.param)
 
 
-@pytest.mark.usefixtures("_group_elements")
+@pytest.mark.usefixtures("_strip_pixels")
 @pytest.mark.parametrize("seed", range(4))
 def test_panoptic_equals_the_definition(seed: int) -> None:
     torch.manual_seed(seed)
@@ -86,7 +85,7 @@ def test_panoptic_equals_the_definition(seed: int) -> None:
     assert len(segments) > 0
 
 
-@pytest.mark.usefixtures("_group_elements")
+@pytest.mark.usefixtures("_strip_pixels")
 def test_semantic_equals_the_definition() -> None:
     class_logits, mask_logits = random_logits()
     found = infer_image(class_logits, mask_logits, geometry=GEOMETRY, options=ALL_TASKS)["sem_seg"]
@@ -94,7 +93,7 @@ def test_semantic_equals_the_definition() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("_group_elements")
+@pytest.mark.usefixtures("_strip_pixels")
 def test_semantic_alone_resizes_after_the_sum() -> None:
     class_logits, mask_logits = random_logits()
     found = infer_image(class_logits, mask_logits, geometry=GEOMETRY, options=InferenceOptions())
@@ -109,7 +108,7 @@ def test_semantic_alone_resizes_after_the_sum() -> None:
     torch.testing.assert_close(found["sem_seg"], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("_group_elements")
+@pytest.mark.usefixtures("_strip_pixels")
 @pytest.mark.parametrize("with_panoptic", [True, False])
 def test_instances_equal_the_definition(with_panoptic: bool) -> None:
     class_logits, mask_logits = random_logits(sharpness=1.0)
@@ -191,7 +190,7 @@ def test_every_class_is_a_thing_where_things_are_unknown() -> None:
     assert all(segment["isthing"] for segment in segments)
 
 
-@pytest.mark.usefixtures("_group_elements")
+@pytest.mark.usefixtures("_strip_pixels")
 def test_clip_keeps_the_ten_best_pairs() -> None:
     class_logits, masks = random_logits()
     mask_logits = torch.stack([masks, masks.flip(-1), masks.flip(-2)], dim=1)  # (Q, T, h, w)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mask2former.modeling.postprocess import MaskGeometry
+from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.query_merging import QueryMean, move_masks, soft_overlap
 
 GEOMETRY = MaskGeometry(padded=(64, 96), image=(61, 93), output=(50, 70))

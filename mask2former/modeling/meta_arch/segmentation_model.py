@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.modeling.backbone import build_backbone
+from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.assembly import build_sem_seg_head
 from mask2former.modeling.meta_arch.inputs import pad_images
-from mask2former.modeling.postprocess import MaskGeometry
 
 
 class SegmentationModel(nn.Module):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mask2former.errors import InputError
 from mask2former.modeling.losses import pixel_ce_loss
+from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.inputs import count_frames, pad_label_maps
 from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
-from mask2former.modeling.postprocess import MaskGeometry
 from mask2former.modeling.registry import META_ARCH_REGISTRY
 
 
@@ -102,6 +102,6 @@ class SemanticSegmentor(SegmentationModel):
         enlarged = (logits.shape[-2] * stride, logits.shape[-1] * stride)  # an odd input is smaller
         with torch.autocast(self.device.type, enabled=False):
             return [
-                {"sem_seg": replace(geometry, padded=enlarged).resize(maps, to_output=True)}
+                {"sem_seg": replace(geometry, padded=enlarged).resize(maps)}
                 for maps, geometry in zip(logits, geometries, strict=True)
             ]

@@ -1,0 +1,86 @@
+"""How masks come from the model's grid to the output's: enlarged to the padded input, cropped, resized.
+
+Bilinear resizing is linear and acts on rows and columns apart, so both resizings and the crop between them are one
+matrix for the rows and one for the columns. Any strip of the output is then formed alone, from the few rows of the
+small maps that it depends on: no map is ever held at the size between.
+
+Letters: N maps, h w size of the maps, H W size of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Target pixels of all maps that are formed at once: on a CPU what its cache holds, on a GPU what keeps it busy.
+_CPU_STRIP_PIXELS = 1 << 22
+_STRIP_PIXELS = 1 << 26
+
+
+@dataclass(frozen=True)
+class MaskGeometry:
+    """A mask's way back: enlarged to the `padded` input, cropped to the `image`, resized to the `output`; (H, W)."""
+
+    padded: tuple[int, int]
+    image: tuple[int, int]
+    output: tuple[int, int]
+
+    def resize(self, maps: Tensor) -> Tensor:
+        """Maps (N, h, w) of the padded input -> float32 (N, *output)."""
+        resizer = MaskResizer(self, (maps.shape[-2], maps.shape[-1]), device=maps.device)
+        resized = maps.new_empty((len(maps), *self.output), dtype=torch.float32)
+        for strip in resizer.strips(len(maps)):
+            resized[:, strip] = resizer(maps, strip)
+        return resized
+
+    def image_to_output(self, maps: Tensor) -> Tensor:
+        """Maps (N, *image) -> (N, *output)."""
+        if self.image == self.output:
+            return maps
+        return F.interpolate(maps[None], size=self.output, mode="bilinear", align_corners=False)[0]
+
+
+class MaskResizer:
+    """Resizes maps (N, h, w) of one `geometry`, strip by strip of the target: the output, or the image inside it."""
+
+    def __init__(
+        self, geometry: MaskGeometry, size: tuple[int, int], *, device: torch.device, to_output: bool = True
+    ) -> None:
+        self.target = geometry.output if to_output else geometry.image
+        rows, columns = (
+            _interpolation(source, padded, image, target)
+            for source, padded, image, target in zip(size, geometry.padded, geometry.image, self.target)
+        )
+        used = rows != 0  # (H, h)
+        self._first = used.long().argmax(1).tolist()  # first and last map row that each target row depends on
+        self._last = (size[0] - 1 - used.flip(1).long().argmax(1)).tolist()
+        self.rows = rows.to(device)  # (H, h)
+        self.columns = columns.T.contiguous().to(device)  # (w, W)
+
+    def strips(self, num_maps: int) -> Iterator[slice]:
+        """Ranges of target rows in which so many maps are handled at once."""
+        budget = _CPU_STRIP_PIXELS if self.rows.is_cpu else _STRIP_PIXELS
+        height, width = self.target
+        step = max(1, budget // max(1, num_maps * width))
+        for start in range(0, height, step):
+            yield slice(start, min(start + step, height))
+
+    def __call__(self, maps: Tensor, strip: slice) -> Tensor:
+        """Maps (N, h, w) -> float32 (N, strip, W)."""
+        first, last = min(self._first[strip]), max(self._last[strip])
+        band = maps[:, first : last + 1].float()  # (N, n, w)
+        return self.rows[strip, first : last + 1] @ (band @ self.columns)  # (s, n) @ (N, n, W)
+
+
+def _interpolation(source: int, padded: int, image: int, target: int) -> Tensor:
+    """The matrix (target, source) of one axis: `source` places enlarged to `padded`, cut to `image`, made `target`."""
+    weights = torch.eye(source)[None]  # (1, source, source): each place by itself
+    for size in (padded, target):
+        if weights.shape[-1] != size:
+            weights = F.interpolate(weights, size=size, mode="linear", align_corners=False)
+        weights = weights[..., :image] if size is padded else weights
+    return weights[0].T.contiguous()
