@@ -1,6 +1,6 @@
 """Times inference end to end, image to results of all three tasks, beside transformers' forward and panoptic results.
 
-    python benchmarks/inference.py [--model R50|Swin-T|CONFIG] [--size 800 1088] [--output-size 480 640] [--dtype bfloat16]
+    python benchmarks/inference.py [--model R50|Swin-T|CONFIG] [--size H W] [--output-size H W] [--dtype bfloat16]
 
 Both models have the same weights and take turns in one process. Theirs is always float32 as it comes.
 """

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from benchmarks.harness import now, print_ratio, record, take_turns
-from benchmarks.model_pair import TOLERANCE, build_pair, compare_outputs
+from benchmarks.model_pair import build_pair, compare_outputs
 from mask2former.engine.optimizer import build_optimizer
 from mask2former.ops import kernel_status
 from mask2former.structures import Instances
@@ -42,8 +42,8 @@ class OurStep:
         self.optimizer = build_optimizer(cfg, model)
         self.parts: dict[str, list[float]] = {}
         criterion = model.criterion
-        criterion.matcher = _timed(criterion.matcher, self.parts.setdefault("matching", []))
-        model.losses = _timed(model.losses, self.parts.setdefault("matching and loss", []))
+        criterion.matcher = _Timed(criterion.matcher, self.parts.setdefault("matching", []))
+        model.losses = _Timed(model.losses, self.parts.setdefault("matching and loss", []))
 
     def __call__(self) -> float:
         start = now()
@@ -89,7 +89,7 @@ class TheirStep:
         return output.loss.item()
 
 
-class _timed:
+class _Timed:
     """A callable that notes how long its calls take."""
 
     def __init__(self, function: Callable[..., Any], seconds: list[float]) -> None:

@@ -47,6 +47,36 @@ def ms_deform_attn(
     return torch.ops.mask2former.ms_deform_attn(value, shapes, sampling_locations, weights)
 
 
+def ms_deform_attn_around(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *, centres: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    """`ms_deform_attn` at places around each query's own, weighted by a softmax: what an encoder layer computes.
+
+    value, spatial_shapes, result: as in `ms_deform_attn`.
+    centres: (Q, 2) as (x, y), 0 to 1 from edge to edge of every level, float32 or float64.
+    offsets: (B, Q, M, L, P, 2) in pixels of each level. logits: (B, Q, M, L, P) of a softmax over all points of a head.
+    On a CPU without gradients neither locations nor weights are ever stored.
+    """
+    if not (torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing()):
+        output = _forward_around_cpu(value, spatial_shapes, centres=centres, offsets=offsets, logits=logits)
+        if output is not None:
+            return output
+    # Places and their weights have at least float32: bfloat16 cannot tell neighbouring pixels of a wide map apart.
+    precise = torch.promote_types(offsets.dtype, torch.float32)
+    pixels = torch.tensor([[1 / w, 1 / h] for h, w in spatial_shapes], dtype=precise, device=offsets.device)  # (L, 2)
+    locations = torch.addcmul(centres.to(precise)[:, None, None, None], offsets.to(precise), pixels[:, None])
+    weights = _softmax_over_few(logits.to(precise).flatten(3)).view(logits.shape)
+    return ms_deform_attn(value, spatial_shapes, locations, weights)
+
+
+def _softmax_over_few(x: Tensor) -> Tensor:
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return x.softmax(-1)
+    # The CPU kernel works along the last axis, which is short here; written out, this takes a fifth of its time.
+    exponentials = (x - x.detach().amax(-1, keepdim=True)).exp()
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
 def ms_deform_attn_reference(
     value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
@@ -81,6 +111,13 @@ def _promote_weights(attention_weights: Tensor, sampling_locations: Tensor) -> T
 def _check_arguments(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> None:
+    _check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
+    _check_dtypes(value, sampling_locations, attention_weights)
+
+
+def _check_shapes(
+    value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
+) -> None:
     if value.ndim != 4:
         raise ValueError(f"value must have shape (B, S, M, D), got {tuple(value.shape)}")
     if len(spatial_shapes) < 2 or len(spatial_shapes) % 2:
@@ -97,7 +134,6 @@ def _check_arguments(
         raise ValueError(f"sampling_locations must have shape {expected}, got {found}")
     if attention_weights.shape != found[:5]:
         raise ValueError(f"attention_weights must have shape {found[:5]}, got {tuple(attention_weights.shape)}")
-    _check_dtypes(value, sampling_locations, attention_weights)
 
 
 def _check_dtypes(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> None:
@@ -174,6 +210,7 @@ def _forward_cpu(
         weights.data_ptr(),
         output.data_ptr(),
         *_sizes(value, locations),
+        None,
         torch.get_num_threads(),
     )
     _raise_if_out_of_memory(status)
@@ -210,6 +247,38 @@ def _backward_cpu(
     )
     _raise_if_out_of_memory(status)
     return grads
+
+
+def _forward_around_cpu(
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *, centres: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor | None:
+    """`ms_deform_attn_around` by the kernel that reads offsets and logits itself; None where it cannot serve."""
+    tensors = (value, offsets, logits)
+    if not (all(tensor.is_cpu and tensor.dtype == value.dtype for tensor in tensors) and value.dtype in _CPU_DTYPES):
+        return None
+    library = native.cpu_library()
+    if library is None or value.shape[1] > _MAX_TOKENS or offsets.numel() == 0:
+        return None
+    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+    shapes = _flatten_shapes(spatial_shapes)
+    _check_shapes(value, shapes, offsets, logits)
+    if centres.shape != (offsets.shape[1], 2):
+        raise ValueError(f"centres must have shape ({offsets.shape[1]}, 2), got {tuple(centres.shape)}")
+    value, offsets, logits, centres = value.contiguous(), offsets.contiguous(), logits.contiguous(), centres.to(exact)
+    output = value.new_empty(_output_shape(value, offsets))
+    status = library.m2f_ms_deform_attn_forward(
+        _CPU_DTYPES[value.dtype],
+        value.data_ptr(),
+        _shape_array(shapes),
+        offsets.data_ptr(),
+        logits.data_ptr(),
+        output.data_ptr(),
+        *_sizes(value, offsets),
+        centres.contiguous().data_ptr(),
+        torch.get_num_threads(),
+    )
+    _raise_if_out_of_memory(status)
+    return output
 
 
 def _raise_if_out_of_memory(status: int) -> None:

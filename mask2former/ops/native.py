@@ -16,7 +16,8 @@ CPU_LIBRARY = "libm2f_ops_cpu.so"
 CUDA_LIBRARY = "libm2f_ops_cuda.so"
 BUILD_COMMAND = "python -m mask2former.ops.build"
 
-_ABI_VERSION = 1  # kAbiVersion in csrc; raised with every change of an argument list
+# kAbiVersion in csrc, raised with every change of an argument list.
+_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 2, 1
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIZES = [_INT64] * 7  # B, S, M, D, Q, L, P
 # dtype, tensors and shapes, sizes; then what the library adds.
@@ -67,10 +68,10 @@ def _warn_once(kind: str, problem: str) -> None:
 
 @functools.cache
 def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
-    library, problem = _open_library(LIBRARY_DIR / CPU_LIBRARY)
+    library, problem = _open_library(LIBRARY_DIR / CPU_LIBRARY, _CPU_ABI_VERSION)
     if library is None:
         return None, problem
-    library.m2f_ms_deform_attn_forward.argtypes = [*_FORWARD, _INT]  # number of threads
+    library.m2f_ms_deform_attn_forward.argtypes = [*_FORWARD, _POINTER, _INT]  # centres, number of threads
     library.m2f_ms_deform_attn_backward.argtypes = [*_BACKWARD, _INT]
     library.m2f_use_gomp_parallel.argtypes = [_POINTER]
     for text in (library.m2f_instruction_set, library.m2f_limit_instruction_set, library.m2f_threading):
@@ -81,7 +82,7 @@ def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
 
 @functools.cache
 def _load_cuda_library() -> tuple[ctypes.CDLL | None, str]:
-    library, problem = _open_library(LIBRARY_DIR / CUDA_LIBRARY)
+    library, problem = _open_library(LIBRARY_DIR / CUDA_LIBRARY, _CUDA_ABI_VERSION)
     if library is None:
         return None, problem
     library.m2f_cuda_ms_deform_attn_forward.argtypes = [*_FORWARD, _POINTER]  # stream
@@ -93,7 +94,7 @@ def _load_cuda_library() -> tuple[ctypes.CDLL | None, str]:
     return library, ""
 
 
-def _open_library(path: Path) -> tuple[ctypes.CDLL | None, str]:
+def _open_library(path: Path, expected: int) -> tuple[ctypes.CDLL | None, str]:
     if not path.is_file():
         return None, f"{path.name} is not built"
     try:
@@ -101,8 +102,8 @@ def _open_library(path: Path) -> tuple[ctypes.CDLL | None, str]:
         version = library.m2f_abi_version()
     except (OSError, AttributeError) as error:
         return None, f"{path.name} cannot be loaded: {error}"
-    if version != _ABI_VERSION:
-        return None, f"{path.name} is of another version ({version}, expected {_ABI_VERSION})"
+    if version != expected:
+        return None, f"{path.name} is of another version ({version}, expected {expected})"
     return library, ""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from mask2former.config import get_cfg
 from mask2former.errors import ConfigError
 from mask2former.modeling.pixel_decoder import MSDeformAttnPixelDecoder
-from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttn, pixel_centres, pixel_sizes
+from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttn, pixel_centres
 from mask2former.ops import point_sample
 from mask2former.structures import ShapeSpec
 
@@ -120,7 +120,6 @@ def test_deformable_attention_without_offsets_reads_its_own_place() -> None:
         tokens,
         tokens,
         centres=pixel_centres(shapes, device=tokens.device),
-        pixels=pixel_sizes(shapes, device=tokens.device),
         shapes=shapes,
     )
     torch.testing.assert_close(found, attention.output_proj(attention.value_proj(tokens)))

@@ -4,6 +4,7 @@ from mask2former.modeling.layers.attention import MultiheadAttention
 from mask2former.modeling.layers.checkpointing import run_checkpointed
 from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm, init_xavier
 from mask2former.modeling.layers.drop_path import DropPath
+from mask2former.modeling.layers.linear import Linear, linear
 from mask2former.modeling.layers.mlp import MLP
 from mask2former.modeling.layers.norms import (
     NORM_NAMES,
@@ -25,6 +26,7 @@ __all__ = [
     "DropPath",
     "FrozenBatchNorm2d",
     "LayerNorm2d",
+    "Linear",
     "MultiheadAttention",
     "NormSpec",
     "PositionEmbeddingSine",
@@ -37,6 +39,7 @@ __all__ = [
     "freeze_batch_norm",
     "get_norm",
     "init_xavier",
+    "linear",
     "run_checkpointed",
     "sine_position_encoding",
 ]

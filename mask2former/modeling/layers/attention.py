@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mask2former.modeling.layers.linear import linear
+
 
 class MultiheadAttention(nn.Module):
     """Attention (Vaswani et al. 2017): queries (B, Q, C), keys and values (B, S, C) -> (B, Q, C)."""
@@ -36,9 +38,9 @@ class MultiheadAttention(nn.Module):
         query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
         query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
         heads = _attend(
-            self._split_heads(F.linear(query, query_weight, query_bias)),
-            self._split_heads(F.linear(key, key_weight, key_bias)),
-            self._split_heads(F.linear(value, value_weight, value_bias)),
+            self._split_heads(linear(query, query_weight, query_bias)),
+            self._split_heads(linear(key, key_weight, key_bias)),
+            self._split_heads(linear(value, value_weight, value_bias)),
             attend_mask,
             dropout=self.dropout if self.training else 0.0,
         )

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import SizeCache, run_checkpointed
-from mask2former.ops import ms_deform_attn
+from mask2former.modeling.layers import Linear, SizeCache, run_checkpointed
+from mask2former.ops import ms_deform_attn_around
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -31,10 +31,10 @@ class MSDeformAttn(nn.Module):
         self.num_heads = num_heads
         self.num_points = num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(channels, 2 * samples)
-        self.attention_weights = nn.Linear(channels, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(channels, 2 * samples)
+        self.attention_weights = Linear(channels, samples)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -53,28 +53,23 @@ class MSDeformAttn(nn.Module):
         nn.init.xavier_uniform_(self.value_proj.weight)
         nn.init.xavier_uniform_(self.output_proj.weight)
 
-    def forward(self, query: Tensor, value: Tensor, *, centres: Tensor, pixels: Tensor, shapes: Shapes) -> Tensor:
+    def forward(self, query: Tensor, value: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
         """`query` (B, Q, C), `value` (B, S, C) of all tokens; `shapes` are L pairs (H, W).
 
-        `centres` (Q, 2) of the queries and sizes `pixels` (L, 2) of a pixel are x, y in 0..1 of the extent, float32.
+        `centres` (Q, 2) of the queries are x, y in 0..1 of the extent, float32.
         """
-        return self.attend(query, self.heads_of(value), centres=centres, pixels=pixels, shapes=shapes)
+        return self.attend(query, self.heads_of(value), centres=centres, shapes=shapes)
 
     def heads_of(self, value: Tensor) -> Tensor:
         """What all queries sample, (B, S, M, D), of tokens (B, S, C)."""
         return self.value_proj(value).unflatten(-1, (self.num_heads, -1))
 
-    def attend(self, query: Tensor, heads: Tensor, *, centres: Tensor, pixels: Tensor, shapes: Shapes) -> Tensor:
+    def attend(self, query: Tensor, heads: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
         """As `forward`, with the value's heads (B, S, M, D) given: the queries may be some of many."""
         grid = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*grid, 2)
-        weights = self.attention_weights(query).view(*grid[:3], -1)
-        # Places and their weights have at least float32: bfloat16 cannot tell neighbouring pixels of a wide map apart.
-        precise = torch.promote_types(offsets.dtype, torch.float32)
-        centres, pixels = centres.to(precise)[:, None, None, None], pixels.to(precise)[:, None]
-        locations = torch.addcmul(centres, offsets.to(precise), pixels)  # (B, Q, M, L, P, 2)
-        weights = _softmax_over_few(weights.to(precise)).view(grid)
-        return self.output_proj(ms_deform_attn(heads, shapes, locations, weights))
+        logits = self.attention_weights(query).view(grid)
+        return self.output_proj(ms_deform_attn_around(heads, shapes, centres=centres, offsets=offsets, logits=logits))
 
 
 class MSDeformAttnEncoderLayer(nn.Module):
@@ -93,31 +88,29 @@ class MSDeformAttnEncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(channels, num_levels=num_levels, num_heads=num_heads, num_points=num_points)
         self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, hidden_channels)
-        self.linear2 = nn.Linear(hidden_channels, channels)
+        self.linear1 = Linear(channels, hidden_channels)
+        self.linear2 = Linear(hidden_channels, channels)
         self.norm2 = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
-    def forward(self, tokens: Tensor, position: Tensor, *, centres: Tensor, pixels: Tensor, shapes: Shapes) -> Tensor:
-        """`tokens` (B, S, C), `position` (1, S, C); `centres`, `pixels` and `shapes` as in `MSDeformAttn`."""
+    def forward(self, tokens: Tensor, position: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
+        """`tokens` (B, S, C), `position` (1, S, C); `centres` and `shapes` as in `MSDeformAttn`."""
         heads = self.self_attn.heads_of(tokens)
         tiles = _tiles_of(tokens)
         if tiles is None:
-            return self._update(tokens, position, heads, centres=centres, pixels=pixels, shapes=shapes)
+            return self._update(tokens, position, heads, centres=centres, shapes=shapes)
         updated = torch.empty_like(tokens, dtype=torch.promote_types(tokens.dtype, self.norm2.weight.dtype))
         for tile in tiles:
             updated[:, tile] = self._update(
-                tokens[:, tile], position[:, tile], heads, centres=centres[tile], pixels=pixels, shapes=shapes
+                tokens[:, tile], position[:, tile], heads, centres=centres[tile], shapes=shapes
             )
         return updated
 
-    def _update(
-        self, tokens: Tensor, position: Tensor, heads: Tensor, *, centres: Tensor, pixels: Tensor, shapes: Shapes
-    ) -> Tensor:
+    def _update(self, tokens: Tensor, position: Tensor, heads: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
         """The layer's output for some of the tokens, (B, Q, C): beside `heads` a token needs nothing of the others."""
-        attended = self.self_attn.attend(tokens + position, heads, centres=centres, pixels=pixels, shapes=shapes)
+        attended = self.self_attn.attend(tokens + position, heads, centres=centres, shapes=shapes)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))
@@ -131,18 +124,14 @@ class MSDeformAttnEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.use_checkpoint = False  # keeps less in training; each layer is then computed twice
         self._centres = SizeCache()
-        self._pixels = SizeCache()
 
     def forward(self, tokens: Tensor, position: Tensor, *, shapes: Shapes) -> Tensor:
         """`tokens` (B, S, C), `position` (1, S, C), `shapes` the (H, W) of each level in the order of the tokens."""
         key = (tuple(shapes), tokens.device)
         centres = self._centres.get(key, lambda: pixel_centres(shapes, device=tokens.device))
-        pixels = self._pixels.get(key, lambda: pixel_sizes(shapes, device=tokens.device))
         for layer in self.layers:
             enabled = self.use_checkpoint and self.training
-            tokens = run_checkpointed(
-                layer, tokens, position, enabled=enabled, centres=centres, pixels=pixels, shapes=shapes
-            )
+            tokens = run_checkpointed(layer, tokens, position, enabled=enabled, centres=centres, shapes=shapes)
         return tokens
 
 
@@ -159,14 +148,6 @@ def _tiles_of(tokens: Tensor) -> list[slice] | None:
     return [slice(start, start + size) for start in range(0, num_tokens, size)]
 
 
-def _softmax_over_few(x: Tensor) -> Tensor:
-    if not x.is_cpu or torch.compiler.is_compiling():
-        return x.softmax(-1)
-    # The CPU kernel works along the last axis, which is short here; written out, this takes a fifth of its time.
-    exponentials = (x - x.detach().amax(-1, keepdim=True)).exp()
-    return exponentials / exponentials.sum(-1, keepdim=True)
-
-
 def pixel_centres(shapes: Shapes, *, device: torch.device) -> Tensor:
     """Centres (S, 2) float32 of the pixels of all levels, as x, y in 0..1 of each level's own extent."""
     levels = []
@@ -176,8 +157,3 @@ def pixel_centres(shapes: Shapes, *, device: torch.device) -> Tensor:
         y, x = torch.meshgrid(rows, columns, indexing="ij")  # (H, W)
         levels.append(torch.stack((x, y), dim=-1).flatten(0, 1))  # (HW, 2)
     return torch.cat(levels)
-
-
-def pixel_sizes(shapes: Shapes, *, device: torch.device) -> Tensor:
-    """Width and height (L, 2) float32 of a pixel of each level, as fractions of the level's extent."""
-    return torch.tensor([[1 / width, 1 / height] for height, width in shapes], device=device)

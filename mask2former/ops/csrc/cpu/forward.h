@@ -13,7 +13,7 @@ template <class T, class Index>
 struct ForwardPlan {
   using Int = typename IntOf<T>::type;
   // Of each point of a query, all heads (M * L * P, padded): constants of its level and head,
-  T *width, *height;
+  T *width, *height, *pixel_width, *pixel_height;
   Int *last_x, *last_y;
   Index *row_step, *start;
   // what the query says,
@@ -25,7 +25,7 @@ struct ForwardPlan {
   static size_t layout(Arena* arena, int64_t num_points, ForwardPlan* plan) {
     const int64_t n = padded_points(num_points);
     ForwardPlan p;
-    T** const floats[] = {&p.width, &p.height, &p.x, &p.y, &p.attention};
+    T** const floats[] = {&p.width, &p.height, &p.pixel_width, &p.pixel_height, &p.x, &p.y, &p.attention};
     for (T** array : floats) *array = arena->take<T>(n);
     p.last_x = arena->take<Int>(n);
     p.last_y = arena->take<Int>(n);
@@ -52,6 +52,8 @@ void fill_constants(const m2f::Problem& pb, ForwardPlan<T, Index>* plan) {
       for (int64_t p = 0; p < pb.points; ++p, ++i) {
         plan->width[i] = static_cast<T>(w);
         plan->height[i] = static_cast<T>(h);
+        plan->pixel_width[i] = T(1) / static_cast<T>(w);
+        plan->pixel_height[i] = T(1) / static_cast<T>(h);
         plan->last_x[i] = static_cast<Int>(w - 1);
         plan->last_y[i] = static_cast<Int>(h - 1);
         plan->row_step[i] = static_cast<Index>(w) * token;
@@ -62,16 +64,48 @@ void fill_constants(const m2f::Problem& pb, ForwardPlan<T, Index>* plan) {
   }
 }
 
-// One query of n points. A corner outside the map gets weight 0 and the offset of the nearest pixel inside, so that the
+// What a query says, as locations and weights.
+template <class T, class Index>
+M2F_INLINE void read_query(const ForwardPlan<T, Index>& plan, int64_t n, const T* locations, const T* weights) {
+  split_xy(locations, n, plan.x, plan.y);
+  memcpy(plan.attention, weights, n * sizeof(T));
+}
+
+// The same from offsets in pixels around a centre (x, y), and from logits of which each head's go through a softmax.
+template <class T, class E, class Index>
+M2F_INLINE void read_query(const ForwardPlan<T, Index>& plan, int64_t n, int64_t per_head, const T* centre,
+                           const E* __restrict offsets, const E* __restrict logits) {
+  constexpr int N = kTogether<T>;
+  const T x = centre[0], y = centre[1];
+  for (int64_t i = 0; i < n; ++i) {
+    plan.x[i] = x + read(offsets + 2 * i) * plan.pixel_width[i];
+    plan.y[i] = y + read(offsets + 2 * i + 1) * plan.pixel_height[i];
+  }
+  for (int64_t first = 0; first < n; first += per_head) {
+    T largest = read(logits + first);
+    for (int64_t i = first + 1; i < first + per_head; ++i) {
+      const T logit = read(logits + i);
+      largest = logit > largest ? logit : largest;
+    }
+    for (int64_t i = first; i < first + per_head; ++i) plan.attention[i] = read(logits + i) - largest;
+  }
+  for (int64_t i = 0; i < n; i += N) store<N>(plan.attention + i, exp_of<N>(load<N>(plan.attention + i)));
+  for (int64_t first = 0; first < n; first += per_head) {
+    T sum = 0;
+    for (int64_t i = first; i < first + per_head; ++i) sum += plan.attention[i];
+    const T factor = T(1) / sum;
+    for (int64_t i = first; i < first + per_head; ++i) plan.attention[i] *= factor;
+  }
+}
+
+// One query of n points, already read. A corner outside the map gets weight 0 and the offset of the nearest pixel inside, so that the
 // sum below needs no branches. A point outside has weight 0 everywhere.
 template <class T, class Index>
-void plan_query(const ForwardPlan<T, Index>& plan, int64_t n, Index token, const T* locations, const T* weights) {
+void plan_query(const ForwardPlan<T, Index>& plan, int64_t n, Index token) {
   constexpr int N = kTogether<T>;
   using Offsets = Vec<Index, N>;
   const Floats<T> zero = {};
   const Ints<T> origin = {};
-  split_xy(locations, n, plan.x, plan.y);
-  memcpy(plan.attention, weights, n * sizeof(T));
   for (int64_t i = 0; i < n; i += N) {
     const auto at = locate<T>(load<N>(plan.x + i), load<N>(plan.y + i), load<N>(plan.width + i),
                               load<N>(plan.height + i));
@@ -134,8 +168,15 @@ void forward_tile_of(const m2f::Problem& pb, int64_t batch, int64_t begin, int64
   const E* value = static_cast<const E*>(pb.value) + batch * pb.tokens * token;
   for (int64_t q = begin; q < end; ++q) {
     const int64_t row = batch * pb.queries + q;
-    plan_query<T, Index>(plan, n, static_cast<Index>(token), static_cast<const T*>(pb.locations) + row * n * 2,
-                         static_cast<const T*>(pb.weights) + row * n);
+    if (pb.centres) {
+      read_query<T, E, Index>(plan, n, per_head, static_cast<const T*>(pb.centres) + 2 * q,
+                              static_cast<const E*>(pb.locations) + row * n * 2,
+                              static_cast<const E*>(pb.weights) + row * n);
+    } else {
+      read_query<T, Index>(plan, n, static_cast<const T*>(pb.locations) + row * n * 2,
+                           static_cast<const T*>(pb.weights) + row * n);
+    }
+    plan_query<T, Index>(plan, n, static_cast<Index>(token));
     E* out = static_cast<E*>(pb.output) + row * token;
     for (int64_t m = 0; m < pb.heads; ++m, out += pb.channels) {
       const int64_t first = m * per_head, last = first + per_head;

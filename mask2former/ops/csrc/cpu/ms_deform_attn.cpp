@@ -10,7 +10,7 @@ namespace {
 using m2f::Kernels;
 using m2f::Problem;
 
-constexpr int kAbiVersion = 1;
+constexpr int kAbiVersion = 2;
 constexpr int kOutOfMemory = 1;
 constexpr int64_t kQueryTile = 64;
 // Below this many multiply-adds of the forward pass waking other threads costs more than it saves.
@@ -82,13 +82,13 @@ M2F_EXPORT void m2f_use_gomp_parallel(void* function) {
 
 M2F_EXPORT const char* m2f_threading() { return m2f::threading_name(); }
 
-// Both return 0, or 1 when memory ran out.
+// Both return 0, or 1 when memory ran out. The forward pass takes offsets and logits where centres are not null.
 M2F_EXPORT int m2f_ms_deform_attn_forward(int dtype, const void* value, const int64_t* shapes, const void* locations,
                                           const void* weights, void* output, int64_t batch, int64_t tokens,
                                           int64_t heads, int64_t channels, int64_t queries, int64_t levels,
-                                          int64_t points, int threads) {
-  const Problem pb = {dtype,   value,   shapes,  locations, weights, nullptr,  output,  nullptr, nullptr,
-                      nullptr, batch,   tokens,  heads,     channels, queries, levels, points};
+                                          int64_t points, const void* centres, int threads) {
+  const Problem pb = {dtype,   value, shapes, locations, weights,  nullptr, output, nullptr, nullptr,
+                      nullptr, batch, tokens, heads,     channels, queries, levels, points,  centres};
   const Call call = {pb, (queries + kQueryTile - 1) / kQueryTile, 1, 0};
   const int used = work_of(pb) < kSerialWork ? 1 : threads;
   const bool done = m2f::run_tasks(batch * call.tiles, used, kernels->forward_scratch(pb), tile_task, &call);
@@ -102,7 +102,7 @@ M2F_EXPORT int m2f_ms_deform_attn_backward(int dtype, const void* grad_output, c
                                            int64_t levels, int64_t points, int threads) {
   const Problem pb = {dtype,          value,        shapes, locations, weights, grad_output, nullptr, grad_value,
                       grad_locations, grad_weights, batch,  tokens,    heads,   channels,    queries, levels,
-                      points};
+                      points,         nullptr};
   const int64_t count = batch * heads * levels;
   const int used = work_of(pb) < kSerialWork ? 1 : threads;
   const Call call = {pb, 0, used < count ? used : count, count};

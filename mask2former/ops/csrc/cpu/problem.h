@@ -1,6 +1,8 @@
 // What the CPU entry points hand to the kernels, and the table of kernels each instruction set provides.
 // Layouts (row-major, contiguous): value (B, S, M, D); locations (B, Q, M, L, P, 2) as (x, y) in [0, 1];
 // weights (B, Q, M, L, P); output (B, Q, M * D); shapes (L, 2) as (height, width).
+// With centres (Q, 2) given (forward only), locations are offsets from them in pixels of each level and weights are logits
+// of a softmax over L * P, both in the element type of value.
 // B batch, S tokens of all levels, M heads, D channels of a head, Q queries, L levels, P points.
 #pragma once
 
@@ -24,6 +26,7 @@ struct Problem {
   void* grad_locations;
   void* grad_weights;
   int64_t batch, tokens, heads, channels, queries, levels, points;
+  const void* centres;  // float64 for Float64, else float32; null: locations and weights are what they are called
 };
 
 struct Kernels {

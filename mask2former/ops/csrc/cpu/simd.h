@@ -93,6 +93,35 @@ M2F_INLINE void write(bfloat16* p, float v) {
   p->bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
+// e^x for finite x <= 0, to about two units in the last place; far below zero it is zero.
+template <int N>
+M2F_INLINE Vec<float, N> exp_of(Vec<float, N> x) {
+  typedef Vec<int32_t, N> Int;
+  const Vec<float, N> lowest = Vec<float, N>{} - 87.0f;
+  const Int is_tiny = x < lowest;
+  x = is_tiny ? lowest : x;
+  const Vec<float, N> shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: what is left of a float is an integer
+  const Vec<float, N> whole = shifted - 12582912.0f;
+  const Vec<float, N> rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
+  // Taylor's series on |rest| <= ln(2) / 2, by Horner.
+  Vec<float, N> sum = Vec<float, N>{} + 1.0f / 5040;
+  sum = sum * rest + 1.0f / 720;
+  sum = sum * rest + 1.0f / 120;
+  sum = sum * rest + 1.0f / 24;
+  sum = sum * rest + 1.0f / 6;
+  sum = sum * rest + 0.5f;
+  sum = sum * rest + 1.0f;
+  sum = sum * rest + 1.0f;
+  const Int exponent = (__builtin_convertvector(whole, Int) + 127) << 23;
+  const Vec<float, N> zero = {};
+  return is_tiny ? zero : sum * reinterpret_cast<Vec<float, N>>(exponent);
+}
+template <int N>
+M2F_INLINE Vec<double, N> exp_of(Vec<double, N> x) {
+  for (int i = 0; i < N; ++i) x[i] = __builtin_exp(x[i]);
+  return x;
+}
+
 // Adds upper to lower half until four lanes are left.
 template <class T, int N>
 struct Fold {
