@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mask2former.ops import build
+from mask2former.ops import build, native
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_build_cpu_makes_a_library_without_warnings(tmp_path: Path, capfd: pytes
     path = build.build_cpu(tmp_path / "lib")
     assert capfd.readouterr().err == ""
     assert [entry.name for entry in path.parent.iterdir()] == [build.CPU_LIBRARY]
-    assert ctypes.CDLL(str(path)).m2f_abi_version() == 1
+    assert ctypes.CDLL(str(path)).m2f_abi_version() == native._CPU_ABI_VERSION
 
 
 @needs_nvcc
@@ -48,7 +48,7 @@ def test_build_cpu_makes_a_library_without_warnings(tmp_path: Path, capfd: pytes
 def test_build_cuda_compiles_without_warnings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = build.build_cuda(tmp_path)
     assert capfd.readouterr().err == ""
-    assert ctypes.CDLL(str(path)).m2f_abi_version() == 1
+    assert ctypes.CDLL(str(path)).m2f_abi_version() == native._CUDA_ABI_VERSION
 
 
 @pytest.mark.usefixtures("no_compilers")

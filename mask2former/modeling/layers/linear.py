@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _MIN_ROWS = 256  # below, the calls around the product cost what it saves
 
 
@@ -30,6 +31,6 @@ class Linear(nn.Linear):
 
 
 def _is_cpu_inference(x: Tensor) -> bool:
-    if not x.is_cpu or x.dtype != torch.float32 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
         return False
-    return torch.backends.mkldnn.is_available() and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and _HAS_ONEDNN
