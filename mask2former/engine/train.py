@@ -58,7 +58,6 @@ def train(cfg: CfgNode, *, resume: bool = False, mapper: Callable[..., Any] | No
     from mask2former.data import DatasetCatalog, build_train_loader
     from mask2former.data.own_data import register_own_data
     from mask2former.modeling import build_model
-
     from mask2former.test_time_augmentation import CopyMaker
 
     register_own_data(cfg)
