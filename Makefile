@@ -9,6 +9,7 @@ INSTANCE_CONFIG ?= configs/shapes/instance-segmentation/maskformer2_R18_quicksta
 VIDEO_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart.yaml
 OPTS ?=
 NUM_PICTURES ?= 12
+BENCHMARKS ?= ms_deform_attn inference training data_loading evaluation
 NUM_VIDEOS ?= 4
 DETECTRON2_DATASETS ?= datasets
 export DETECTRON2_DATASETS
@@ -85,7 +86,7 @@ fix: $(STAMP)
 	$(PY) -m ruff format .
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(PY) benchmarks/$$name.py || exit 1; done
 	$(PY) tools/make_model_zoo.py
 
 clean:
