@@ -47,7 +47,7 @@ def test_damaged_library_is_said_and_the_reference_serves(library_dir: Path, cap
 def test_library_of_another_version_is_refused(library_dir: Path, cpu_library, monkeypatch, caplog) -> None:
     built = Path(native.__file__).with_name("lib") / native.CPU_LIBRARY
     (library_dir / native.CPU_LIBRARY).write_bytes(built.read_bytes())
-    monkeypatch.setattr(native, "_ABI_VERSION", 999)
+    monkeypatch.setattr(native, "_CPU_ABI_VERSION", 999)
     assert native.cpu_library() is None
     assert "another version" in caplog.messages[0]
 
