@@ -280,4 +280,4 @@ def _as_floats(masks: Tensor) -> Tensor:
 
 def _select(maps: Tensor, rows: list[int]) -> Tensor:
     """Rows of maps (G, H, W) without a copy where all are wanted."""
-    return maps if len(rows) == len(maps) else maps[torch.tensor(rows, device=maps.device)]
+    return maps if len(rows) == len(maps) else maps[torch.tensor(rows, dtype=torch.long, device=maps.device)]

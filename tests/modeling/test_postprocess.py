@@ -210,3 +210,17 @@ def test_fewer_pairs_than_wanted_are_all_kept() -> None:
     assert len(infer_clip(as_prediction(class_logits, masks), geometry=geometry)["pred_masks"]) == 4
     options = InferenceOptions(semantic=False, instance=True)
     assert len(infer_image(class_logits, masks[:, 0], geometry=geometry, options=options)["instances"]) == 4
+
+
+def test_results_of_queries_that_are_all_void_are_empty() -> None:
+    class_logits = torch.zeros(NUM_QUERIES, NUM_CLASSES + 1)
+    class_logits[:, -1] = 20
+    options = InferenceOptions(
+        semantic=False, panoptic=True, instance=True, object_mask_threshold=0.5, score_threshold=0.5
+    )
+    found = infer_image(class_logits, random_logits()[1], geometry=GEOMETRY, options=options, thing_ids=THINGS)
+    ids, segments = found["panoptic_seg"]
+    assert ids.shape == GEOMETRY.output
+    assert not ids.any()
+    assert segments == []
+    assert found["instances"].pred_masks.shape == (0, *GEOMETRY.output)
