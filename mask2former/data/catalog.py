@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections import ChainMap
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mask2former.config.integration import DETECTRON2, load_integration
 from mask2former.errors import DatasetError
 from mask2former.structures import Metadata, MetadataCatalog
 
@@ -60,13 +58,7 @@ class _DatasetCatalog:
     """Functions that load a data set, by its name. Nothing is read before ``get``."""
 
     def __init__(self) -> None:
-        self._loaders: MutableMapping[str, Callable[[], list[DatasetDict]]] = {}
-
-    def link(self, others: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Find names of another catalog here too, those that it has then, after the own; returns the own by name."""
-        own = self._loaders
-        self._loaders = ChainMap(own, others)
-        return own
+        self._loaders: dict[str, Callable[[], list[DatasetDict]]] = {}
 
     def register(self, name: str, func: Callable[[], list[DatasetDict]]) -> None:
         """Let ``name`` stand for what ``func()`` returns.
@@ -90,8 +82,6 @@ class _DatasetCatalog:
         from mask2former.data.datasets.builtin import register_builtin_datasets
 
         register_builtin_datasets()
-        if name not in self._loaders:
-            load_integration(DETECTRON2)  # which lets the data sets of that project be found here
         if name not in self._loaders:
             raise DatasetError(f"no data set is called {name!r}{self._suggestion(name)}")
         try:

@@ -113,7 +113,7 @@ class DatasetMapper:
         sample.setdefault("height", size[0])
         sample.setdefault("width", size[1])
         if self.preset is None:
-            transform = self.augmentations.sample(rng, size, image=image)
+            transform = self.augmentations.sample(rng, size)
             others = (read_checked_image(sample, self.image_format, file_name=name) for name in names[1:])
             frames = [image_to_tensor(transform.apply_image(frame)) for frame in itertools.chain([image], others)]
             sample["image"] = frames if is_video(dataset_dict) else frames[0]
@@ -126,7 +126,7 @@ class DatasetMapper:
         self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, Instances]:
         labels = self._read_labels(record, image.shape[:2], _read_ids_if_any(record, image.shape[:2]))
-        transform = self.augmentations.sample(rng, image.shape[:2], labels, image=image)
+        transform = self.augmentations.sample(rng, image.shape[:2], labels)
         labels = transform.apply_segmentation(labels, fill=self.ignore_label)
         return image_to_tensor(transform.apply_image(image)), semantic_targets(labels, ignore_label=self.ignore_label)
 
@@ -140,7 +140,7 @@ class DatasetMapper:
         ids = read_panoptic_ids(record["pan_seg_file_name"])
         _check_map_size(ids, size, record, "pan_seg_file_name")
         labels = self._read_labels(record, size, ids) if self.augmentations.needs_sem_seg else None
-        transform = self.augmentations.sample(rng, size, labels, image=image)
+        transform = self.augmentations.sample(rng, size, labels)
         ids = transform.apply_segmentation(ids, fill=VOID_ID)
         targets = panoptic_targets(ids, record["segments_info"], keep_empty=self.preset.keep_empty)
         return image_to_tensor(transform.apply_image(image)), targets
@@ -152,7 +152,7 @@ class DatasetMapper:
         size = image.shape[:2]
         if "annotations" not in record:
             raise lacks(record, "annotations", "instance")
-        transform = self.augmentations.sample(rng, size, image=image)
+        transform = self.augmentations.sample(rng, size)
         targets = instance_targets(
             record["annotations"],
             transform,
