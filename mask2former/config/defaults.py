@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from mask2former.config.cfg_node import CfgNode
+from mask2former.config.integration import DETECTRON2, comes_from, load_integration
 
 _FOUNDATION, _MASKFORMER2, _VIDEO, _RUNTIME = range(4)
 
@@ -28,7 +29,12 @@ def get_cfg() -> CfgNode:
 
 
 def add_maskformer2_config(cfg: Any) -> None:
-    """Add the keys of Mask2Former to ``cfg`` (ours or detectron2's), leaving those it has as they are."""
+    """Add the keys of Mask2Former to ``cfg`` (ours or detectron2's), leaving those it has as they are.
+
+    With a configuration of detectron2 the model and its parts also get into the registries of that project.
+    """
+    if comes_from(cfg, DETECTRON2):
+        load_integration(DETECTRON2)
     _add_missing_keys(cfg, _default_documents()[_MASKFORMER2])
     _add_missing_keys(cfg, _default_documents()[_RUNTIME])
 

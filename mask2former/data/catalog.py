@@ -8,11 +8,14 @@ A dataset dict describes one image: ``file_name``, ``height``, ``width``, ``imag
 from __future__ import annotations
 
 import difflib
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from mask2former.config.integration import DETECTRON2, load_integration
 from mask2former.errors import DatasetError
 from mask2former.structures import Metadata, MetadataCatalog
 
@@ -28,6 +31,8 @@ __all__ = [
 ]
 
 DatasetDict = dict[str, Any]
+
+_logger = logging.getLogger(__name__)
 
 
 def dataset_root() -> Path:
@@ -58,7 +63,13 @@ class _DatasetCatalog:
     """Functions that load a data set, by its name. Nothing is read before ``get``."""
 
     def __init__(self) -> None:
-        self._loaders: dict[str, Callable[[], list[DatasetDict]]] = {}
+        self._loaders: MutableMapping[str, Callable[[], list[DatasetDict]]] = {}
+
+    def link(self, others: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Find names of another catalog here too, those that it has then, after the own; returns the own by name."""
+        own = self._loaders
+        self._loaders = ChainMap(own, others)
+        return own
 
     def register(self, name: str, func: Callable[[], list[DatasetDict]]) -> None:
         """Let ``name`` stand for what ``func()`` returns.
@@ -72,17 +83,26 @@ class _DatasetCatalog:
             )
         self._loaders[name] = func
 
-    def get(self, name: str) -> list[DatasetDict]:
-        """Load a data set; names of the built-in ones need no registration.
-
-        Raises:
-            DatasetError: no data set has this name, or its files are missing or wrong.
-        """
+    def find(self, name: str) -> bool:
+        """Whether a data set has this name, be it a built-in one or, where it is installed, one of detectron2."""
         # Imported late: the built-in tables register themselves here.
         from mask2former.data.datasets.builtin import register_builtin_datasets
 
         register_builtin_datasets()
         if name not in self._loaders:
+            try:
+                load_integration(DETECTRON2)  # which lets its data sets be found here
+            except ImportError as error:
+                _logger.warning("detectron2 is there but cannot be imported, its data sets are unknown: %s", error)
+        return name in self._loaders
+
+    def get(self, name: str) -> list[DatasetDict]:
+        """Load a data set that is known.
+
+        Raises:
+            DatasetError: no data set has this name, or its files are missing or wrong.
+        """
+        if not self.find(name):
             raise DatasetError(f"no data set is called {name!r}{self._suggestion(name)}")
         try:
             return self._loaders[name]()

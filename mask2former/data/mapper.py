@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from mask2former.config import CfgNode
-from mask2former.data.catalog import DatasetDict, MetadataCatalog, is_video, name_of
-from mask2former.data.datasets.builtin import register_builtin_datasets
+from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog, is_video, name_of
 from mask2former.data.image_files import FORMATS, read_image, read_label_map, read_panoptic_ids
 from mask2former.data.presets import (
     MapperPreset,
@@ -77,9 +76,9 @@ class DatasetMapper:
         if not is_train:
             return cls(build_test_augmentations(cfg), image_format=cfg.INPUT.FORMAT)
         preset = preset_of(cfg)
-        register_builtin_datasets()
         ignore_label, label_ids = DEFAULT_IGNORE_LABEL, None
         if cfg.DATASETS.TRAIN:
+            DatasetCatalog.find(cfg.DATASETS.TRAIN[0])  # its metadata come with it
             metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
             ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
             label_ids = metadata.get("label_ids")
@@ -113,7 +112,7 @@ class DatasetMapper:
         sample.setdefault("height", size[0])
         sample.setdefault("width", size[1])
         if self.preset is None:
-            transform = self.augmentations.sample(rng, size)
+            transform = self.augmentations.sample(rng, size, image=image)
             others = (read_checked_image(sample, self.image_format, file_name=name) for name in names[1:])
             frames = [image_to_tensor(transform.apply_image(frame)) for frame in itertools.chain([image], others)]
             sample["image"] = frames if is_video(dataset_dict) else frames[0]
@@ -126,7 +125,7 @@ class DatasetMapper:
         self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, Instances]:
         labels = self._read_labels(record, image.shape[:2], _read_ids_if_any(record, image.shape[:2]))
-        transform = self.augmentations.sample(rng, image.shape[:2], labels)
+        transform = self.augmentations.sample(rng, image.shape[:2], labels, image=image)
         labels = transform.apply_segmentation(labels, fill=self.ignore_label)
         return image_to_tensor(transform.apply_image(image)), semantic_targets(labels, ignore_label=self.ignore_label)
 
@@ -140,7 +139,7 @@ class DatasetMapper:
         ids = read_panoptic_ids(record["pan_seg_file_name"])
         _check_map_size(ids, size, record, "pan_seg_file_name")
         labels = self._read_labels(record, size, ids) if self.augmentations.needs_sem_seg else None
-        transform = self.augmentations.sample(rng, size, labels)
+        transform = self.augmentations.sample(rng, size, labels, image=image)
         ids = transform.apply_segmentation(ids, fill=VOID_ID)
         targets = panoptic_targets(ids, record["segments_info"], keep_empty=self.preset.keep_empty)
         return image_to_tensor(transform.apply_image(image)), targets
@@ -152,7 +151,7 @@ class DatasetMapper:
         size = image.shape[:2]
         if "annotations" not in record:
             raise lacks(record, "annotations", "instance")
-        transform = self.augmentations.sample(rng, size)
+        transform = self.augmentations.sample(rng, size, image=image)
         targets = instance_targets(
             record["annotations"],
             transform,

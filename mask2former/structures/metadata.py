@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import MutableMapping
 from typing import Any
 
 _MISSING = object()
@@ -45,7 +47,18 @@ class _MetadataCatalog:
     """Metadata by data-set name; asking for an unknown name creates an empty one, as detectron2 does."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, Metadata] = {}
+        self._entries: MutableMapping[str, Metadata] = {}
+
+    def link(self, others: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Find the entries of another catalog here too, those that it has then, after the own; returns the own by name.
+
+        What was asked for before it was known, and is empty, gives way.
+        """
+        own = self._entries
+        for name in [name for name, metadata in own.items() if name in others and set(metadata.as_dict()) == {"name"}]:
+            del own[name]
+        self._entries = ChainMap(own, others)
+        return own
 
     def get(self, name: str) -> Metadata:
         if not name:

@@ -1,6 +1,6 @@
 """Augmentations sample once; the transform they return is applied to image, segmentation, boxes and polygons alike."""
 
-from mask2former.data.transforms.augmentation import Augmentation, AugmentationList
+from mask2former.data.transforms.augmentation import Augmentation, AugmentationList, ImageAugmentation
 from mask2former.data.transforms.blend import BLENDS, BlendTransform, RandomBlend
 from mask2former.data.transforms.clip import ByClip, ByFrame, ClipAugmentation, ClipAugmentationList, PanningCrop
 from mask2former.data.transforms.color import ColorAugSSD, SSDColorTransform
@@ -30,6 +30,7 @@ __all__ = [
     "CropTransform",
     "FixedSizeCrop",
     "HFlipTransform",
+    "ImageAugmentation",
     "NoOpTransform",
     "PadToDivisible",
     "PadTransform",

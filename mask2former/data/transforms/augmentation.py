@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mask2former.data.transforms.transform import IGNORE_FILL, Transform, TransformList
+from mask2former.errors import ConfigError
 
 
 class Augmentation(ABC):
@@ -18,6 +19,7 @@ class Augmentation(ABC):
     """
 
     needs_sem_seg: bool = False
+    needs_image: bool = False
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
@@ -31,25 +33,57 @@ class Augmentation(ABC):
         return f"{type(self).__name__}({parameters})"
 
 
+class ImageAugmentation(Augmentation):
+    """An augmentation that looks at the pixels of the image, not at its size alone."""
+
+    needs_image = True
+
+    @abstractmethod
+    def sample_for(self, rng: np.random.Generator, image: np.ndarray, sem_seg: np.ndarray | None = None) -> Transform:
+        """As ``sample``, for ``image`` (H, W, C) uint8."""
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
+        """Refused: there is no image.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"{self} looks at pixels, which are not given here")
+
+
 class AugmentationList(Augmentation):
-    """Augmentations one after the other; each sees the size and labels that those before it leave."""
+    """Augmentations one after the other; each sees the size, labels and pixels that those before it leave."""
 
     def __init__(self, augmentations: Sequence[Augmentation]) -> None:
         self.augmentations = list(augmentations)
         self.needs_sem_seg = any(a.needs_sem_seg for a in self.augmentations)
+        self.needs_image = any(a.needs_image for a in self.augmentations)
 
     def sample(
-        self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None
+        self,
+        rng: np.random.Generator,
+        size: tuple[int, int],
+        sem_seg: np.ndarray | None = None,
+        *,
+        image: np.ndarray | None = None,
     ) -> TransformList:
-        """The composed transform; labels are carried along only as far as an augmentation looks at them."""
-        last_reader = max((i for i, a in enumerate(self.augmentations) if a.needs_sem_seg), default=-1)
+        """The composed transform; labels and image are carried along only as far as an augmentation looks at them."""
+        last_label_reader = max((i for i, a in enumerate(self.augmentations) if a.needs_sem_seg), default=-1)
+        last_image_reader = max((i for i, a in enumerate(self.augmentations) if a.needs_image), default=-1)
         transforms = []
         for index, augmentation in enumerate(self.augmentations):
-            transform = augmentation.sample(rng, size, sem_seg)
+            if isinstance(augmentation, AugmentationList):
+                transform: Transform = augmentation.sample(rng, size, sem_seg, image=image)
+            elif isinstance(augmentation, ImageAugmentation) and image is not None:
+                transform = augmentation.sample_for(rng, image, sem_seg)
+            else:
+                transform = augmentation.sample(rng, size, sem_seg)
             transforms.append(transform)
             size = transform.output_size(size)
-            if sem_seg is not None and index < last_reader:
+            if sem_seg is not None and index < last_label_reader:
                 sem_seg = transform.apply_segmentation(sem_seg, fill=IGNORE_FILL)
+            if image is not None and index < last_image_reader:
+                image = transform.apply_image(image)
         return TransformList(transforms)
 
     def __repr__(self) -> str:

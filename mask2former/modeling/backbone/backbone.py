@@ -40,6 +40,11 @@ class Backbone(nn.Module):
         """Channels and stride of each feature that `forward` returns."""
         return {name: self._features[name] for name in self.out_features}
 
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """What detectron2's models ask of a backbone beside `size_divisibility`: nothing else is required here."""
+        return {}
+
     def parameter_layers(self) -> dict[str, int]:
         """The layer of each parameter by its name, 0 nearest the input, for learning rates that fall towards it.
 

@@ -6,12 +6,15 @@ Letters: B batch, Q queries, K classes, C channels, h w size at the common strid
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
+from mask2former.modeling.losses import pixel_ce_loss
 from mask2former.modeling.meta_arch.mask_former_head import predict_queries
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
 
@@ -44,6 +47,18 @@ class PerPixelBaselineHead(nn.Module):
         """Maps (B, C, h, w) by name -> class logits (B, K, h, w) of each prediction layer, the final ones last."""
         mask_features, _, _ = self.pixel_decoder.forward_features(features)
         return [self.predictor(mask_features)]
+
+    def losses(self, predictions: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Unweighted `loss_sem_seg` of the last of the logits (B, K, h, w); with suffix `_0`, … of those before.
+
+        `labels` (B, H, W) are class ids, or IGNORED.
+        """
+        names = ["loss_sem_seg", *(f"loss_sem_seg_{layer}" for layer in range(len(predictions) - 1))]
+        with torch.autocast(labels.device.type, enabled=False):
+            return {
+                name: pixel_ce_loss(self.enlarge(logits.float()), labels)
+                for name, logits in zip(names, [predictions[-1], *predictions[:-1]], strict=True)
+            }
 
     def enlarge(self, logits: Tensor) -> Tensor:
         """Logits (B, K, h, w) -> (B, K, H, W), bilinearly."""

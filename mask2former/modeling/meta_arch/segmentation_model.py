@@ -46,14 +46,20 @@ class SegmentationModel(nn.Module):
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         """A backbone and the head that fits it."""
-        backbone = build_backbone(cfg)
+        backbone, sem_seg_head = cls.build_parts(cfg)
         return {
             "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "sem_seg_head": sem_seg_head,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "channels_last": cfg.MODEL.CHANNELS_LAST,
         }
+
+    @classmethod
+    def build_parts(cls, cfg: Any) -> tuple[Any, Any]:
+        """The backbone and the head that a config names; what is overridden to look the names up elsewhere."""
+        backbone = build_backbone(cfg)
+        return backbone, build_sem_seg_head(cfg, backbone.output_shape())
 
     @property
     def device(self) -> torch.device:

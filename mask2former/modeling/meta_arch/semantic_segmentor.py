@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mask2former.errors import InputError
-from mask2former.modeling.losses import pixel_ce_loss
 from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.inputs import count_frames, pad_label_maps
 from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
@@ -88,12 +87,8 @@ class SemanticSegmentor(SegmentationModel):
             ignore_value=self.ignore_value,
             device=self.device,
         )
-        names = ["loss_sem_seg", *(f"loss_sem_seg_{layer}" for layer in range(len(predictions) - 1))]
-        with torch.autocast(self.device.type, enabled=False):
-            return {
-                name: self.loss_weight * pixel_ce_loss(self.sem_seg_head.enlarge(logits.float()), labels)
-                for name, logits in zip(names, [predictions[-1], *predictions[:-1]], strict=True)
-            }
+        losses = self.sem_seg_head.losses(predictions, labels)
+        return {name: self.loss_weight * loss for name, loss in losses.items()}
 
     @torch.no_grad()
     def results(self, logits: Tensor, geometries: Sequence[MaskGeometry]) -> list[dict[str, Any]]:

@@ -1,0 +1,22 @@
+"""How the core reaches an integration without importing any: by name, once there is a reason to."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+DETECTRON2 = "detectron2"
+
+
+def load_integration(framework: str) -> bool:
+    """Connect to ``framework`` as importing its integration does; False where the framework is not installed."""
+    if importlib.util.find_spec(framework) is None:
+        return False
+    importlib.import_module(f"mask2former.integrations.{framework}")
+    return True
+
+
+def comes_from(value: Any, framework: str) -> bool:
+    """Whether ``value`` is of a class of ``framework``, or of one derived from it."""
+    return any(base.__module__.partition(".")[0] == framework for base in type(value).__mro__)

@@ -1,0 +1,29 @@
+"""How detectron2 makes what it finds in a registry, and how names are looked up in its registries and ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import configurable
+from fvcore.common.registry import Registry
+
+from mask2former.modeling.registry import build_from_config, lookup
+
+
+class FromConfig:
+    """Base of components that are made from a config and what follows it, or from keyword arguments."""
+
+    @configurable
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+def build_named(name: str, theirs: Registry, ours: Registry, *args: Any, key: str) -> Any:
+    """What is registered as `name` in detectron2, or else with us, made from `args`, the first of which is the config.
+
+    Raises:
+        ConfigError: neither knows the name, which the config gives as `key`.
+    """
+    if name in theirs:
+        return theirs.get(name)(*args)
+    return build_from_config(lookup(ours, name, key=key), *args)
