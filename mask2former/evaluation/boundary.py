@@ -36,6 +36,21 @@ def mask_boundary(mask: np.ndarray) -> np.ndarray:
     return boundary
 
 
+def label_boundary(labels: np.ndarray, is_ignored: np.ndarray) -> np.ndarray:
+    """The pixels (H, W) bool of a label map (H, W) that ``mask_boundary`` finds in the mask of their label.
+
+    Ignored pixels are in no boundary, and an edge towards them is no contour: what lies there is not known.
+    """
+    reach = boundary_width((labels.shape[0], labels.shape[1]))
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
+    # Within reach of a boundary the least and the greatest label differ; outside the image lies 0, which is no label.
+    labels = labels.astype(np.uint16) + 1
+    least = np.where(is_ignored, np.iinfo(labels.dtype).max, labels)
+    least = cv2.erode(least, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0, 0))
+    greatest = cv2.dilate(np.where(is_ignored, 0, labels), kernel, borderType=cv2.BORDER_CONSTANT)
+    return (least != greatest) & ~is_ignored
+
+
 def boundary_iou(a: np.ndarray, b: np.ndarray) -> float:
     """IoU in 0..1 of the boundaries of two masks (H, W) bool; NaN where both are empty."""
     a, b = mask_boundary(a), mask_boundary(b)

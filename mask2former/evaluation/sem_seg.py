@@ -30,7 +30,7 @@ _LABEL_MAP_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 
 
 class SemSegEvaluator(DatasetEvaluator):
-    """Mean and frequency-weighted IoU, accuracies, and IoU, boundary IoU and accuracy by class.
+    """Mean and frequency-weighted IoU, accuracies, boundary IoU (BIoU), and all of them by class.
 
     Reads ``stuff_classes`` (all classes), ``ignore_label`` and, for the written file,
     ``stuff_dataset_id_to_contiguous_id`` of the data set's metadata. Takes ``outputs[i]["sem_seg"]`` (K, H, W) scores
@@ -292,9 +292,9 @@ def _decode(entries: Sequence[Mapping[str, Any]], mapping: Mapping[int, int] | N
 def _report(confusion: SemanticConfusion, class_names: Sequence[str]) -> Results:
     metrics = confusion.metrics(class_names)
     results = check_percentages({TASK: metrics})
-    means = ["mIoU", "fwIoU", "mACC", "pACC"]
+    means = ["mIoU", "fwIoU", "mACC", "pACC", "mBIoU"]
     logger.info("semantic segmentation:\n%s", format_table(means, [[f"{metrics[name]:.2f}" for name in means]]))
-    columns = ["IoU", "BoundaryIoU", "ACC"]
+    columns = ["IoU", "BIoU", "ACC"]
     rows = [[name, *(metrics.get(f"{column}-{name}", np.nan) for column in columns)] for name in class_names]
     logger.info("by class:\n%s", format_table(["class", *columns], rows))
     return results

@@ -1,6 +1,8 @@
-"""Confusion matrices of label maps and of their boundaries, and the metrics that follow from them.
+"""Confusion matrices of label maps and counts of their boundaries, and the metrics that follow from them.
 
 K: classes. Boundary IoU: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", 2021.
+BIoU is that. BoundaryIoU is what the published evaluator calls so, of differences between label numbers: not to be read
+as a quality, a class that is nowhere found may well reach 90.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mask2former.evaluation.boundary import boundary_width
+from mask2former.evaluation.boundary import boundary_width, label_boundary
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +22,15 @@ _MAX_CLASSES_WITH_BOUNDARY = 254
 
 
 class SemanticConfusion:
-    """Counts of pixels and of boundary values, (K + 1, K + 1) int64 each: row predicted, column true, K for ignored."""
+    """Counts of pixels and of boundary values, (K + 1, K + 1) int64 each: row predicted, column true, K for ignored.
+
+    And of the pixels in the boundaries of each class, (3, K) int64: in both, predicted, true.
+    """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.pixels = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+        self.contours = np.zeros((3, num_classes), dtype=np.int64)
         self.boundaries: np.ndarray | None = None
         if num_classes <= _MAX_CLASSES_WITH_BOUNDARY:
             self.boundaries = np.zeros_like(self.pixels)
@@ -32,19 +38,21 @@ class SemanticConfusion:
     def add_image(self, truth: np.ndarray, prediction: np.ndarray) -> None:
         """Count label maps (H, W) of one image: truth in 0..K, where K is to be ignored; prediction in 0..K-1."""
         self.pixels += self._histogram(truth, prediction)
+        self._add_contours(truth, prediction)
         if self.boundaries is not None:
             self.boundaries += self._histogram(_boundary_values(truth), _boundary_values(prediction))
 
     def __iadd__(self, other: SemanticConfusion) -> SemanticConfusion:
         self.pixels += other.pixels
+        self.contours += other.contours
         if self.boundaries is not None and other.boundaries is not None:
             self.boundaries += other.boundaries
         return self
 
     def metrics(self, class_names: Sequence[str]) -> dict[str, float]:
-        """mIoU, fwIoU, mACC, pACC and IoU, ACC, BoundaryIoU by class, in percent.
+        """mIoU, fwIoU, mACC, pACC, mBIoU and IoU, ACC, BIoU, BoundaryIoU by class, in percent.
 
-        NaN where there is nothing to measure. Boundary values are left out (with a log line) for more than 254 classes.
+        NaN where there is nothing to measure. BoundaryIoU is left out (with a log line) for more than 254 classes.
         """
         counted = self.pixels[:-1, :-1].astype(np.float64)
         true_positives, num_true = counted.diagonal(), counted.sum(axis=0)
@@ -56,11 +64,18 @@ class SemanticConfusion:
         metrics.update(self._metrics_by_class(class_names, iou))
         metrics["mACC"], metrics["pACC"] = _mean(accuracy), float(_divide(true_positives.sum(), num_true.sum()))
         metrics.update({f"ACC-{name}": float(accuracy[i]) for i, name in enumerate(class_names)})
+        boundary_iou = self._boundary_iou()
+        metrics["mBIoU"] = _mean(boundary_iou)
+        metrics.update({f"BIoU-{name}": float(boundary_iou[i]) for i, name in enumerate(class_names)})
         return {name: 100.0 * value for name, value in metrics.items()}
+
+    def _boundary_iou(self) -> np.ndarray:
+        overlap, num_predicted, num_true = self.contours.astype(np.float64)
+        return np.where(num_true > 0, _divide(overlap, num_predicted + num_true - overlap), np.nan)
 
     def _metrics_by_class(self, class_names: Sequence[str], iou: np.ndarray) -> dict[str, float]:
         if self.boundaries is None:
-            logger.warning("no boundary IoU: it is defined for %d classes at most", _MAX_CLASSES_WITH_BOUNDARY)
+            logger.info("no BoundaryIoU: it is for %d classes at most; BIoU is for any", _MAX_CLASSES_WITH_BOUNDARY)
             return {f"IoU-{name}": float(iou[i]) for i, name in enumerate(class_names)}
         boundary_iou = _iou(self.boundaries[:-1, :-1].astype(np.float64))
         metrics = {}
@@ -70,6 +85,13 @@ class SemanticConfusion:
             # Parity: Python's min, so NaN of the first is kept and NaN of the second is passed over.
             metrics[f"min(IoU, B-Iou)-{name}"] = min(float(iou[i]), float(boundary_iou[i]))
         return metrics
+
+    def _add_contours(self, truth: np.ndarray, prediction: np.ndarray) -> None:
+        is_ignored = truth == self.num_classes
+        in_true, in_predicted = label_boundary(truth, is_ignored), label_boundary(prediction, is_ignored)
+        in_both = in_true & in_predicted & (truth == prediction)
+        for row, (labels, chosen) in enumerate([(truth, in_both), (prediction, in_predicted), (truth, in_true)]):
+            self.contours[row] += np.bincount(labels[chosen], minlength=self.num_classes)
 
     def _histogram(self, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
         size = self.num_classes + 1

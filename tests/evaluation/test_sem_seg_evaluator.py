@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mask2former.errors import DatasetError, InputError
-from mask2former.evaluation import SemSegEvaluator, evaluate_sem_seg
+from mask2former.evaluation import SemSegEvaluator, boundary_iou, evaluate_sem_seg
 from mask2former.evaluation.semantic_confusion import SemanticConfusion
 from mask2former.structures import MetadataCatalog
 
@@ -21,6 +21,11 @@ NAMES = ["sky", "sea", "sand"]
 
 def one_hot(labels: np.ndarray, num_classes: int = 3) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.from_numpy(labels).long(), num_classes).permute(2, 0, 1).float()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 def metrics_of(truth: Any, prediction: Any, names: list[str] = NAMES) -> dict[str, float]:
@@ -73,6 +78,53 @@ def test_boundary_iou_compares_differences_of_labels() -> None:
     assert metrics["BoundaryIoU-sand"] == 100.0
     assert metrics["BoundaryIoU-sea"] == 0.0
     assert metrics["BoundaryIoU-sky"] == pytest.approx(100 * (num_zero - 8) / num_zero)
+
+
+def halves(column: int, left: int = 0, right: int = 1) -> np.ndarray:
+    """100 x 100 pixels, whose boundaries are three wide, of two classes that meet at ``column``."""
+    return np.where(np.arange(100) < column, left, right)[None].repeat(100, axis=0)
+
+
+def test_biou_of_a_shifted_edge_by_hand() -> None:
+    # sky: 3 pixels along its four sides, 100 x 50 and 100 x 52; they share all but the right side, 94 pixels high.
+    metrics = metrics_of(halves(50), halves(52))
+    true, found = 100 * 50 - 94 * 44, 100 * 52 - 94 * 46
+    shared = 100 * 50 - 94 * 47 + 94 * 1  # the last of the true side's three columns lies in the found one
+    assert metrics["BIoU-sky"] == pytest.approx(100 * shared / (true + found - shared))
+    assert metrics["BIoU-sky"] < metrics["IoU-sky"]
+
+
+def test_biou_of_a_class_not_found_is_zero_and_of_one_not_there_nan() -> None:
+    metrics = metrics_of(halves(50, 0, 1), halves(50, 0, 2))
+    assert metrics["BIoU-sky"] == 100.0
+    assert metrics["BIoU-sea"] == metrics["IoU-sea"] == 0.0
+    assert np.isnan(metrics["BIoU-sand"])
+    assert metrics["mBIoU"] == 50.0
+
+
+def test_biou_is_that_of_the_masks_of_each_class(rng: np.random.Generator) -> None:
+    truth, prediction = (np.kron(rng.integers(0, 3, (4, 5)), np.ones((9, 13), dtype=int)) for _ in range(2))
+    prediction[:, 20:] = truth[:, 20:]
+    metrics = metrics_of(truth, prediction)
+    for i, name in enumerate(NAMES):
+        assert metrics[f"BIoU-{name}"] == pytest.approx(100 * boundary_iou(truth == i, prediction == i))
+
+
+def test_biou_knows_no_edge_towards_ignored_pixels() -> None:
+    truth = halves(50)
+    truth[40:60] = 3  # three classes: 3 is to be ignored
+    prediction = halves(50)
+    prediction[45:55] = 2  # where it is ignored: makes no difference
+    metrics = metrics_of(truth, prediction)
+    assert metrics["BIoU-sky"] == metrics["BIoU-sea"] == metrics["mBIoU"] == 100.0
+    confusion = SemanticConfusion(3)
+    confusion.add_image(truth, prediction)
+    assert confusion.contours[2].tolist() == [2 * (40 * 50 - 37 * 44)] * 2 + [0]  # no side along the ignored rows
+
+
+def test_biou_is_there_for_more_classes_than_a_byte() -> None:
+    names = [str(i) for i in range(300)]
+    assert metrics_of(halves(50, 0, 299), halves(50, 0, 299), names)["mBIoU"] == 100.0
 
 
 @pytest.mark.parametrize(("shape", "reach"), [((60, 80), 2), ((30, 40), 1), ((5, 7), 1), ((300, 400), 10)])
