@@ -1,7 +1,14 @@
 #!/usr/bin/env python
 """Make label maps of stuff and one class of things of COCO panoptic annotations; see --help."""
 
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
 from mask2former.data.preparation.command import main
 
 if __name__ == "__main__":
-    raise SystemExit(main("coco_stuff"))
+    sys.exit(main("coco_stuff"))

@@ -132,10 +132,18 @@ def test_wrong_options_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert caught.value.code == 2
 
 
+def test_every_script_finds_the_package_beside_it() -> None:
+    for script in (REPOSITORY / "datasets").glob("prepare_*.py"):
+        lines = script.read_text().splitlines()
+        assert lines.index(next(line for line in lines if line.startswith("sys.path.insert(0, "))) < lines.index(
+            next(line for line in lines if line.startswith("from mask2former"))
+        )
+
+
 def test_scripts_are_doors_to_the_command(tmp_path: Path) -> None:
     prepared_trees.ade20k_tree(tmp_path, ("validation",))
     script = [sys.executable, str(REPOSITORY / "datasets" / "prepare_ade20k_sem_seg.py")]
-    environment = {"DETECTRON2_DATASETS": str(tmp_path), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*script, "--num-workers", "1"], env=environment, capture_output=True, text=True, check=True)
     assert "annotations_detectron2/validation: 2 files written, 0 were there" in done.stdout
     shown = subprocess.run([*script, "--help"], env=environment, capture_output=True, text=True, check=True)
