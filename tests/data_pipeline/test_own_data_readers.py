@@ -319,3 +319,19 @@ def test_several_files_of_a_part_are_named(tmp_path: Path) -> None:
     (root / "annotations/instances_train2014.json").write_text(source.read_text())
     with pytest.raises(DatasetError, match=r"instances_train2014\.json.*instances_train2017\.json"):
         read_own_data(root)
+
+
+@pytest.mark.parametrize("write", [trees.write_coco_instances, trees.write_coco_panoptic])
+@pytest.mark.parametrize("give_file", [True, False])
+def test_coco_files_are_parsed_once(
+    write: Any, give_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write(tmp_path / "data")
+    files = sorted(root.rglob("*.json"))
+    train = next(file for file in files if "train" in file.name)
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or loads(text))
+    dataset = read_own_data(train if give_file else root)
+    assert set(dataset.parts) == {"train", "valid"}
+    assert len(parsed) == len(files) == 2

@@ -41,17 +41,20 @@ def load_coco_json(
     dataset_name: str | None = None,
     *,
     annotated: bool = True,
+    content: Mapping[str, Any] | None = None,
 ) -> list[DatasetDict]:
     """Dataset dicts of all images of a COCO instance file.
 
     With ``dataset_name``, category ids become the contiguous ids of its metadata, which is completed from the
     file (``thing_classes``, ``thing_dataset_id_to_contiguous_id``). Without, ids stay as they are. ``annotated`` false
-    reads a file of images alone, as of a test set; its dicts have no annotations.
+    reads a file of images alone, as of a test set; its dicts have no annotations. ``content`` is what the file holds,
+    where it has been read.
 
     Raises:
         DatasetError: a file or folder is missing, or an entry is wrong; the message names it.
     """
-    content = read_json_object(json_file, ("images", "annotations") if annotated else ("images",))
+    if content is None:
+        content = read_json_object(json_file, ("images", "annotations") if annotated else ("images",))
     folder = require_folder(image_root, "image")
     if not content["images"]:
         raise DatasetError(f"{json_file} lists no image")
@@ -59,13 +62,7 @@ def load_coco_json(
     annotations_of = _group_by_image(content, json_file) if annotated else {}
     dicts = []
     for image in content["images"]:
-        image = require_keys(image, ("id", "file_name", "height", "width"), f"{json_file}: image {_id_of(image)}")
-        record: DatasetDict = {
-            "file_name": os.path.join(folder, image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-        }
+        record = _image_record(image, folder, json_file)
         if annotated:
             record["annotations"] = [
                 _convert_annotation(a, record, id_map, f"{json_file}: annotation {_id_of(a)}")
@@ -75,6 +72,16 @@ def load_coco_json(
     _refuse_orphans(annotations_of, json_file)
     logger.info("Loaded %d images from %s", len(dicts), json_file)
     return dicts
+
+
+def _image_record(image: Any, folder: Path, json_file: str | os.PathLike[str]) -> DatasetDict:
+    image = require_keys(image, ("id", "file_name", "height", "width"), f"{json_file}: image {_id_of(image)}")
+    return {
+        "file_name": os.path.join(folder, image["file_name"]),
+        "height": image["height"],
+        "width": image["width"],
+        "image_id": image["id"],
+    }
 
 
 def _refuse_orphans(annotations_of: dict[Any, list[dict[str, Any]]], json_file: str | os.PathLike[str]) -> None:
@@ -89,7 +96,7 @@ def _id_of(entry: Any) -> Any:
 
 
 def _resolve_categories(
-    content: dict[str, Any], json_file: str | os.PathLike[str], dataset_name: str | None
+    content: Mapping[str, Any], json_file: str | os.PathLike[str], dataset_name: str | None
 ) -> dict[int, int] | None:
     if dataset_name is None:
         return None
@@ -108,7 +115,7 @@ def _resolve_categories(
     return metadata.thing_dataset_id_to_contiguous_id
 
 
-def _group_by_image(content: dict[str, Any], json_file: str | os.PathLike[str]) -> dict[Any, list[dict[str, Any]]]:
+def _group_by_image(content: Mapping[str, Any], json_file: str | os.PathLike[str]) -> dict[Any, list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     seen = set()
     for annotation in content["annotations"]:

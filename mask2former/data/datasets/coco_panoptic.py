@@ -75,9 +75,10 @@ def load_coco_panoptic_json(
     content = read_json_object(json_file, ("annotations",))
     if not content["annotations"]:
         raise DatasetError(f"{json_file} holds no annotation")
-    image_folder = require_folder(image_root, "image")
-    panoptic_folder = require_folder(panoptic_root, "panoptic segmentation")
-    sem_seg_folder = None if sem_seg_root is None else require_folder(sem_seg_root, "semantic segmentation")
+    folders = {"image": require_folder(image_root, "image")}
+    folders["panoptic"] = require_folder(panoptic_root, "panoptic segmentation")
+    if sem_seg_root is not None:
+        folders["semantic"] = require_folder(sem_seg_root, "semantic segmentation")
     resolved = MetadataCatalog.get(metadata) if isinstance(metadata, str) else metadata
     contiguous_of = resolve_categories(content, resolved, json_file)
     images = images_of(content, Path(json_file))
@@ -85,21 +86,25 @@ def load_coco_panoptic_json(
     for annotation in content["annotations"]:
         context = f"{json_file}: annotation of image {_image_id_of(annotation)}"
         annotation = require_keys(annotation, ("image_id", "file_name", "segments_info"), context)
-        stem = os.path.splitext(annotation["file_name"])[0]
-        image = images.get(annotation["image_id"], {})
-        record: DatasetDict = {
-            "file_name": os.path.join(image_folder, image.get("file_name", f"{stem}.jpg")),
-            "image_id": annotation["image_id"],
-            "pan_seg_file_name": os.path.join(panoptic_folder, annotation["file_name"]),
-            "segments_info": [convert_segment(s, contiguous_of, context) for s in annotation["segments_info"]],
-            **{side: image[side] for side in ("height", "width") if side in image},
-        }
-        if sem_seg_folder is not None:
-            record["sem_seg_file_name"] = os.path.join(sem_seg_folder, f"{stem}.png")
+        record = _image_record(annotation, images.get(annotation["image_id"], {}), folders)
+        record["segments_info"] = [convert_segment(s, contiguous_of, context) for s in annotation["segments_info"]]
         dicts.append(record)
     _check_first_files(dicts[0], json_file)
     logger.info("Loaded %d images from %s", len(dicts), json_file)
     return dicts
+
+
+def _image_record(annotation: Mapping[str, Any], image: Mapping[str, Any], folders: Mapping[str, Path]) -> DatasetDict:
+    stem = os.path.splitext(annotation["file_name"])[0]
+    record: DatasetDict = {
+        "file_name": os.path.join(folders["image"], image.get("file_name", f"{stem}.jpg")),
+        "image_id": annotation["image_id"],
+        "pan_seg_file_name": os.path.join(folders["panoptic"], annotation["file_name"]),
+        **{side: image[side] for side in ("height", "width") if side in image},
+    }
+    if "semantic" in folders:
+        record["sem_seg_file_name"] = os.path.join(folders["semantic"], f"{stem}.png")
+    return record
 
 
 def _image_id_of(annotation: Any) -> Any:

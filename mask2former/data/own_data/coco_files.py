@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mask2former.data.own_data.dataset import TRAIN, VALID
 from mask2former.errors import DatasetError
@@ -27,6 +29,15 @@ _JSON_FOLDERS = (
 )
 
 
+@dataclass(frozen=True)
+class CocoFile:
+    """A JSON file with its content, which is read once: it may be large."""
+
+    path: Path
+    kind: str
+    content: Mapping[str, Any] = field(repr=False)
+
+
 def part_of(json_file: Path, root: Path) -> str | None:
     """``TRAIN`` or ``VALID`` by the words in the path below ``root``, the file name first; ``"test"``; None."""
     for name in reversed(json_file.relative_to(root).with_suffix("").parts):
@@ -41,14 +52,14 @@ def json_files_below(root: Path) -> list[Path]:
     return [path for folder in _JSON_FOLDERS for path in sorted((root / folder).glob("*.json"))]
 
 
-def partner_of(json_file: Path, kind: str, kind_of: Mapping[Path, str | None]) -> Path | None:
-    """The validation file beside a training file, of the same ``kind`` and called the same but for the part."""
+def partners_of(json_file: Path) -> list[Path]:
+    """The validation files beside a training file that are called the same but for the part."""
     same_name = _PART_WORD.sub("*", json_file.name)
-    for path, other in kind_of.items():
-        is_partner = path != json_file and other == kind and _PART_WORD.sub("*", path.name) == same_name
-        if is_partner and part_of(path, path.parent) == VALID:
-            return path
-    return None
+    return [
+        path
+        for path in sorted(json_file.parent.glob("*.json"))
+        if _PART_WORD.sub("*", path.name) == same_name and part_of(path, path.parent) == VALID
+    ]
 
 
 def find_folder(

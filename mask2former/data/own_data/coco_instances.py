@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.datasets.coco import load_coco_json
-from mask2former.data.datasets.files import read_json_object, require_keys
-from mask2former.data.own_data.coco_files import find_folder
+from mask2former.data.datasets.files import require_keys
+from mask2former.data.own_data.coco_files import CocoFile, find_folder
 from mask2former.data.own_data.dataset import COCO_INSTANCES, DataClass, ImageEntry, OwnDataset, Segment
 from mask2former.data.own_data.scanning import check_image_size, refuse, scan
 from mask2former.errors import DatasetError
 
 
-def read_coco_instances(json_files: Mapping[str, Path], root: Path, *, num_workers: int | None = None) -> OwnDataset:
-    """The images of each part's JSON file with one segment for each annotation.
+def read_coco_instances(files: Mapping[str, CocoFile], root: Path, *, num_workers: int | None = None) -> OwnDataset:
+    """The images of each part's file with one segment for each annotation.
 
     Raises:
         DatasetError: a file is missing, damaged or of another size than stated, the parts differ in categories, or an
             annotation is wrong or has no mask.
     """
     parts, tables = {}, {}
-    for part, json_file in json_files.items():
-        content = read_json_object(json_file, ("images", "annotations"))
-        tables[json_file] = read_categories(content, json_file)
-        parts[part] = _read_part(json_file, root, content, tables[json_file], num_workers)
+    for part, coco_file in files.items():
+        tables[coco_file.path] = read_categories(coco_file.content, coco_file.path)
+        parts[part] = _read_part(coco_file, root, tables[coco_file.path], num_workers)
     return OwnDataset(COCO_INSTANCES, root, common_categories(tables), parts)
 
 
@@ -66,13 +65,14 @@ def common_categories(tables: Mapping[Path, Mapping[int, DataClass]]) -> list[Da
 
 
 def _read_part(
-    json_file: Path, root: Path, content: Mapping[str, Any], table: Mapping[int, DataClass], num_workers: int | None
+    coco_file: CocoFile, root: Path, table: Mapping[int, DataClass], num_workers: int | None
 ) -> list[ImageEntry]:
+    json_file, content = coco_file.path, coco_file.content
     names = [require_keys(i, ("file_name",), f"{json_file}: image")["file_name"] for i in content["images"]]
     if not names:
         raise DatasetError(f"{json_file} lists no image")
     folder = find_folder(json_file, root, names, role="image")
-    records = load_coco_json(json_file, folder)
+    records = load_coco_json(json_file, folder, content=content)
     problems = [problem for record in records for problem in _problems(record, table)]
     refuse(problems, str(json_file))
     entries = [_to_entry(record) for record in records]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.datasets.coco import images_of
-from mask2former.data.datasets.files import read_json_object, require_keys
+from mask2former.data.datasets.files import require_keys
 from mask2former.data.image_files import read_image_size, read_panoptic_ids
-from mask2former.data.own_data.coco_files import find_folder
+from mask2former.data.own_data.coco_files import CocoFile, find_folder
 from mask2former.data.own_data.coco_instances import common_categories, read_categories
 from mask2former.data.own_data.dataset import COCO_PANOPTIC, DataClass, FileMask, ImageEntry, OwnDataset, Segment
 from mask2former.data.own_data.png_tree import count_values
@@ -20,24 +20,24 @@ from mask2former.errors import DatasetError
 _VOID = 0
 
 
-def read_coco_panoptic(json_files: Mapping[str, Path], root: Path, *, num_workers: int | None = None) -> OwnDataset:
-    """The annotated images of each part's JSON file with the segments of their PNGs.
+def read_coco_panoptic(files: Mapping[str, CocoFile], root: Path, *, num_workers: int | None = None) -> OwnDataset:
+    """The annotated images of each part's file with the segments of their PNGs.
 
     Raises:
         DatasetError: a file is missing, damaged or of another size, the parts differ in categories, a PNG holds a
             segment that the JSON does not know, or a segment's category is unknown.
     """
     parts, tables = {}, {}
-    for part, json_file in json_files.items():
-        content = read_json_object(json_file, ("images", "annotations"))
-        tables[json_file] = read_categories(content, json_file)
-        parts[part] = _read_part(json_file, root, content, tables[json_file], num_workers)
+    for part, coco_file in files.items():
+        tables[coco_file.path] = read_categories(coco_file.content, coco_file.path)
+        parts[part] = _read_part(coco_file, root, tables[coco_file.path], num_workers)
     return OwnDataset(COCO_PANOPTIC, root, common_categories(tables), parts)
 
 
 def _read_part(
-    json_file: Path, root: Path, content: Mapping[str, Any], table: Mapping[int, DataClass], num_workers: int | None
+    coco_file: CocoFile, root: Path, table: Mapping[int, DataClass], num_workers: int | None
 ) -> list[ImageEntry]:
+    json_file, content = coco_file.path, coco_file.content
     images = images_of(content, json_file)
     annotations = []
     for annotation in content["annotations"]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mask2former.data.own_data.coco_files import json_files_below, part_of, partner_of
+from mask2former.data.own_data.coco_files import CocoFile, json_files_below, part_of, partners_of
 from mask2former.data.own_data.coco_instances import read_coco_instances
 from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
 from mask2former.data.own_data.dataset import (
@@ -44,19 +44,32 @@ def read_own_data(path: str | Path, *, preferred: str | None = None, num_workers
         raise DatasetError(f"{path}: no such file or folder; {EXPECTED}")
     if is_png_tree(location):
         return read_png_tree(location, num_workers=num_workers)
-    kinds = {json_file: coco_kind(json_file) for json_file in json_files_below(location)}
-    present = [kind for kind in (COCO_INSTANCES, COCO_PANOPTIC) if kind in kinds.values()]
-    if present:
-        kind = preferred if preferred in present else present[0]
-        return _COCO_READERS[kind](_choose(location, kinds, kind), location, num_workers=num_workers)
+    coco_files = _coco_files_below(location, preferred)
+    if coco_files:
+        kind = coco_files[TRAIN].kind
+        return _COCO_READERS[kind](coco_files, location, num_workers=num_workers)
     if any(_is_labelme(json_file) for json_file in sorted(location.rglob("*.json"))[:_NUM_LOOKED_AT]):
         return read_labelme(location, num_workers=num_workers)
     raise DatasetError(f"{path}: no data set found in this folder; {EXPECTED}")
 
 
-def coco_kind(json_file: Path) -> str | None:
-    """``COCO_INSTANCES`` or ``COCO_PANOPTIC``; None for captions, key points, images alone, and what is no COCO."""
+def _coco_files_below(root: Path, preferred: str | None) -> dict[str, CocoFile]:
+    found = [coco_file for path in json_files_below(root) if (coco_file := _read_coco_file(path)) is not None]
+    present = [kind for kind in (COCO_INSTANCES, COCO_PANOPTIC) if any(f.kind == kind for f in found)]
+    if not present:
+        return {}
+    kind = preferred if preferred in present else present[0]
+    return _choose(root, [coco_file for coco_file in found if coco_file.kind == kind])
+
+
+def _read_coco_file(json_file: Path) -> CocoFile | None:
     content = _content_of(json_file)
+    kind = _coco_kind(content)
+    return None if kind is None else CocoFile(json_file, kind, content)
+
+
+def _coco_kind(content: Any) -> str | None:
+    """``COCO_INSTANCES`` or ``COCO_PANOPTIC``; None for captions, key points, images alone, and what is no COCO."""
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list) or not isinstance(content.get("images"), list):
         return None
@@ -81,34 +94,36 @@ def _is_labelme(json_file: Path) -> bool:
 
 def _read_json(json_file: Path, num_workers: int | None) -> OwnDataset:
     """One JSON file; with the validation file beside it, where it is called as the training one but for that word."""
-    kind = coco_kind(json_file)
-    if kind is None:
+    train = _read_coco_file(json_file)
+    if train is None:
         if _is_labelme(json_file):
             raise DatasetError(f"{json_file} is one labelme file; give the folder that holds all of them")
         raise DatasetError(f"{json_file}: neither COCO instances nor COCO panoptic; {EXPECTED}")
-    json_files, folder = {TRAIN: json_file}, json_file.parent
+    parts, folder = {TRAIN: train}, json_file.parent
     if part_of(json_file, folder) == TRAIN:
-        beside = {path: coco_kind(path) for path in sorted(folder.glob("*.json"))}
-        partner = partner_of(json_file, kind, beside)
-        if partner is not None:
-            json_files[VALID] = partner
-    return _COCO_READERS[kind](json_files, folder, num_workers=num_workers)
+        for path in partners_of(json_file)[:1]:
+            partner = _read_coco_file(path)
+            if partner is not None and partner.kind == train.kind:
+                parts[VALID] = partner
+    return _COCO_READERS[train.kind](parts, folder, num_workers=num_workers)
 
 
-def _choose(root: Path, kinds: dict[Path, str | None], kind: str) -> dict[str, Path]:
-    """The JSON file of each part; a folder with a single file of the kind has that one for training."""
-    of_kind = [path for path, found in kinds.items() if found == kind]
-    if len(of_kind) == 1:
-        return {TRAIN: of_kind[0]}
+def _choose(root: Path, found: list[CocoFile]) -> dict[str, CocoFile]:
+    """The file of each part, of files of one kind; a single one is for training."""
+    if len(found) == 1:
+        return {TRAIN: found[0]}
     chosen = {}
     for part in (TRAIN, VALID):
-        files = [path for path in of_kind if part_of(path, root) == part]
+        files = [coco_file for coco_file in found if part_of(coco_file.path, root) == part]
         if len(files) > 1:
-            names = ", ".join(str(path.relative_to(root)) for path in files)
-            raise DatasetError(f"{root}: several {part} files of {FORMAT_TITLES[kind]}: {names}; give the path of one")
+            names, title = _names(root, files), FORMAT_TITLES[files[0].kind]
+            raise DatasetError(f"{root}: several {part} files of {title}: {names}; give the path of one")
         if files:
             chosen[part] = files[0]
     if TRAIN not in chosen:
-        names = ", ".join(str(path.relative_to(root)) for path in of_kind)
-        raise DatasetError(f"{root}: which file is for training? Found {names}; its name must say train")
+        raise DatasetError(f"{root}: which file is for training? Found {_names(root, found)}; its name must say train")
     return chosen
+
+
+def _names(root: Path, files: list[CocoFile]) -> str:
+    return ", ".join(str(coco_file.path.relative_to(root)) for coco_file in files)
