@@ -186,14 +186,9 @@ class ResNet(Backbone):
         self.stage_names = tuple(name for i, name in enumerate(STAGES) if not set(STAGES[i:]).isdisjoint(out_features))
 
         self.stem = Stem(in_channels, stem_out_channels, stem_type=stem_type, norm=norm)
+        block_type = partial(_block_type, depth, norm=norm, num_groups=num_groups, stride_in_1x1=stride_in_1x1)
         for index, name in enumerate(self.stage_names):
-            block = _block_type(
-                depth,
-                norm=norm,
-                bottleneck_channels=num_groups * width_per_group * 2**index,
-                num_groups=num_groups,
-                stride_in_1x1=stride_in_1x1,
-            )
+            block = block_type(bottleneck_channels=num_groups * width_per_group * 2**index)
             num_blocks = BLOCKS_PER_STAGE[depth][index]
             factors = res5_multi_grid[:num_blocks] if name == "res5" else [1] * num_blocks
             block_dilations = [dilations[index] * factor for factor in factors]

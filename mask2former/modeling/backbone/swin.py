@@ -118,7 +118,7 @@ class SwinStage(nn.Module):
     shift_masks: Tensor
 
     def __init__(
-        self, blocks: Sequence[SwinBlock], *, window_size: int, downsample: PatchMerging | None, use_checkpoint: bool
+        self, blocks: Sequence[SwinBlock], window_size: int, *, downsample: PatchMerging | None, use_checkpoint: bool
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -185,34 +185,19 @@ class D2SwinTransformer(Backbone):
         features = {f"res{i + 2}": ShapeSpec(channels=dim, stride=patch_size * 2**i) for i, dim in enumerate(dims)}
         super().__init__(features, out_features=out_features)
         self.patch_embed = PatchEmbed(in_channels, embed_dim, patch_size=patch_size, has_norm=patch_norm)
-        self.absolute_pos_embed: nn.Parameter | None = None
-        if ape:
-            side = pretrain_img_size // patch_size
-            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side))
+        side = pretrain_img_size // patch_size
+        self.absolute_pos_embed = nn.Parameter(torch.zeros(1, embed_dim, side, side)) if ape else None
         self.pos_drop = nn.Dropout(drop_rate)
-
-        attention = partial(
-            WindowAttention,
-            window_size=window_size,
-            qkv_bias=qkv_bias,
-            qk_scale=qk_scale,
-            attn_drop=attn_drop_rate,
-            proj_drop=drop_rate,
-        )
+        attention = partial(WindowAttention, window_size=window_size, qkv_bias=qkv_bias, qk_scale=qk_scale)
+        attention = partial(attention, attn_drop=attn_drop_rate, proj_drop=drop_rate)
         block = partial(SwinBlock, window_size=window_size, mlp_ratio=mlp_ratio, drop=drop_rate)
-        drop_paths = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
-        for index, dim in enumerate(dims):
-            blocks = [
-                block(dim, attn=attention(dim, num_heads=num_heads[index]), drop_path=next(drop_paths))
-                for _ in range(depths[index])
-            ]
-            downsample = PatchMerging(dim) if index + 1 < len(depths) else None
-            self.layers.append(
-                SwinStage(blocks, window_size=window_size, downsample=downsample, use_checkpoint=use_checkpoint)
-            )
-        for index, dim in enumerate(dims):
-            self.add_module(f"norm{index}", nn.LayerNorm(dim))
+        for dim, depth, heads in zip(dims, depths, num_heads, strict=True):
+            blocks = [block(dim, attn=attention(dim, num_heads=heads), drop_path=next(drops)) for _ in range(depth)]
+            merging = PatchMerging(dim) if dim != dims[-1] else None
+            self.layers.append(SwinStage(blocks, window_size, downsample=merging, use_checkpoint=use_checkpoint))
+        self._add_norms(dims)
         self._init_weights()
 
     @classmethod
@@ -272,6 +257,10 @@ class D2SwinTransformer(Backbone):
             return x
         embedding = F.interpolate(self.absolute_pos_embed, size=x.shape[1:3], mode="bicubic")  # (1, C, H, W)
         return x + embedding.permute(0, 2, 3, 1)
+
+    def _add_norms(self, dims: Sequence[int]) -> None:
+        for index, dim in enumerate(dims):
+            self.add_module(f"norm{index}", nn.LayerNorm(dim))
 
     def _init_weights(self) -> None:
         for module in self.modules():

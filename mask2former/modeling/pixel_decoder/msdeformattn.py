@@ -6,6 +6,7 @@ Letters: N images (batch times frames), C channels, H W size, L levels, S tokens
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,26 +75,22 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.input_proj = nn.ModuleList(
             _project_to_tokens(channels_of(input_shape, name), conv_dim) for name in self.transformer_in_features
         )
-        layers = [
-            MSDeformAttnEncoderLayer(
-                conv_dim,
-                num_levels=num_levels,
-                num_heads=transformer_nheads,
-                num_points=transformer_num_points,
-                hidden_channels=transformer_dim_feedforward,
-                dropout=transformer_dropout,
-            )
-            for _ in range(transformer_enc_layers)
-        ]
+        layer = partial(
+            MSDeformAttnEncoderLayer,
+            conv_dim,
+            num_levels=num_levels,
+            num_heads=transformer_nheads,
+            num_points=transformer_num_points,
+            hidden_channels=transformer_dim_feedforward,
+            dropout=transformer_dropout,
+        )
+        layers = [layer() for _ in range(transformer_enc_layers)]
         self.transformer = DeformableTransformer(conv_dim, num_levels=num_levels, encoder=MSDeformAttnEncoder(layers))
         self.position = PositionEmbeddingSine(conv_dim // 2, normalize=True)
         self.mask_features = init_xavier(Conv2d(conv_dim, mask_dim, 1))
         finest = min(stride_of(input_shape, name) for name in self.transformer_in_features)
         self.pyramid_features = by_stride[: int(math.log2(finest) - math.log2(common_stride))]
-        for level, name in enumerate(self.pyramid_features, start=1):
-            adapter, output = pyramid_level(channels_of(input_shape, name), conv_dim, norm=norm)
-            self.add_module(f"adapter_{level}", adapter)
-            self.add_module(f"layer_{level}", output)
+        self._add_pyramid(input_shape, conv_dim, norm=norm)
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -129,6 +126,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
             above = F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(getattr(self, f"layer_{level}")(above.add_(lateral)))
         return self.mask_features(maps[-1]), maps[0], maps[:NUM_MAPS]
+
+    def _add_pyramid(self, input_shape: dict[str, ShapeSpec], conv_dim: int, *, norm: str) -> None:
+        for level, name in enumerate(self.pyramid_features, start=1):
+            adapter, output = pyramid_level(channels_of(input_shape, name), conv_dim, norm=norm)
+            self.add_module(f"adapter_{level}", adapter)
+            self.add_module(f"layer_{level}", output)
 
 
 def _memory_format(features: Tensor) -> torch.memory_format:
