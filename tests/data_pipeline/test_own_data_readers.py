@@ -335,3 +335,19 @@ def test_coco_files_are_parsed_once(
     dataset = read_own_data(train if give_file else root)
     assert set(dataset.parts) == {"train", "valid"}
     assert len(parsed) == len(files) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("train", "which file is for training.*valid.*alone"), ("valid", "called as the validation part")],
+)
+@pytest.mark.parametrize("write", [trees.write_coco_instances, trees.write_coco_panoptic])
+def test_coco_part_that_is_none_is_not_passed_over(write: Any, part: str, message: str, tmp_path: Path) -> None:
+    root = write(tmp_path / "data")
+    train, valid = sorted(root.rglob("*.json"))
+    damaged = train if part == "train" else valid
+    damaged.write_text("[1, 2]")
+    with pytest.raises(DatasetError, match=message):
+        read_own_data(root)
+    with pytest.raises(DatasetError, match=message if part == "valid" else "neither COCO"):
+        read_own_data(train)

@@ -52,14 +52,10 @@ def json_files_below(root: Path) -> list[Path]:
     return [path for folder in _JSON_FOLDERS for path in sorted((root / folder).glob("*.json"))]
 
 
-def partners_of(json_file: Path) -> list[Path]:
-    """The validation files beside a training file that are called the same but for the part."""
-    same_name = _PART_WORD.sub("*", json_file.name)
-    return [
-        path
-        for path in sorted(json_file.parent.glob("*.json"))
-        if _PART_WORD.sub("*", path.name) == same_name and part_of(path, path.parent) == VALID
-    ]
+def is_partner(json_file: Path, train_file: Path, root: Path) -> bool:
+    """Whether a file is by its name the validation part of a training file: the same but for the part."""
+    same_name = _PART_WORD.sub("*", json_file.name) == _PART_WORD.sub("*", train_file.name)
+    return same_name and part_of(json_file, root) == VALID
 
 
 def find_folder(

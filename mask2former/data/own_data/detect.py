@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mask2former.data.own_data.coco_files import CocoFile, json_files_below, part_of, partners_of
+from mask2former.data.own_data.coco_files import CocoFile, is_partner, json_files_below, part_of
 from mask2former.data.own_data.coco_instances import read_coco_instances
 from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
 from mask2former.data.own_data.dataset import (
@@ -54,12 +54,14 @@ def read_own_data(path: str | Path, *, preferred: str | None = None, num_workers
 
 
 def _coco_files_below(root: Path, preferred: str | None) -> dict[str, CocoFile]:
-    found = [coco_file for path in json_files_below(root) if (coco_file := _read_coco_file(path)) is not None]
+    """The file of each part; empty where there is none."""
+    paths = json_files_below(root)
+    found = [coco_file for path in paths if (coco_file := _read_coco_file(path)) is not None]
     present = [kind for kind in (COCO_INSTANCES, COCO_PANOPTIC) if any(f.kind == kind for f in found)]
     if not present:
         return {}
     kind = preferred if preferred in present else present[0]
-    return _choose(root, [coco_file for coco_file in found if coco_file.kind == kind])
+    return _choose(root, [coco_file for coco_file in found if coco_file.kind == kind], paths)
 
 
 def _read_coco_file(json_file: Path) -> CocoFile | None:
@@ -99,18 +101,20 @@ def _read_json(json_file: Path, num_workers: int | None) -> OwnDataset:
         if _is_labelme(json_file):
             raise DatasetError(f"{json_file} is one labelme file; give the folder that holds all of them")
         raise DatasetError(f"{json_file}: neither COCO instances nor COCO panoptic; {EXPECTED}")
-    parts, folder = {TRAIN: train}, json_file.parent
-    if part_of(json_file, folder) == TRAIN:
-        for path in partners_of(json_file)[:1]:
-            partner = _read_coco_file(path)
-            if partner is not None and partner.kind == train.kind:
-                parts[VALID] = partner
-    return _COCO_READERS[train.kind](parts, folder, num_workers=num_workers)
+    folder = json_file.parent
+    if part_of(json_file, folder) != TRAIN:
+        return _COCO_READERS[train.kind]({TRAIN: train}, folder, num_workers=num_workers)
+    beside = [path for path in sorted(folder.glob("*.json")) if is_partner(path, json_file, folder)][:1]
+    parts = [train, *filter(None, map(_read_coco_file, beside))]
+    return _COCO_READERS[train.kind](_choose(folder, parts, beside), folder, num_workers=num_workers)
 
 
-def _choose(root: Path, found: list[CocoFile]) -> dict[str, CocoFile]:
-    """The file of each part, of files of one kind; a single one is for training."""
-    if len(found) == 1:
+def _choose(root: Path, found: list[CocoFile], paths: list[Path]) -> dict[str, CocoFile]:
+    """The file of each part, of the files of one kind among ``paths``; a single one may name no part and is for training.
+
+    A file that is the other part by its name alone is refused: without a word the data set would be half of what it is.
+    """
+    if len(found) == 1 and part_of(found[0].path, root) is None:
         return {TRAIN: found[0]}
     chosen = {}
     for part in (TRAIN, VALID):
@@ -121,7 +125,16 @@ def _choose(root: Path, found: list[CocoFile]) -> dict[str, CocoFile]:
         if files:
             chosen[part] = files[0]
     if TRAIN not in chosen:
-        raise DatasetError(f"{root}: which file is for training? Found {_names(root, found)}; its name must say train")
+        title, others = FORMAT_TITLES[found[0].kind], [path for path in paths if part_of(path, root) == TRAIN]
+        note = f"; {', '.join(map(str, others))}: no {title}" if others else ""
+        raise DatasetError(
+            f"{root}: which file is for training? {title} are in {_names(root, found)} alone; its name must say train, "
+            f"or give its path{note}"
+        )
+    partner = next((path for path in paths if is_partner(path, chosen[TRAIN].path, root)), None)
+    if partner is not None and VALID not in chosen:
+        title = FORMAT_TITLES[chosen[TRAIN].kind]
+        raise DatasetError(f"{partner}: called as the validation part of {chosen[TRAIN].path}, but no {title}")
     return chosen
 
 
