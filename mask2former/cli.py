@@ -155,12 +155,13 @@ def _run_train(args: argparse.Namespace) -> None:
 
 
 def setup_config(args: argparse.Namespace) -> Any:
-    """The frozen configuration of a command line: defaults, the file, then the overrides.
+    """The frozen configuration of a command line: defaults, the file, then the overrides; own data are registered.
 
     Raises:
         ConfigError: file, key or value are wrong.
     """
     from mask2former.config import get_cfg
+    from mask2former.data.own_data import register_own_data
 
     options = [option for option in args.opts if option.startswith("--") and "." not in option]
     if options:
@@ -171,6 +172,7 @@ def setup_config(args: argparse.Namespace) -> Any:
     if args.verbose:
         cfg.VERBOSE = True
     cfg.freeze()
+    register_own_data(cfg)  # that a config of a run with --data describes: any command may ask for them
     return cfg
 
 

@@ -74,6 +74,27 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("case", ["png tree", "coco panoptic", "labelme"])
+def test_config_of_a_run_on_own_data_is_all_that_tools_need(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, task, *_ = CASES[case]
+    output, pictures = tmp_path / "out", tmp_path / "pictures"
+    data = str(write(tmp_path / "my data"))
+    assert train_main(arguments(output, task, "--data", data, options=("SOLVER.MAX_ITER", 0))) == 0
+    for name in [*saved_config(output).DATASETS.TRAIN, *saved_config(output).DATASETS.TEST]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    config = ["--config-file", str(output / "config.yaml")]
+    for source in ("annotation", "dataloader"):
+        options = ["--source", source, "--output-dir", str(pictures / source), "-n", "1"]
+        assert main(["visualize-data", *config, *options]) == 0
+        assert len(list((pictures / source).iterdir())) == 1
+    capsys.readouterr()
+    assert main(["benchmark", *config, "--task", "data", "--num-iters", "1", "--warmup", "1"]) == 0
+    assert saved_config(output).DATASETS.TRAIN[0] in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_data_option_trains_evaluates_and_predicts(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

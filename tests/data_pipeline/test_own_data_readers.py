@@ -339,7 +339,7 @@ def test_coco_files_are_parsed_once(
 
 @pytest.mark.parametrize(
     ("part", "message"),
-    [("train", "which file is for training.*valid.*alone"), ("valid", "called as the validation part")],
+    [("train", "which file is for training.*val.*alone"), ("valid", "called as the validation part")],
 )
 @pytest.mark.parametrize("write", [trees.write_coco_instances, trees.write_coco_panoptic])
 def test_coco_part_that_is_none_is_not_passed_over(write: Any, part: str, message: str, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def _read_json(json_file: Path, num_workers: int | None) -> OwnDataset:
 
 
 def _choose(root: Path, found: list[CocoFile], paths: list[Path]) -> dict[str, CocoFile]:
-    """The file of each part, of the files of one kind among ``paths``; a single one may name no part and is for training.
+    """The file of each part, of those of one kind among ``paths``; a single one may name no part and is for training.
 
     A file that is the other part by its name alone is refused: without a word the data set would be half of what it is.
     """
