@@ -221,6 +221,18 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_convert)
 
 
+def _add_convert_dataset(parser: argparse.ArgumentParser) -> None:
+    from mask2former.convert_dataset_command import (
+        CONVERT_DATASET_DESCRIPTION,
+        add_convert_dataset_arguments,
+        run_convert_dataset,
+    )
+
+    parser.description = CONVERT_DATASET_DESCRIPTION
+    add_convert_dataset_arguments(parser)
+    parser.set_defaults(run=run_convert_dataset)
+
+
 def _add_prepare_shapes(parser: argparse.ArgumentParser) -> None:
     from mask2former.data.shapes.command import add_arguments, run
 
@@ -256,6 +268,7 @@ def _add_visualize_data(parser: argparse.ArgumentParser) -> None:
 _LAZY_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "predict": ("predict images and draw the results", _add_predict),
     "convert": ("convert weights between families", _add_convert),
+    "convert-dataset": ("convert a data set to or from the format of the library datasets", _add_convert_dataset),
     "prepare-shapes": ("draw the embedded data set", _add_prepare_shapes),
     "analyze": ("count operations, activations and parameters of a model", _add_analyze),
     "benchmark": ("time data, training or inference of a config on this machine", _add_benchmark),

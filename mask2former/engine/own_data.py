@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mask2former.config import CfgNode
@@ -14,8 +15,10 @@ from mask2former.data.own_data import (
     FORMAT_TITLES,
     DataClass,
     OwnDataset,
+    convert_own_data,
     format_own_histogram,
     hold_out,
+    is_datasets_folder,
     own_names,
     parse_ignored,
     rare_ids_note,
@@ -84,6 +87,7 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
         ConfigError: the config is for another task than the data.
     """
     task = preset_of(cfg).target
+    request = _unpacked(request, cfg.OUTPUT_DIR, task)
     dataset = read_own_data(request.path, preferred=_FORMAT_FOR[task])
     _check_task(task, dataset)
     names = None if request.classes_file is None else read_class_names(request.classes_file)
@@ -102,6 +106,18 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     write_index(dataset, classes, Path(resolved.DATASETS.OWN.INDEX))
     resolved.freeze()
     return resolved
+
+
+def _unpacked(request: OwnDataRequest, output_dir: str, task: str) -> OwnDataRequest:
+    """The request for the same data as files of COCO, where it is for those of the library ``datasets``."""
+    if not is_datasets_folder(request.path):
+        return request
+    kind = COCO_INSTANCES if task == "instance" else COCO_PANOPTIC
+    folder = Path(output_dir, INDEX_FOLDER, kind)
+    shutil.rmtree(folder, ignore_errors=True)
+    convert_own_data(request.path, folder, target=kind)
+    logger.info("--data %s is of the library datasets: unpacked to %s as %s", request.path, folder, FORMAT_TITLES[kind])
+    return replace(request, path=str(folder))
 
 
 def _check_task(task: str, dataset: OwnDataset) -> None:

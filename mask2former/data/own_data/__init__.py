@@ -6,6 +6,7 @@ Each reader returns an ``OwnDataset``, whatever the format.
 from mask2former.data.own_data.classes import parse_ignored, rare_ids_note, read_class_names, training_classes
 from mask2former.data.own_data.coco_instances import read_coco_instances
 from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
+from mask2former.data.own_data.conversion import ClassChoice, convert_own_data
 from mask2former.data.own_data.dataset import (
     FORMAT_TITLES,
     DataClass,
@@ -15,6 +16,7 @@ from mask2former.data.own_data.dataset import (
     Segment,
     segment_masks,
 )
+from mask2former.data.own_data.datasets_library import is_datasets_folder
 from mask2former.data.own_data.detect import read_own_data
 from mask2former.data.own_data.histogram import format_own_histogram
 from mask2former.data.own_data.holding_out import hold_out
@@ -25,13 +27,16 @@ from mask2former.data.own_data.register import own_names, register_own_data
 
 __all__ = [
     "FORMAT_TITLES",
+    "ClassChoice",
     "DataClass",
     "FileMask",
     "ImageEntry",
     "OwnDataset",
     "Segment",
+    "convert_own_data",
     "format_own_histogram",
     "hold_out",
+    "is_datasets_folder",
     "own_names",
     "parse_ignored",
     "rare_ids_note",

@@ -17,6 +17,7 @@ from mask2former.data.own_data.dataset import (
     VALID,
     OwnDataset,
 )
+from mask2former.data.own_data.datasets_library import is_datasets_folder
 from mask2former.data.own_data.labelme import is_labelme_json, read_labelme
 from mask2former.data.own_data.png_tree import is_png_tree, read_png_tree
 from mask2former.errors import DatasetError
@@ -50,6 +51,8 @@ def read_own_data(path: str | Path, *, preferred: str | None = None, num_workers
         return _COCO_READERS[kind](coco_files, location, num_workers=num_workers)
     if any(_is_labelme(json_file) for json_file in sorted(location.rglob("*.json"))[:_NUM_LOOKED_AT]):
         return read_labelme(location, num_workers=num_workers)
+    if is_datasets_folder(location):
+        raise DatasetError(f"{path}: a data set of the library datasets; tools/convert_dataset.py makes files of it")
     raise DatasetError(f"{path}: no data set found in this folder; {EXPECTED}")
 
 

@@ -55,6 +55,13 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
     write_atomic(path, lambda temporary: temporary.write_bytes(data))
 
 
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A PNG of pixels (H, W) or RGB (H, W, 3), uint8."""
+    done, encoded = cv2.imencode(".png", pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    assert done
+    return encoded.tobytes()
+
+
 def link_or_copy(source: Path, target: Path) -> bool:
     """Make ``target`` the same file as ``source``, or a copy on another disk; False where it was there already."""
     if target.is_file() and target.stat().st_size == source.stat().st_size:

@@ -23,7 +23,13 @@ _FIXED = {
 
 
 class Mask2FormerConfig(transformers.Mask2FormerConfig):
-    """Their config with all its keys; `to_cfg` is the same model as a config of ours."""
+    """Their config with all its keys; `to_cfg` is the same model as a config of ours.
+
+    One key more: `train_batch_norms` (default False) makes those of a ResNet learn, as a backbone that was not
+    pretrained needs it. Their model ignores it, since its batch norms always learn.
+    """
+
+    train_batch_norms: bool = False
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -57,6 +63,8 @@ def config_to_cfg(config: transformers.Mask2FormerConfig) -> CfgNode:
     values["MODEL.DEVICE"] = "cpu"
     values["MODEL.BACKBONE.FREEZE_AT"] = 0  # whoever fine-tunes there freezes by hand
     values["MODEL.MASK_FORMER.DROPOUT"] = float(config.dropout)
+    if getattr(config, "train_batch_norms", False) and content["backbone_config"]["model_type"] == "resnet":
+        values["MODEL.RESNETS.NORM"] = "BN"
     if config.dropout:
         _logger.warning("dropout %s acts in the pixel decoder; the transformer decoder has none", config.dropout)
     cfg = get_cfg()

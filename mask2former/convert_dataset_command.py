@@ -1,0 +1,63 @@
+"""Converts data sets: COCO, labelme and PNG masks to and from the columns of the library datasets."""
+
+from __future__ import annotations
+
+import argparse
+
+from mask2former.data.own_data.conversion import DATASETS, FORMAT_NAMES, ClassChoice, convert_own_data
+from mask2former.data.own_data.datasets_library import is_datasets_folder
+from mask2former.errors import InputError
+
+CONVERT_DATASET_DESCRIPTION = (
+    "Convert a data set. SOURCE is COCO instances or panoptic (a json or its folder), a labelme folder, a tree of PNG "
+    "masks, or a folder of the library datasets with the columns image, annotation and semantic_class_to_id. OUTPUT is "
+    "a new folder. Segments come out without overlaps, the smaller on top; crowds become background."
+)
+
+
+def add_convert_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("source", metavar="SOURCE", help="what to read; its format is detected")
+    parser.add_argument("output", metavar="OUTPUT", help="new folder to write")
+    parser.add_argument(
+        "--to", choices=list(FORMAT_NAMES), help="what to write (datasets, unless SOURCE is in that format)"
+    )
+    parser.add_argument(
+        "--read",
+        choices=("coco-instances", "coco-panoptic"),
+        help="which to read where a folder holds both (coco-instances)",
+    )
+    parser.add_argument("--classes", metavar="FILE", help="class names, one a line: the first is class 0; or ID: NAME")
+    parser.add_argument(
+        "--ignore-label",
+        action="append",
+        metavar="ID",
+        help="id or class that becomes background (255 for PNG masks; none: no id); may be given several times",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
+
+
+def run_convert_dataset(args: argparse.Namespace) -> None:
+    """Convert as the command line says.
+
+    Raises:
+        DatasetError: what `convert_own_data` raises.
+        InputError: no format to write was chosen.
+    """
+    if args.to is None and is_datasets_folder(args.source):
+        raise InputError(f"--to: {args.source} is a data set of the library datasets; say what it should become")
+    target = args.to or DATASETS
+    ignored = None if args.ignore_label is None else tuple(args.ignore_label)
+    written = convert_own_data(
+        args.source,
+        args.output,
+        target=FORMAT_NAMES[target],
+        preferred=FORMAT_NAMES.get(args.read),
+        choice=ClassChoice(args.classes, ignored),
+    )
+    for note in written.notes:
+        print(note)
+    counts = " and ".join(f"{number} {part} images" for part, number in written.lengths.items())
+    print(f"{args.output}: {target}, {counts}, {len(written.classes)} classes")
+    if target == DATASETS:
+        print("class ids begin at 1, 0 is background: train with --do_reduce_labels")

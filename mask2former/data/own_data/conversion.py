@@ -1,0 +1,135 @@
+"""From one format of own data to another, to and from data sets of the library ``datasets``.
+
+What is written is complete or not there: a folder beside it is filled first, and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mask2former.data.own_data.classes import parse_ignored, read_class_names, training_classes
+from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, LABELME, PNG_TREE, DataClass
+from mask2former.data.own_data.datasets_library import (
+    classes_of,
+    is_datasets_folder,
+    load_splits,
+    read_samples,
+    write_splits,
+)
+from mask2former.data.own_data.detect import read_own_data
+from mask2former.data.own_data.exporting import WRITERS
+from mask2former.data.own_data.samples import Sample, numbered_classes, part_samples
+from mask2former.errors import DatasetError
+
+DATASETS = "datasets"
+FORMAT_NAMES = {
+    DATASETS: DATASETS,
+    "coco-instances": COCO_INSTANCES,
+    "coco-panoptic": COCO_PANOPTIC,
+    "labelme": LABELME,
+    "png": PNG_TREE,
+}
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """What the command line says of classes: a file of names, and ids or names that are background."""
+
+    names_file: str | None = None
+    ignored: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """Classes by their ids in the samples' maps; samples of each part, to be taken once; and how many there are."""
+
+    classes: Sequence[DataClass]
+    parts: Mapping[str, Iterable[Sample]]
+    lengths: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+
+def convert_own_data(
+    source: str | Path,
+    output: str | Path,
+    *,
+    target: str,
+    preferred: str | None = None,
+    choice: ClassChoice | None = None,
+    cache_dir: str | Path | None = None,
+) -> SampleSource:
+    """Write the data of ``source``, whatever their format, to the new folder ``output`` as ``target`` has it.
+
+    ``target`` is one of ``FORMAT_NAMES``' values, ``preferred`` the format to read where a folder holds several.
+    Returns what was written.
+
+    Raises:
+        DatasetError: the output exists, the source cannot be read or is wrong, or its classes do not fit the target.
+    """
+    output = Path(output).expanduser()
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise DatasetError(f"{output}: exists already; give a new folder, or remove it first")
+    opened = open_samples(source, preferred=preferred, choice=choice or ClassChoice(), cache_dir=cache_dir)
+    parts = {part: _with_progress(opened, part) for part in opened.parts}
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    try:
+        partial.mkdir(parents=True)
+        writer = write_splits if target == DATASETS else WRITERS[target]
+        writer(partial, parts, opened.classes)
+        if output.is_dir():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return opened
+
+
+def open_samples(
+    source: str | Path, *, preferred: str | None, choice: ClassChoice, cache_dir: str | Path | None = None
+) -> SampleSource:
+    """The samples of data of any format.
+
+    Raises:
+        DatasetError: what they cannot be read for.
+    """
+    if is_datasets_folder(source):
+        return _open_datasets_folder(source, choice, cache_dir)
+    dataset = read_own_data(source, preferred=preferred)
+    names = None if choice.names_file is None else read_class_names(choice.names_file)
+    classes = training_classes(dataset, names, ignored=parse_ignored(choice.ignored, dataset))
+    parts = {part: part_samples(dataset, part, classes) for part in dataset.parts}
+    lengths = {part: len(images) for part, images in dataset.parts.items()}
+    crowds = sum(segment.is_crowd for image in dataset.images() for segment in image.segments)
+    notes = (*dataset.notes, *([f"{crowds} crowds became background"] if crowds else []))
+    return SampleSource(numbered_classes(classes), parts, lengths, notes)
+
+
+def _open_datasets_folder(source: str | Path, choice: ClassChoice, cache_dir: str | Path | None) -> SampleSource:
+    if choice.names_file is not None:
+        raise DatasetError(f"{source}: names its classes itself; a file of class names does not go with it")
+    options = {} if cache_dir is None else {"cache_dir": str(cache_dir)}
+    splits = load_splits(source, **options)
+    ignored = set(choice.ignored or ())
+    classes = [entry for entry in classes_of(splits, str(source)) if not {entry.name, str(entry.id)} & ignored]
+    kept = {entry.id for entry in classes}
+    parts = {part: _keep(read_samples(split), kept) for part, split in splits.items()}
+    return SampleSource(classes, parts, {part: len(split) for part, split in splits.items()})
+
+
+def _keep(samples: Iterable[Sample], class_ids: set[int]) -> Iterator[Sample]:
+    """Samples whose other classes are background."""
+    for sample in samples:
+        for class_id in set(sample.class_ids.reshape(-1).tolist()) - class_ids - {0}:
+            sample.class_ids[sample.class_ids == class_id] = 0
+        yield sample
+
+
+def _with_progress(opened: SampleSource, part: str) -> Iterator[Sample]:
+    with tqdm(opened.parts[part], total=opened.lengths[part], desc=f"{part} images", unit="image") as bar:
+        yield from bar

@@ -1,0 +1,170 @@
+"""Writing samples as COCO instances, COCO panoptic, labelme files or a tree of PNG masks; the readers here read them.
+
+Every writer fills an empty folder with ``train`` and ``val`` or ``valid`` parts; images keep their encoding.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mask2former.data.own_data.dataset import (
+    COCO_INSTANCES,
+    COCO_PANOPTIC,
+    LABELME,
+    PNG_TREE,
+    TRAIN,
+    VALID,
+    DataClass,
+)
+from mask2former.data.own_data.samples import BACKGROUND, Region, Sample
+from mask2former.data.preparation.files import encode_png, write_json, write_picture
+from mask2former.errors import DatasetError
+from mask2former.structures import bitmasks_to_rles, id_to_rgb
+
+Parts = Mapping[str, Iterable[Sample]]
+
+_COCO_PARTS = {TRAIN: "train", VALID: "val"}
+_PNG_VOID = 255  # does not train, unless said otherwise
+
+
+def write_coco_instances(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> None:
+    """``annotations/instances_train.json``, images in ``train``, and ``val`` likewise; things alone.
+
+    Raises:
+        DatasetError: no class is a thing.
+    """
+    things = [entry for entry in classes if entry.is_thing]
+    if not things:
+        raise DatasetError("no class is a thing, COCO instances would be empty; coco-panoptic and png hold stuff")
+    ids = {entry.id for entry in things}
+
+    def annotate(image: dict[str, Any], sample: Sample) -> list[dict[str, Any]]:
+        return [_instance(image["id"], region) for region in sample.regions() if region.class_id in ids]
+
+    _write_coco(folder, parts, _categories(things), "instances", annotate)
+
+
+def write_coco_panoptic(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> None:
+    """``annotations/panoptic_train.json`` with PNGs in a folder of that name, images in ``train``; ``val`` likewise."""
+
+    def annotate(image: dict[str, Any], sample: Sample) -> list[dict[str, Any]]:
+        ids, infos = np.zeros(sample.size, dtype=np.int32), []
+        for number, region in enumerate(sample.regions(), start=1):
+            ids[region.mask] = number
+            area, box = int(region.mask.sum()), _box_xywh(region.mask)
+            infos.append({"id": number, "category_id": region.class_id, "area": area, "bbox": box, "iscrowd": 0})
+        png = f"{image['id']:012d}.png"
+        write_picture(folder / "annotations" / f"panoptic_{image['part']}" / png, id_to_rgb(ids))
+        return [{"image_id": image["id"], "file_name": png, "segments_info": infos}]
+
+    _write_coco(folder, parts, _categories(classes), "panoptic", annotate)
+
+
+def write_labelme(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> None:
+    """``train/a.json`` with shapes that are masks beside ``train/a.jpg``; ``valid`` likewise."""
+    names = {entry.id: entry.name for entry in classes}
+    for part, samples in parts.items():
+        for sample in samples:
+            _write_image(folder / part, sample)
+            content: dict[str, Any] = {
+                "version": "5.0.0",
+                "flags": {},
+                "shapes": [_shape(region, names[region.class_id]) for region in sample.regions()],
+                "imagePath": Path(sample.name).name,
+                "imageData": None,
+                "imageHeight": sample.size[0],
+                "imageWidth": sample.size[1],
+            }
+            write_json((folder / part / sample.name).with_suffix(".json"), content)
+
+
+def write_png_tree(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> None:
+    """``train/images/a.jpg``, ``train/masks/a.png`` of class ids, 255 where there is none; and ``classes.txt``.
+
+    Raises:
+        DatasetError: a class has the id 255.
+    """
+    if any(entry.id == _PNG_VOID for entry in classes):
+        raise DatasetError(f"class id {_PNG_VOID} marks pixels of no class in PNG masks")
+    for part, samples in parts.items():
+        for sample in samples:
+            _write_image(folder / part / "images", sample)
+            labels = np.where(sample.class_ids == BACKGROUND, _PNG_VOID, sample.class_ids).astype(np.uint8)
+            write_picture((folder / part / "masks" / sample.name).with_suffix(".png"), labels)
+    (folder / "classes.txt").write_text("".join(f"{c.id}: {c.name}\n" for c in classes), encoding="utf-8")
+
+
+WRITERS: Mapping[str, Callable[[Path, Parts, Sequence[DataClass]], None]] = {
+    COCO_INSTANCES: write_coco_instances,
+    COCO_PANOPTIC: write_coco_panoptic,
+    LABELME: write_labelme,
+    PNG_TREE: write_png_tree,
+}
+
+
+def _write_coco(
+    folder: Path,
+    parts: Parts,
+    categories: list[dict[str, Any]],
+    kind: str,
+    annotate: Callable[[dict[str, Any], Sample], list[dict[str, Any]]],
+) -> None:
+    for part, samples in parts.items():
+        name = _COCO_PARTS[part]
+        content: dict[str, Any] = {"info": {}, "images": [], "categories": categories, "annotations": []}
+        for number, sample in enumerate(samples, start=1):
+            _write_image(folder / name, sample)
+            height, width = sample.size
+            image = {"id": number, "file_name": sample.name, "height": height, "width": width}
+            content["images"].append(image)
+            content["annotations"] += annotate({**image, "part": name}, sample)
+        if kind == "instances":
+            content["annotations"] = [{"id": i, **entry} for i, entry in enumerate(content["annotations"], start=1)]
+        write_json(folder / "annotations" / f"{kind}_{name}.json", content)
+
+
+def _write_image(folder: Path, sample: Sample) -> None:
+    path = folder / sample.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sample.image)
+
+
+def _categories(classes: Sequence[DataClass]) -> list[dict[str, Any]]:
+    return [{"id": entry.id, "name": entry.name, "isthing": int(entry.is_thing)} for entry in classes]
+
+
+def _instance(image_id: int, region: Region) -> dict[str, Any]:
+    rle = bitmasks_to_rles(region.mask[None])[0]
+    return {
+        "image_id": image_id,
+        "category_id": region.class_id,
+        "segmentation": rle,
+        "area": int(coco_mask.area(rle)),
+        "bbox": _box_xywh(region.mask),
+        "iscrowd": 0,
+    }
+
+
+def _box_xywh(mask: np.ndarray) -> list[int]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
+
+
+def _shape(region: Region, label: str) -> dict[str, Any]:
+    x, y, width, height = _box_xywh(region.mask)
+    crop = region.mask[y : y + height, x : x + width].astype(np.uint8) * 255
+    return {
+        "label": label,
+        "points": [[x, y], [x + width - 1, y + height - 1]],  # labelme's boxes of masks include their last pixels
+        "group_id": None,
+        "shape_type": "mask",
+        "flags": {},
+        "mask": base64.b64encode(encode_png(crop)).decode(),
+    }

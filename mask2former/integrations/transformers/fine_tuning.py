@@ -1,0 +1,236 @@
+"""Fine-tuning with the `Trainer` of transformers: the command behind tools/train_hf.py.
+
+It takes the arguments of transformers' example for instance segmentation and all `TrainingArguments`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.trainer_utils import get_last_checkpoint
+
+from mask2former.cli import run_cli
+from mask2former.data.own_data.dataset import TRAIN, VALID
+from mask2former.data.own_data.datasets_library import class_ids_of, is_datasets_folder, load_splits
+from mask2former.data.own_data.holding_out import HELD_OUT_SHARE
+from mask2former.data.transforms import AugmentationList, ColorAugSSD, RandomFlip
+from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.integrations.transformers.fine_tuning_data import FineTuningImages, collate
+from mask2former.integrations.transformers.fine_tuning_evaluation import FineTuningTrainer
+from mask2former.integrations.transformers.starting_model import StartRequest, load_start
+
+_SPLIT_SEED = 0  # of images held out where there is no validation split: the same at every run
+_BEST = {"load_best_model_at_end": True, "metric_for_best_model": "map", "greater_is_better": True}
+
+
+@dataclass
+class FineTuningArguments:
+    """What is learnt, and from where."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "where to start: a folder or hub name of transformers; or, with --config_file, a checkpoint or "
+            "address of this project such as model_final.pth, zoo://coco/instance/r50"
+        },
+    )
+    config_file: str | None = field(
+        default=None, metadata={"help": "config of this project (yaml): of the checkpoint, or of a model from scratch"}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "config of transformers (folder or config.json): a model from scratch"}
+    )
+    dataset_name: str = field(
+        default="",
+        metadata={
+            "help": "folder or hub name of a data set with the columns image, annotation and semantic_class_to_id; "
+            "tools/convert_dataset.py makes one"
+        },
+    )
+    do_reduce_labels: bool = field(
+        default=False, metadata={"help": "class 0 is background and not learnt, the other ids move down by one"}
+    )
+    image_height: int = field(default=512, metadata={"help": "height to which images are resized"})
+    image_width: int = field(default=512, metadata={"help": "width to which images are resized"})
+    color_augmentation: bool = field(
+        default=True, metadata={"help": "vary brightness, contrast, saturation and hue while training"}
+    )
+    train_batch_norms: bool | None = field(
+        default=None,
+        metadata={"help": "let the batch norms of a ResNet learn; by default those of a model from scratch alone"},
+    )
+    token: str | None = field(default=None, metadata={"help": "token for the hub"})
+    cache_dir: str | None = field(default=None, metadata={"help": "where downloads are kept"})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "refused: code of a hub is never executed; here for compatibility"}
+    )
+    verbose: bool = field(default=False, metadata={"help": "show tracebacks"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``tools/train_hf.py``; returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    return run_cli(lambda: fine_tune(*parse_arguments(given)), verbose="--verbose" in given)
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[FineTuningArguments, transformers.TrainingArguments]:
+    """The arguments of a command line, or of the one json file that it names.
+
+    With --do_train and --do_eval the model is evaluated and saved each epoch, and the best by mAP kept, unless told
+    otherwise.
+
+    Raises:
+        ConfigError: arguments that are missing, refused or contradict each other.
+    """
+    parser: Any = transformers.HfArgumentParser((FineTuningArguments, transformers.TrainingArguments))
+    is_json = len(argv) == 1 and argv[0].endswith(".json")
+    if not is_json and {"--do_train", "--do_eval"} <= set(argv):
+        parser.set_defaults(eval_strategy="epoch", save_strategy="epoch", save_total_limit=2, **_BEST)
+    elif not is_json:
+        parser.set_defaults(save_strategy="epoch", save_total_limit=2)
+    parser.set_defaults(logging_steps=20, max_grad_norm=1.0)
+    try:
+        parsed = parser.parse_json_file(argv[0]) if is_json else parser.parse_args_into_dataclasses(list(argv))
+    except (ValueError, OSError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    arguments, training = parsed
+    _check(arguments, training)
+    training.remove_unused_columns = False  # rows are read by our data set
+    training.label_names = ["mask_labels", "class_labels"]
+    return arguments, training
+
+
+def _check(arguments: FineTuningArguments, training: transformers.TrainingArguments) -> None:
+    if arguments.trust_remote_code:
+        raise ConfigError("--trust_remote_code: code of a hub is never executed here; leave it out")
+    if not arguments.dataset_name:
+        raise ConfigError("--dataset_name: missing; a folder that tools/convert_dataset.py wrote, or a name of the hub")
+    if not (training.do_train or training.do_eval):
+        raise ConfigError("--do_train, --do_eval: expected at least one of them")
+    if min(arguments.image_height, arguments.image_width) < 32:
+        raise ConfigError("--image_height, --image_width: expected at least 32")
+
+
+def fine_tune(arguments: FineTuningArguments, training: transformers.TrainingArguments) -> dict[str, float]:
+    """Train and evaluate as asked for; `training.output_dir` then holds a folder that transformers loads.
+
+    Returns the metrics of the last evaluation.
+
+    Raises:
+        InputError: model, data or checkpoint are missing or wrong.
+    """
+    transformers.set_seed(training.seed)  # before weights are drawn
+    splits = _load_splits(arguments, training)
+    label2id = _labels(splits, arguments)
+    start = StartRequest(
+        arguments.model_name_or_path, arguments.config_file, arguments.config_name, arguments.train_batch_norms
+    )
+    size = {"height": arguments.image_height, "width": arguments.image_width}
+    hub = {"token": arguments.token, "cache_dir": arguments.cache_dir}
+    model, processor = load_start(start, label2id=label2id, size=size, hub=hub)
+    processor.do_reduce_labels = arguments.do_reduce_labels  # for whoever prepares labels with it later
+    trainer = _build_trainer(arguments, training, splits, model, processor)
+    if training.do_train:
+        result = trainer.train(resume_from_checkpoint=_checkpoint(training))
+        trainer.save_model()
+        trainer.save_state()
+        _record(trainer, "train", result.metrics)
+    metrics: dict[str, float] = {}
+    if training.do_eval:
+        metrics = trainer.evaluate(metric_key_prefix="test")
+        _record(trainer, "test", metrics)
+    if training.push_to_hub:
+        trainer.push_to_hub(tags=["image-segmentation", "instance-segmentation"])
+    return metrics
+
+
+def _load_splits(arguments: FineTuningArguments, training: transformers.TrainingArguments) -> dict[str, Any]:
+    name, folder = arguments.dataset_name, Path(arguments.dataset_name).expanduser()
+    if folder.exists() and not is_datasets_folder(folder):
+        raise DatasetError(
+            f"{name}: no data set of the library datasets; python tools/convert_dataset.py {name} OUTPUT makes one of "
+            "COCO, labelme and PNG masks"
+        )
+    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise DatasetError(f"{name}: no such folder")
+    options = {key: getattr(arguments, key) for key in ("token", "cache_dir") if getattr(arguments, key) is not None}
+    splits = load_splits(folder if folder.exists() else name, **options)
+    if training.do_eval and VALID not in splits:
+        halves = splits[TRAIN].train_test_split(test_size=HELD_OUT_SHARE, seed=_SPLIT_SEED)
+        splits = {TRAIN: halves["train"], VALID: halves["test"]}
+        print(f"{name}: no validation split: {len(splits[VALID])} rows are held out of training for it")
+    if training.do_train and TRAIN not in splits:
+        raise DatasetError(f"{name}: --do_train: no split called train")
+    return splits
+
+
+def _labels(splits: Mapping[str, Any], arguments: FineTuningArguments) -> dict[str, int]:
+    """Names and ids of the classes that are learnt."""
+    table = class_ids_of(splits, arguments.dataset_name)
+    if arguments.do_reduce_labels:
+        table = {name: class_id - 1 for name, class_id in table.items() if class_id != 0}
+    ids = sorted(table.values())
+    if ids != list(range(len(ids))) or not ids:
+        hint = (
+            "" if arguments.do_reduce_labels else " (--do_reduce_labels leaves out class 0 and moves the others down)"
+        )
+        raise DatasetError(
+            f"{arguments.dataset_name}: semantic_class_to_id: expected ids without gaps from "
+            f"{int(arguments.do_reduce_labels)} on{hint}, found {table}"
+        )
+    return table
+
+
+def _build_trainer(
+    arguments: FineTuningArguments,
+    training: transformers.TrainingArguments,
+    splits: Mapping[str, Any],
+    model: Any,
+    processor: Any,
+) -> FineTuningTrainer:
+    augmentations: list[Any] = [RandomFlip("horizontal")]
+    if arguments.color_augmentation:
+        augmentations.append(ColorAugSSD("RGB"))
+    common = {"num_classes": model.config.num_labels, "reduce_labels": arguments.do_reduce_labels}
+    images: Callable[..., FineTuningImages] = FineTuningImages
+    train = (
+        images(splits[TRAIN], processor, augmentation=AugmentationList(augmentations), **common)
+        if TRAIN in splits
+        else None
+    )
+    valid = images(splits[VALID], processor, with_truth=True, **common) if VALID in splits else None
+    return FineTuningTrainer(
+        model=model,
+        args=training,
+        train_dataset=train if training.do_train else None,
+        eval_dataset=valid if training.do_eval else None,
+        data_collator=collate,
+        processing_class=processor,
+    )
+
+
+def _checkpoint(training: transformers.TrainingArguments) -> str | None:
+    """The checkpoint to go on from: the one given, or the newest in the output folder."""
+    given = training.resume_from_checkpoint
+    is_given = given is not None and str(given).lower() not in ("true", "false")
+    if is_given:
+        if not (Path(given) / "trainer_state.json").is_file():
+            raise InputError(f"--resume_from_checkpoint {given}: no checkpoint of a Trainer there")
+        return str(given)
+    found = get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+    if found is None and given is not None and str(given).lower() == "true":
+        raise InputError(f"--resume_from_checkpoint: no checkpoint in {training.output_dir}")
+    if found is not None and str(given).lower() != "false":
+        print(f"going on from {found}; another --output_dir begins anew")
+        return str(found)
+    return None
+
+
+def _record(trainer: FineTuningTrainer, name: str, metrics: dict[str, float]) -> None:
+    trainer.log_metrics(name, metrics)
+    trainer.save_metrics(name, metrics)
