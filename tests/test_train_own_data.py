@@ -13,6 +13,7 @@ from mask2former.cli import main, predict_main, train_main
 from mask2former.config import CfgNode
 from mask2former.data import DatasetMapper, register_coco_instances
 from mask2former.data.catalog import DatasetCatalog, MetadataCatalog
+from mask2former.data.own_data import convert_own_data
 from mask2former.data.presets import MapperPreset
 from mask2former.data.transforms import AugmentationList, RandomFlip, ResizeShortestEdge
 from mask2former.engine import train
@@ -59,7 +60,23 @@ def saved_config(output: Path) -> CfgNode:
     return cfg
 
 
+def write_datasets_folder(root: Path) -> Path:
+    """The scenes of COCO panoptic in the columns of the library datasets."""
+    library = pytest.importorskip("datasets", reason="needs the extra [transformers]")
+    library.config.HF_DATASETS_CACHE = root.with_name("cache")
+    convert_own_data(trees.write_coco_panoptic(root.with_name("original")), root, target="datasets")
+    return root
+
+
 CASES = {
+    "datasets, instance": (write_datasets_folder, "instance", {"segm/AP"}, 2, ["box", "disc"]),
+    "datasets, panoptic": (
+        write_datasets_folder,
+        "panoptic",
+        {"panoptic_seg/PQ", "segm/AP", "sem_seg/mIoU"},
+        3,
+        ["box", "disc", "sky"],
+    ),
     "png tree": (trees.write_png_tree, "semantic", {"sem_seg/mIoU"}, 3, ["class_3", "class_7", "class_20"]),
     "coco instances": (trees.write_coco_instances, "instance", {"segm/AP", "bbox/AP"}, 2, ["box", "disc"]),
     "coco panoptic": (
@@ -115,7 +132,7 @@ def test_data_option_trains_evaluates_and_predicts(
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    image = next(data.rglob("*.jpg"))
+    image = next(path for folder in (data, output, tmp_path) for path in folder.rglob("*.jpg"))
     inputs = [
         "--input",
         str(image),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from mask2former.data.own_data.classes import parse_ignored, read_class_names, training_classes
@@ -23,7 +24,7 @@ from mask2former.data.own_data.datasets_library import (
 )
 from mask2former.data.own_data.detect import read_own_data
 from mask2former.data.own_data.exporting import WRITERS
-from mask2former.data.own_data.samples import Sample, numbered_classes, part_samples
+from mask2former.data.own_data.samples import BACKGROUND, Sample, numbered_classes, part_samples
 from mask2former.errors import DatasetError
 
 DATASETS = "datasets"
@@ -125,9 +126,8 @@ def _open_datasets_folder(source: str | Path, choice: ClassChoice, cache_dir: st
 def _keep(samples: Iterable[Sample], class_ids: set[int]) -> Iterator[Sample]:
     """Samples whose other classes are background."""
     for sample in samples:
-        for class_id in set(sample.class_ids.reshape(-1).tolist()) - class_ids - {0}:
-            sample.class_ids[sample.class_ids == class_id] = 0
-        yield sample
+        is_kept = np.isin(sample.class_ids, list(class_ids))
+        yield replace(sample, class_ids=np.where(is_kept, sample.class_ids, BACKGROUND).astype(np.uint8))
 
 
 def _with_progress(opened: SampleSource, part: str) -> Iterator[Sample]:

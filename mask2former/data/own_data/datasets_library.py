@@ -227,9 +227,7 @@ def _check_columns(split: Any, source: str) -> None:
     missing = [name for name in COLUMNS if name not in split.column_names]
     if missing:
         found = ", ".join(split.column_names)
-        raise DatasetError(
-            f"{source}: expected the columns {', '.join(COLUMNS)}; {', '.join(missing)} missing of {found}"
-        )
+        raise DatasetError(f"{source}: expected the columns {', '.join(COLUMNS)}, found {found}")
     if not len(split):
         raise DatasetError(f"{source}: a split without rows")
 

@@ -1,0 +1,247 @@
+"""tools/train_hf.py: training, evaluation, the best model, going on; what plain transformers makes of the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.integrations import tiny_transformers as tiny
+
+library = pytest.importorskip("datasets", reason="needs the extra [transformers]")
+pytest.importorskip("accelerate", reason="needs the extra [transformers]")
+
+from mask2former.checkpoint import save_atomic  # noqa: E402
+from mask2former.config import get_cfg  # noqa: E402
+from mask2former.data.own_data import convert_own_data  # noqa: E402
+from mask2former.evaluation.average_precision import PrecisionTally  # noqa: E402
+from mask2former.evaluation.coco_matching import match_image  # noqa: E402
+from mask2former.integrations.transformers import fine_tuning, fine_tuning_data  # noqa: E402
+from mask2former.integrations.transformers.fine_tuning_evaluation import _encode, summarize  # noqa: E402
+from mask2former.integrations.transformers.image_processing import infer_instances  # noqa: E402
+from mask2former.modeling import build_model  # noqa: E402
+from tests.data_pipeline import own_data_trees as trees  # noqa: E402
+
+transformers = tiny.transformers
+integration = tiny.integration
+SIZE = 64
+CONFIG = Path(__file__).parents[2] / "configs/shapes/instance-segmentation/maskformer2_R18_quickstart.yaml"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    library.config.HF_DATASETS_CACHE = folder / "cache"
+    convert_own_data(trees.write_coco_instances(folder / "original", num=3), folder / "hub", target="datasets")
+    return folder / "hub"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.saved(tmp_path_factory.mktemp("start") / "model")
+
+
+def arguments(start: Path | None, data: Path, output: Path, *more: str) -> list[str]:
+    begin = [] if start is None else ["--model_name_or_path", str(start)]
+    sizes = ["--image_height", str(SIZE), "--image_width", str(SIZE), "--per_device_train_batch_size", "2"]
+    common = ["--dataset_name", str(data), "--output_dir", str(output), "--do_reduce_labels", "--use_cpu"]
+    return [*begin, *common, *sizes, "--disable_tqdm", "True", *more]
+
+
+def test_trains_evaluates_and_keeps_the_best(start: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    code = fine_tuning.main(arguments(start, data, output, "--do_train", "--do_eval", "--num_train_epochs", "2"))
+    assert code == 0
+    state = json.loads((output / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"].startswith(str(output))
+    evaluations = [entry for entry in state["log_history"] if "eval_map" in entry]
+    assert [entry["epoch"] for entry in evaluations] == [1.0, 2.0]
+    assert {"eval_map_50", "eval_map_box", "eval_map_disc", "eval_loss"} <= set(evaluations[0])
+    results = json.loads((output / "test_results.json").read_text())
+    assert 0 <= results["test_map"] == max(entry["eval_map"] for entry in evaluations)
+    config = json.loads((output / "config.json").read_text())
+    assert config["label2id"] == {"box": 0, "disc": 1}
+    before, after = (
+        transformers.Mask2FormerForUniversalSegmentation.from_pretrained(f, ignore_mismatched_sizes=True, num_labels=2)
+        for f in (start, output)
+    )
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
+
+
+def test_plain_transformers_gives_the_same_logits_and_map(start: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    options = ["--do_train", "--max_steps", "3", "--learning_rate", "1e-3", "--do_eval", "--eval_strategy", "no"]
+    assert fine_tuning.main(arguments(start, data, output, *options, "--load_best_model_at_end", "False")) == 0
+    theirs = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(output).eval()
+    ours = integration.Mask2FormerForUniversalSegmentation.from_pretrained(output).eval()
+    processor = integration.Mask2FormerImageProcessor.from_pretrained(output)
+    split = library.load_dataset(str(data))["validation"]
+    images = fine_tuning_data.FineTuningImages(split, processor, reduce_labels=True, num_classes=2, with_truth=True)
+    results = []
+    for model in (ours, theirs):
+        tally = PrecisionTally()
+        for sample in images:
+            with torch.no_grad():
+                outputs = model(sample["pixel_values"][None], pixel_mask=sample["pixel_mask"][None])
+            (found,) = infer_instances(outputs, target_sizes=[sample["size"]], pixel_mask=sample["pixel_mask"][None])
+            tally.add_image(sample["index"], match_image(sample["truth"], _encode(found), iou_type="segm"))
+        results.append((outputs, summarize(tally.average_precision([0, 1]), {0: "box", 1: "disc"})))
+    (own, own_metrics), (their, their_metrics) = results
+    torch.testing.assert_close(own.class_queries_logits, their.class_queries_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own.masks_queries_logits, their.masks_queries_logits, rtol=1e-4, atol=1e-4)
+    recorded = json.loads((output / "test_results.json").read_text())
+    assert own_metrics == their_metrics == {key: recorded[f"test_{key}"] for key in own_metrics}
+
+
+def test_resuming_equals_training_on(start: Path, data: Path, tmp_path: Path) -> None:
+    options = (
+        "--do_train",
+        "--max_steps",
+        "4",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "2",
+        "--learning_rate",
+        "1e-3",
+    )
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert fine_tuning.main(arguments(start, data, whole, *options)) == 0
+    (halves).mkdir()
+    (whole / "checkpoint-2").rename(halves / "checkpoint-2")
+    assert fine_tuning.main(arguments(start, data, halves, *options)) == 0
+    expected, found = (integration.Mask2FormerForUniversalSegmentation.from_pretrained(f) for f in (whole, halves))
+    for (name, tensor), other in zip(expected.state_dict().items(), found.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+
+
+def test_starts_from_a_checkpoint_of_ours_or_a_config(data: Path, tmp_path: Path) -> None:
+    cfg = tiny_resnet(tmp_path / "tiny.yaml")
+    model = build_model(cfg)
+    save_atomic({"model": model.state_dict()}, tmp_path / "model.pth")
+    config = ["--config_file", str(tmp_path / "tiny.yaml"), "--do_train", "--max_steps", "1", "--learning_rate", "0"]
+    for name, start in (("fine", tmp_path / "model.pth"), ("scratch", None)):
+        assert fine_tuning.main(arguments(start, data, tmp_path / name, *config)) == 0
+    fine = integration.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "fine")
+    for name, tensor in model.backbone.named_parameters():
+        assert torch.equal(fine.model.backbone.get_parameter(name), tensor), name
+    assert fine.config.train_batch_norms  # as the config has it
+    assert fine.config.id2label == {0: "box", 1: "disc"}
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in fine.modules())
+
+
+def test_batch_norms_that_learn_are_theirs_too(data: Path, tmp_path: Path) -> None:
+    tiny_resnet(tmp_path / "tiny.yaml")
+    options = ["--config_file", str(tmp_path / "tiny.yaml"), "--do_train", "--max_steps", "2"]
+    assert fine_tuning.main(arguments(None, data, tmp_path / "out", *options)) == 0
+    theirs = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "out").eval()
+    ours = integration.Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "out").eval()
+    images = tiny.images()
+    with torch.no_grad():
+        expected, found = theirs(images), ours(images)
+    torch.testing.assert_close(found.class_queries_logits, expected.class_queries_logits, rtol=1e-4, atol=1e-4)
+    running = [buffer for name, buffer in ours.named_buffers() if name.endswith("running_mean")]
+    assert running
+    assert all(buffer.any() for buffer in running)
+
+
+def test_starts_from_a_config_of_transformers(data: Path, tmp_path: Path) -> None:
+    tiny.tiny_config().save_pretrained(tmp_path / "config")
+    options = ["--config_name", str(tmp_path / "config"), "--do_train", "--max_steps", "1"]
+    assert fine_tuning.main(arguments(None, data, tmp_path / "out", *options)) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def tiny_resnet(path: Path) -> Any:
+    cfg = get_cfg()
+    options = {"CONVS_DIM": 32, "MASK_DIM": 32, "TRANSFORMER_ENC_LAYERS": 1, "NUM_CLASSES": 5}
+    head = "\n".join(f"    {key}: {value}" for key, value in options.items())
+    decoder = {"HIDDEN_DIM": 32, "NHEADS": 8, "DIM_FEEDFORWARD": 32, "DEC_LAYERS": 2, "NUM_OBJECT_QUERIES": 8}
+    former = "\n".join(f"    {key}: {value}" for key, value in {**decoder, "TRAIN_NUM_POINTS": 32}.items())
+    path.write_text(f"_BASE_: {CONFIG}\nMODEL:\n  SEM_SEG_HEAD:\n{head}\n  MASK_FORMER:\n{former}\n")
+    cfg.merge_from_file(path)
+    return cfg
+
+
+def test_without_validation_split_rows_are_held_out(start: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    library.DatasetDict({"train": library.load_dataset(str(data))["train"]}).save_to_disk(tmp_path / "train_only")
+    assert fine_tuning.main(arguments(start, tmp_path / "train_only", tmp_path / "out", "--do_eval")) == 0
+    assert "1 rows are held out" in capsys.readouterr().out
+
+
+def test_images_of_any_size_become_one(start: Path, data: Path) -> None:
+    processor = integration.Mask2FormerImageProcessor(size={"height": 48, "width": 80})
+    split = library.load_dataset(str(data))["train"]
+    samples = list(fine_tuning_data.FineTuningImages(split, processor, reduce_labels=True, num_classes=2))
+    batch = fine_tuning_data.collate(samples)
+    assert batch["pixel_values"].shape == (3, 3, 64, 96)  # a multiple of 32
+    assert batch["pixel_mask"].sum().item() == 3 * 48 * 80
+    assert [labels.tolist() for labels in batch["class_labels"]] == [[0, 1, 1], [], [0, 1, 1]]
+    assert [tuple(masks.shape) for masks in batch["mask_labels"]] == [(3, 64, 96), (0, 64, 96), (3, 64, 96)]
+    ids, segments = trees.scene(0)
+    box = torch.from_numpy(ids == segments[1]["id"]).float()
+    expected = torch.nn.functional.interpolate(box[None, None], (48, 80), mode="nearest-exact")[0, 0]
+    assert (batch["mask_labels"][0][0, :48, :80] - expected).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--model_name_or_path": "/nowhere/model"}, "/nowhere/model: expected a folder with config.json"),
+        ({"--dataset_name": "/nowhere/data"}, "/nowhere/data: no such folder"),
+        ({"--dataset_name": None}, "--dataset_name: missing"),
+        ({"--do_reduce_labels": None}, "class 0"),
+        ({"--model_name_or_path": None}, "no model to start from"),
+        ({"--config_name": "x"}, "--config_name: a model from scratch"),
+        ({"--trust_remote_code": "True"}, "--trust_remote_code"),
+        ({"--image_height": "8"}, "at least 32"),
+        ({"--resume_from_checkpoint": "/nowhere"}, "--resume_from_checkpoint /nowhere"),
+        ({"--unknown_option": "1"}, "--unknown_option"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    changes: dict[str, str | None], message: str, start: Path, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    given = arguments(start, data, tmp_path / "out", "--do_train", "--max_steps", "1")
+    for option, value in changes.items():
+        if option in given:
+            place = given.index(option)
+            del given[place : place + (1 if option == "--do_reduce_labels" else 2)]
+        given += [] if value is None else [option, value]
+    if message == "class 0":  # id 0 is background: learnt as a class it must be asked for, and it is
+        assert fine_tuning.main(given) == 0
+        return
+    assert fine_tuning.main(given) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_folder_of_another_format_names_the_converter(start: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = trees.write_coco_instances(tmp_path / "coco")
+    assert fine_tuning.main(arguments(start, folder, tmp_path / "out", "--do_train")) == 1
+    assert "tools/convert_dataset.py" in capsys.readouterr().err
+
+
+def test_class_outside_the_table_is_named(start: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    rows = library.load_dataset(str(data))["train"].to_list()
+    for row in rows:
+        row["semantic_class_to_id"] = {"background": 0, "box": 1}
+    features = library.load_dataset(str(data))["train"].features.copy()
+    features["semantic_class_to_id"] = {name: library.Value("int64") for name in ("background", "box")}
+    library.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "wrong")
+    assert fine_tuning.main(arguments(start, tmp_path / "wrong", tmp_path / "out", "--do_train")) == 1
+    assert "expected 0..1, as semantic_class_to_id has them, found 2" in capsys.readouterr().err
+
+
+def test_annotation_numbers_instances_of_learnt_classes(data: Path) -> None:
+    images = fine_tuning_data.FineTuningImages([], None, reduce_labels=True, num_classes=3)
+    class_ids = np.array([[0, 2, 2], [3, 3, 0]], np.uint8)
+    instance_ids = np.array([[0, 300, 7], [5, 5, 9]], np.uint16)
+    numbers, classes = images._number(class_ids, instance_ids, 0)
+    assert numbers.tolist() == [[0, 2, 1], [3, 3, 0]]
+    assert classes == [1, 1, 2]
