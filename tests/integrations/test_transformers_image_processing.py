@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -328,3 +329,52 @@ def test_wrong_arguments_are_named() -> None:
         processor.post_process_panoptic_segmentation(_outputs(), mask_threshold=1.5)
     with pytest.raises(InputError, match="at most one"):
         processor.post_process_instance_segmentation(_outputs(), return_coco_annotation=True, return_binary_maps=True)
+
+
+_ARGUMENTS: dict[str, list[Any]] = {
+    "do_resize": [True, False],
+    "size": [
+        {"shortest_edge": 32, "longest_edge": 64},
+        {"height": 48, "width": 40},
+        {"max_height": 40, "max_width": 60},
+    ],
+    "size_divisor": [0, 16, 32],
+    "resample": [0, 2, 3],
+    "do_rescale": [True, False],
+    "rescale_factor": [1 / 255, 1 / 127.5],
+    "do_normalize": [True, False],
+    "image_mean": [[0.5, 0.4, 0.3]],
+    "image_std": [[0.2, 0.3, 0.1]],
+    "ignore_index": [255, 0],
+    "do_reduce_labels": [True, False],
+    "pad_size": [{"height": 96, "width": 128}],
+}
+
+
+def test_any_combination_of_arguments_is_bit_equal_to_theirs() -> None:
+    chooser, rng = random.Random(0), np.random.default_rng(0)
+    sizes = [(37, 53), (50, 41)]
+    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    maps = [rng.integers(0, 4, size).astype(np.uint8) for size in sizes]
+    num_equal = 0
+    for _ in range(80):
+        given = {k: chooser.choice(values) for k, values in _ARGUMENTS.items() if chooser.random() < 0.6}
+        built = {k: value for k, value in given.items() if chooser.random() < 0.4}  # the rest when called
+        called = {k: value for k, value in given.items() if k not in built}
+        labels = chooser.choice(
+            [{}, {"segmentation_maps": maps, "instance_id_to_semantic_id": {i: i for i in range(256)}}]
+        )
+        try:
+            expected = transformers.Mask2FormerImageProcessor(**built)(pictures, **labels, **called)
+        except Exception as error:  # contradictions that theirs refuses, by errors of several libraries
+            with pytest.raises(type(error)):
+                integration.Mask2FormerImageProcessor(parity="transformers", **built)(pictures, **labels, **called)
+            continue
+        found = integration.Mask2FormerImageProcessor(parity="transformers", **built)(pictures, **labels, **called)
+        assert found.keys() == expected.keys(), given
+        for name in expected:
+            assert len(found[name]) == len(expected[name])
+            for own, their in zip(found[name], expected[name], strict=True):
+                assert np.array_equal(np.asarray(own), np.asarray(their)), (name, given)
+        num_equal += 1
+    assert num_equal >= 30

@@ -35,12 +35,12 @@ class FineTuningArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "where to start: a folder or hub name of transformers; or, with --config_file, a checkpoint or "
-            "address of this project such as model_final.pth, zoo://coco/instance/r50"
+            "help": "where to start: a folder or hub name of transformers; or, with --config_file, weights that "
+            "this project reads, of the model or its backbone: model_final.pth, zoo://coco/instance/r50"
         },
     )
     config_file: str | None = field(
-        default=None, metadata={"help": "config of this project (yaml): of the checkpoint, or of a model from scratch"}
+        default=None, metadata={"help": "config of this project (yaml) for the weights, or for a model from scratch"}
     )
     config_name: str | None = field(
         default=None, metadata={"help": "config of transformers (folder or config.json): a model from scratch"}

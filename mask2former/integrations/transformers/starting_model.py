@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mask2former.checkpoint import resolve_address
-from mask2former.checkpoint.conversion import read_converted, write_transformers
+from mask2former.checkpoint import load_weights
+from mask2former.checkpoint.conversion import write_transformers
 from mask2former.config import CfgNode, get_cfg
-from mask2former.errors import CheckpointError, ConfigError
+from mask2former.errors import ConfigError
 from mask2former.integrations.transformers.configuration import Mask2FormerConfig
 from mask2former.integrations.transformers.image_processing import Mask2FormerImageProcessor
 from mask2former.integrations.transformers.modeling import Mask2FormerForUniversalSegmentation
@@ -109,24 +108,17 @@ def _resizing(processor: Mask2FormerImageProcessor, size: Mapping[str, int]) -> 
 
 
 def _write_folder(request: StartRequest, folder: Path, *, num_classes: int) -> CfgNode:
-    """A folder of transformers from a checkpoint of ours, or with fresh weights; returns the model's config."""
+    """A folder of transformers with the model of our config and what of the weights fits it; returns the config.
+
+    What the checkpoint lacks, such as all but the backbone of ImageNet's, begins anew.
+    """
     assert request.config_file is not None
     cfg = get_cfg()
     cfg.merge_from_file(request.config_file)
     cfg.MODEL.DEVICE = "cpu"
-    if request.model is None:
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
-        write_transformers(build_model(cfg).state_dict(), folder, cfg=cfg)
-        return cfg
-    source = resolve_address(request.model)
-    if not os.path.isfile(source):
-        raise CheckpointError(
-            f"--model_name_or_path {request.model}: expected a checkpoint with --config_file, no such file"
-        )
-    converted = read_converted(source)
-    classes = converted.tensors.get("sem_seg_head.predictor.class_embed.weight")
-    if classes is None:
-        raise CheckpointError(f"{request.model}: expected the weights of a whole Mask2Former, found no classifier")
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(classes) - 1
-    write_transformers(converted.tensors, folder, cfg=cfg)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
+    model = build_model(cfg)
+    if request.model is not None:
+        load_weights(model, request.model)
+    write_transformers(model.state_dict(), folder, cfg=cfg)
     return cfg
