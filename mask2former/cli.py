@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something given is wrong, or training diverged; 2 wrong us
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -109,6 +110,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="id or class that does not train (255 for PNG masks; none: every id trains); may be given several times",
     )
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module to import first, which registers data sets or parts of models; may be given several times",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     parser.add_argument(
@@ -135,7 +144,7 @@ def _run_train(args: argparse.Namespace) -> None:
     cfg = setup_config(args)
     own_data = _own_data_request(args)
     if was_launched() or (args.num_gpus == 1 and args.num_machines == 1):
-        train_or_evaluate(cfg, eval_only=args.eval_only, resume=args.resume, own_data=own_data)
+        train_or_evaluate(cfg, args.eval_only, args.resume, own_data, args.modules)
         return
     from mask2former.engine.launch import check_num_gpus, launch
 
@@ -146,6 +155,7 @@ def _run_train(args: argparse.Namespace) -> None:
         args.eval_only,
         args.resume,
         own_data,
+        args.modules,
         num_processes=args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -192,11 +202,26 @@ def _own_data_request(args: argparse.Namespace) -> Any:
     return OwnDataRequest(args.data, reference, frozenset(args.opts[::2]), args.classes, ignored)
 
 
-def train_or_evaluate(cfg: Any, eval_only: bool = False, resume: bool = False, own_data: Any = None) -> None:
-    """What ``train`` does, in each of its processes."""
+def _import_modules(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"--import {name}: {error}; modules are looked for on PYTHONPATH") from error
+
+
+def train_or_evaluate(
+    cfg: Any, eval_only: bool = False, resume: bool = False, own_data: Any = None, modules: Sequence[str] = ()
+) -> None:
+    """What ``train`` does, in each of its processes; ``modules`` are imported first.
+
+    Raises:
+        ConfigError: a module is not found.
+    """
     from mask2former.engine import distributed, evaluate_only, train
     from mask2former.engine.own_data import prepare_own_data
 
+    _import_modules(modules)
     with distributed.process_group(cfg.MODEL.DEVICE):
         if own_data is not None:
             cfg = prepare_own_data(cfg, own_data, eval_only=eval_only)

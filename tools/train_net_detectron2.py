@@ -24,9 +24,8 @@ from detectron2.utils import comm
 from mask2former import add_maskformer2_config
 from mask2former.cli import run_cli
 from mask2former.config import add_maskformer2_video_config
-from mask2former.engine.optimizer import build_gradient_clipping, build_optimizer
 from mask2former.evaluation import build_evaluator
-from mask2former.integrations.detectron2 import DatasetMapper
+from mask2former.integrations.detectron2 import DatasetMapper, build_optimizer
 from mask2former.test_time_augmentation import with_test_time_augmentation
 
 
@@ -43,16 +42,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(cfg, model)
-        clip_gradients = build_gradient_clipping(cfg)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-        def clip(*_: Any) -> None:
-            clip_gradients(parameters)
-
-        optimizer.register_step_pre_hook(clip)
-        optimizer._step_supports_amp_scaling = False  # a scaler shall unscale gradients before they are clipped
-        return optimizer
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:

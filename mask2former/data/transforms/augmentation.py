@@ -55,6 +55,15 @@ class AugmentationList(Augmentation):
     """Augmentations one after the other; each sees the size, labels and pixels that those before it leave."""
 
     def __init__(self, augmentations: Sequence[Augmentation]) -> None:
+        """Those of detectron2 need `integrations.detectron2.DetectronAugmentation` around them.
+
+        Raises:
+            ConfigError: one is none of ours.
+        """
+        for augmentation in augmentations:
+            if not isinstance(augmentation, Augmentation):
+                kind = f"{type(augmentation).__module__}.{type(augmentation).__qualname__}"
+                raise ConfigError(f"expected a subclass of {Augmentation.__module__}.Augmentation, found {kind}")
         self.augmentations = list(augmentations)
         self.needs_sem_seg = any(a.needs_sem_seg for a in self.augmentations)
         self.needs_image = any(a.needs_image for a in self.augmentations)

@@ -17,6 +17,7 @@ from mask2former.integrations.detectron2.heads import (
 )
 from mask2former.integrations.detectron2.mapper import DatasetMapper
 from mask2former.integrations.detectron2.meta_arch import MaskFormer, VideoMaskFormer
+from mask2former.integrations.detectron2.optimizer import build_optimizer
 from mask2former.integrations.detectron2.structures import instances_from_detectron2, instances_to_detectron2
 from mask2former.modeling import TRANSFORMER_DECODER_REGISTRY
 
@@ -33,6 +34,7 @@ __all__ = [
     "PerPixelBaselinePlusHead",
     "TransformerEncoderPixelDecoder",
     "VideoMaskFormer",
+    "build_optimizer",
     "instances_from_detectron2",
     "instances_to_detectron2",
 ]

@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 
 from mask2former.data.transforms import ImageAugmentation, Transform
 from mask2former.data.transforms.transform import IGNORE_FILL
+from mask2former.errors import ConfigError
 
 _NUM_CODES = 250  # labels that travel in one map of bytes, as 1 … 250
 _INSIDE = 253  # marks what comes from inside the image: a value that no augmentation fills with
@@ -52,11 +53,26 @@ class DetectronAugmentation(ImageAugmentation):
     """
 
     def __init__(self, augmentation: Any) -> None:
+        """`augmentation`: one, or several to be applied one after the other.
+
+        Raises:
+            ConfigError: it is none of detectron2.
+        """
         listed = augmentation if isinstance(augmentation, (list, tuple)) else [augmentation]
+        for part in listed:
+            if not isinstance(part, (T.Augmentation, T.Transform)):
+                raise ConfigError(f"expected an Augmentation or Transform of detectron2, found {part!r}")
         self.augmentation = T.AugmentationList(listed)
         self.needs_sem_seg = any(_reads_labels(part) for part in self.augmentation.augs)
 
     def sample_for(self, rng: np.random.Generator, image: np.ndarray, sem_seg: np.ndarray | None = None) -> Transform:
+        """As ours.
+
+        Raises:
+            ConfigError: it looks at labels, and there are none.
+        """
+        if self.needs_sem_seg and sem_seg is None:
+            raise ConfigError(f"{self.augmentation} looks at semantic labels, which this kind of training data lacks")
         augmented = _AugmentationInput(image, sem_seg=sem_seg)
         with _global_generators_from(rng):
             transform = self.augmentation(augmented)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.structures import BitMasks as DetectronBitMasks
 from detectron2.structures import Boxes as DetectronBoxes
 from detectron2.structures import Instances as DetectronInstances
@@ -17,6 +18,7 @@ from detectron2.structures import PolygonMasks as DetectronPolygonMasks
 from torch import Tensor
 
 from mask2former.data.targets import semantic_targets
+from mask2former.errors import InputError
 from mask2former.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 
@@ -43,12 +45,15 @@ def sample_from_detectron2(sample: dict[str, Any], *, ignore_label: int) -> dict
     """A sample with our instances, one of an image or those of a clip's frames.
 
     Where there are none, they follow from `sem_seg` (H, W): one for each class that is not `ignore_label`.
+
+    Raises:
+        InputError: instances have no masks.
     """
     found = sample.get("instances")
     if isinstance(found, (list, tuple)):
-        return {**sample, "instances": [instances_from_detectron2(frame) for frame in found]}
+        return {**sample, "instances": [_targets(frame, sample) for frame in found]}
     if found is not None:
-        return {**sample, "instances": instances_from_detectron2(found)}
+        return {**sample, "instances": _targets(found, sample)}
     if "sem_seg" in sample:
         labels = np.asarray(sample["sem_seg"].cpu())
         return {**sample, "instances": semantic_targets(labels, ignore_label=ignore_label)}
@@ -60,6 +65,19 @@ def result_to_detectron2(result: dict[str, Any]) -> dict[str, Any]:
     if "instances" not in result:
         return result
     return {**result, "instances": instances_to_detectron2(result["instances"])}
+
+
+def _targets(instances: Any, sample: dict[str, Any]) -> Instances:
+    targets = instances_from_detectron2(instances)
+    if targets.has("gt_masks"):
+        return targets
+    if len(targets):
+        raise InputError(
+            f"{sample.get('file_name', 'a sample')}: 'instances' lack gt_masks; the mapper of detectron2 keeps masks "
+            "where MODEL.MASK_ON is True"
+        )
+    targets.gt_masks = torch.zeros(0, *targets.image_size, dtype=torch.bool)  # that mapper leaves them out then
+    return targets
 
 
 def _from_detectron2(value: Any, size: tuple[int, int]) -> Any:
