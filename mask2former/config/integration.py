@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections import ChainMap
 from typing import Any
 
 DETECTRON2 = "detectron2"
+
+
+class LinkedNames(ChainMap[str, Any]):
+    """The names of two catalogs: new ones go to the first; what is removed, to where it stands."""
+
+    def __delitem__(self, name: str) -> None:
+        del next((names for names in self.maps if name in names), self.maps[0])[name]
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As a dictionary's."""
+        return next((names for names in self.maps if name in names), self.maps[0]).pop(name, *default)
 
 
 def load_integration(framework: str) -> bool:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections import ChainMap
 from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from mask2former.config.integration import DETECTRON2, load_integration
+from mask2former.config.integration import DETECTRON2, LinkedNames, load_integration
 from mask2former.errors import DatasetError
 from mask2former.structures import Metadata, MetadataCatalog
 
@@ -68,7 +67,7 @@ class _DatasetCatalog:
     def link(self, others: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Find names of another catalog here too, those that it has then, after the own; returns the own by name."""
         own = self._loaders
-        self._loaders = ChainMap(own, others)
+        self._loaders = LinkedNames(own, others)
         return own
 
     def register(self, name: str, func: Callable[[], list[DatasetDict]]) -> None:

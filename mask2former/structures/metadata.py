@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import MutableMapping
 from typing import Any
+
+from mask2former.config.integration import LinkedNames
 
 _MISSING = object()
 
@@ -57,7 +58,7 @@ class _MetadataCatalog:
         own = self._entries
         for name in [name for name, metadata in own.items() if name in others and set(metadata.as_dict()) == {"name"}]:
             del own[name]
-        self._entries = ChainMap(own, others)
+        self._entries = LinkedNames(own, others)
         return own
 
     def get(self, name: str) -> Metadata:

@@ -79,10 +79,11 @@ import cv2, numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 def records():
-    cv2.imwrite("image.png", np.full((40, 48, 3), 90, np.uint8))
-    cv2.imwrite("labels.png", np.repeat(np.uint8([[0], [1]]), 20, 0).repeat(48, 1))
-    record = dict(file_name="image.png", sem_seg_file_name="labels.png", height=40, width=48)
-    return [dict(record, image_id=image_id) for image_id in (1, 2)]
+    for name in "ab":
+        cv2.imwrite(f"{name}.jpg", np.full((40, 48, 3), 90, np.uint8))
+        cv2.imwrite(f"{name}.png", np.repeat(np.uint8([[0], [1]]), 20, 0).repeat(48, 1))
+    files = [dict(file_name=f"{name}.jpg", sem_seg_file_name=f"{name}.png") for name in "ab"]
+    return [dict(record, height=40, width=48, image_id=record["file_name"]) for record in files]
 
 DatasetCatalog.register("somebodys_stripes", records)
 MetadataCatalog.get("somebodys_stripes").set(stuff_classes=["up", "down"], evaluator_type="sem_seg", ignore_label=255)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from typing import Any
 
 from detectron2.data import DatasetCatalog as DetectronDatasetCatalog
 from detectron2.data import MetadataCatalog as DetectronMetadataCatalog
 
+from mask2former.config.integration import LinkedNames
 from mask2former.data import DatasetCatalog, MetadataCatalog, register_builtin_datasets
 
 
@@ -23,7 +23,7 @@ def link_catalogs() -> None:
         (DetectronMetadataCatalog, MetadataCatalog),
     ):
         own = theirs.data
-        theirs.data = ChainMap(own, ours.link(own))
+        theirs.data = LinkedNames(own, ours.link(own))
 
 
 def _forget_empty(theirs: Any) -> None:
