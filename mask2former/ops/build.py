@@ -37,6 +37,7 @@ _X86_LEVELS = (
     ("avx2", 32, "-mavx2 -mfma"),
     ("avx512", 64, "-mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"),
 )
+_ENTRY_POINTS = ("library", "ms_deform_attn", "winograd", "parallel")  # compiled once, for any processor
 # Ampere, Hopper, Blackwell; the code of the last is also kept as PTX for what comes after.
 _CUDA_ARCHITECTURES = ("80", "90", "100")
 
@@ -56,7 +57,7 @@ def build_cpu(target_dir: Path) -> Path:
             objects.append(str(Path(scratch) / f"{name}.o"))
             defines = [f"-DM2F_KERNELS={name}", f"-DM2F_VECTOR_BYTES={vector_bytes}"]
             _run([*common, *flags.split(), *defines, "-c", str(SOURCE_DIR / "cpu/kernels.cpp"), "-o", objects[-1]])
-        sources = [str(SOURCE_DIR / "cpu" / name) for name in ("ms_deform_attn.cpp", "parallel.cpp")]
+        sources = [str(SOURCE_DIR / "cpu" / f"{name}.cpp") for name in _ENTRY_POINTS]
         library = Path(scratch) / CPU_LIBRARY
         _run([*common, *sources, *objects, "-shared", "-pthread", "-o", str(library)])
         return _move_into_place(library, target_dir)

@@ -16,13 +16,17 @@ CPU_LIBRARY = "libm2f_ops_cpu.so"
 CUDA_LIBRARY = "libm2f_ops_cuda.so"
 BUILD_COMMAND = "python -m mask2former.ops.build"
 
-# kAbiVersion in csrc, raised with every change of an argument list.
-_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 2, 1
+# kAbiVersion in csrc, raised with every change of a function or its arguments.
+_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 3, 1
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIZES = [_INT64] * 7  # B, S, M, D, Q, L, P
 # dtype, tensors and shapes, sizes; then what the library adds.
 _FORWARD = [_INT] + [_POINTER] * 5 + _SIZES
 _BACKWARD = [_INT] + [_POINTER] * 8 + _SIZES
+
+_PLACE = [_INT64] * 5  # height, width, channels, first tile, number of tiles
+_WINOGRAD_INPUT = (_POINTER, _POINTER, _INT64, *_PLACE)
+_WINOGRAD_OUTPUT = (_POINTER, _INT64, _POINTER, _POINTER, _INT, _POINTER, *_PLACE)
 
 
 def cpu_library() -> ctypes.CDLL | None:
@@ -73,6 +77,8 @@ def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
         return None, problem
     library.m2f_ms_deform_attn_forward.argtypes = [*_FORWARD, _POINTER, _INT]  # centres, number of threads
     library.m2f_ms_deform_attn_backward.argtypes = [*_BACKWARD, _INT]
+    library.m2f_winograd_input.argtypes = [*_WINOGRAD_INPUT, _INT]
+    library.m2f_winograd_output.argtypes = [*_WINOGRAD_OUTPUT, _INT]
     library.m2f_use_gomp_parallel.argtypes = [_POINTER]
     for text in (library.m2f_instruction_set, library.m2f_limit_instruction_set, library.m2f_threading):
         text.restype = ctypes.c_char_p

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.layers.norms import FrozenBatchNorm2d
+from mask2former.ops import WinogradWeight, conv3x3, is_winograd_faster
 
 ConvolutionT = TypeVar("ConvolutionT", bound=nn.Conv2d)
 
@@ -48,8 +50,11 @@ class Conv2d(nn.Conv2d):
         )
         self.norm = norm
         self.activation = activation
+        self._winograd_weight = WinogradWeight()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._is_plain_3x3() and is_winograd_faster(x, self.weight):
+            return self._winograd_forward(x)
         if self._is_folding_cheaper(x):
             x = self._conv_forward(x, *self.folded_terms())
         else:
@@ -59,6 +64,29 @@ class Conv2d(nn.Conv2d):
         if self.activation is not None:
             x = self.activation(x)
         return x
+
+    def _is_plain_3x3(self) -> bool:
+        """Whether it is what `conv3x3` computes."""
+        geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+
+    def _winograd_forward(self, x: Tensor) -> Tensor:
+        scale, shift = self._affine_terms()
+        is_affine = self.norm is None or isinstance(self.norm, FrozenBatchNorm2d)
+        relu = is_affine and self.activation in (F.relu, F.relu_)  # spares a pass over the map
+        x = conv3x3(x, self.weight, scale=scale, shift=shift, relu=relu, kept=self._winograd_weight)
+        if self.norm is not None and not is_affine:
+            x = self.norm(x)
+        if self.activation is not None and not relu:
+            x = self.activation(x)
+        return x
+
+    def _affine_terms(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the products are multiplied with, and what is added to them: frozen batch norm's terms and the bias."""
+        if not isinstance(self.norm, FrozenBatchNorm2d):
+            return None, self.bias
+        scale, shift = self.norm.scale_and_shift()
+        return scale, shift if self.bias is None else shift + self.bias * scale
 
     def _is_folding_cheaper(self, x: Tensor) -> bool:
         """Whether scaling the weights, at each call, costs less than another pass over the map.
@@ -74,9 +102,9 @@ class Conv2d(nn.Conv2d):
 
     def folded_terms(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution that equals this one and its FrozenBatchNorm2d, up to rounding."""
-        assert isinstance(self.norm, FrozenBatchNorm2d)
-        scale, shift = self.norm.scale_and_shift()
-        bias = shift if self.bias is None else shift + self.bias * scale
+        scale, bias = self._affine_terms()
+        assert scale is not None
+        assert bias is not None
         return self.weight * scale.to(self.weight.dtype)[:, None, None, None], bias.to(self.weight.dtype)
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 // Compiled once per instruction set, with M2F_KERNELS naming the table and M2F_VECTOR_BYTES its register width.
 #include "backward.h"
 #include "forward.h"
+#include "winograd.h"
 
 namespace {
 
@@ -37,4 +38,5 @@ void backward_slice(const m2f::Problem& pb, int64_t batch, int64_t head, int64_t
 }  // namespace
 
 extern "C" const m2f::Kernels M2F_TABLE(M2F_KERNELS) = {M2F_NAME(M2F_KERNELS), forward_scratch, backward_scratch,
-                                                        forward_tile, backward_slice};
+                                                        forward_tile, backward_slice, winograd_input,
+                                                        winograd_output};

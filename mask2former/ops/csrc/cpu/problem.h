@@ -29,6 +29,20 @@ struct Problem {
   const void* centres;  // float64 for Float64, else float32; null: locations and weights are what they are called
 };
 
+// One side of Winograd's transform, of the tiles [first_tile, …) of a strip; see winograd.h.
+// Layouts: map and output (B, H, W, C); transformed (36, tiles of the strip, C), its first dimension `stride` apart.
+// C is a multiple of 16.
+struct WinogradProblem {
+  const float* map;    // input side only
+  float* transformed;  // written by the input side, read by the output side
+  int64_t stride;
+  float* output;       // output side only, as are the next three: output = products * scale + shift
+  const float* scale;
+  const float* shift;
+  int relu;
+  int64_t height, width, channels, first_tile;
+};
+
 struct Kernels {
   const char* name;
   // Bytes of 64-byte aligned scratch that one thread needs.
@@ -38,6 +52,9 @@ struct Kernels {
   void (*forward_tile)(const Problem&, int64_t batch, int64_t begin, int64_t end, void* scratch);
   // All three gradients of one (batch item, head, level): no two slices write the same element.
   void (*backward_slice)(const Problem&, int64_t batch, int64_t head, int64_t level, void* scratch);
+  // Transforms of the tiles [begin, end) of a strip; scratch for one pixel's channels.
+  void (*winograd_input)(const WinogradProblem&, int64_t begin, int64_t end, void* scratch);
+  void (*winograd_output)(const WinogradProblem&, int64_t begin, int64_t end, void* scratch);
 };
 
 }  // namespace m2f

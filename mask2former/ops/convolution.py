@@ -1,0 +1,154 @@
+"""3x3 convolution of channels_last maps on the CPU by Winograd's minimal filtering (arXiv:1509.09308), for inference.
+
+F(4x4, 3x3): a quarter of the direct convolution's multiplications, in 36 matrix products between two transforms (see
+csrc/cpu/winograd.h). It is about 2e-6 of the largest output away from float64, torch's convolution 0.7 to 1.7e-6.
+Letters: N batch, C channels (I in, O out), H W height and width, S tiles of 4 x 4 pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from mask2former.ops import native
+
+_TILE = 4  # kTile in csrc/cpu/winograd.h, whose kP and kQ are the next two
+_P, _Q = 0.75, 1.5
+_NUM_PRODUCTS = 36
+_CHANNEL_MULTIPLE = 16  # a register of the widest instruction set
+# Tiles transformed at a time: fewer make the products slow, more leave the caches; measured at 64 to 512 channels.
+_STRIP_TILES = 320
+# Beyond 32 MiB malloc returns a buffer to the system after each use, and touching it anew costs more than it saves.
+_STRIP_BYTES = 28 * 2**20
+# Below these the direct convolution is as fast (see benchmarks/convolution.py).
+_MIN_CHANNELS = 64
+_MIN_TILES = 48
+
+
+class WinogradWeight:
+    """Keeps the transform of the weight used last, of four times its size. Copies and pickles of it are empty.
+
+    It compares the weight's values, 0.4 ms per million, so that whatever changes them is noticed: version counters miss
+    what goes through `.data`, and tensors of inference mode have none.
+    """
+
+    def __init__(self) -> None:
+        self._entry: tuple[Tensor, Tensor] | None = None  # replaced as a whole: threads may share a model
+
+    def get(self, weight: Tensor) -> Tensor:
+        """The transform (36, I, O) of a float32 weight (O, I, 3, 3)."""
+        bits = weight.detach().view(torch.int32)  # as integers NaN equals itself
+        entry = self._entry
+        if entry is None or not torch.equal(entry[0], bits):
+            entry = self._entry = (bits.clone(), transform_weight(weight.detach()))
+        return entry[1]
+
+    def __reduce__(self) -> tuple[type[WinogradWeight], tuple[()]]:
+        return WinogradWeight, ()
+
+
+def is_winograd_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether `conv3x3` has a faster way than the direct convolution for x (N, I, H, W) and weight (O, I, 3, 3).
+
+    Never where a gradient or a graph of the operators may be wanted: it is no operator that torch could see.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+        return False
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if type(x) is not Tensor or is_in_torch_dispatch_mode() or torch.is_autocast_enabled("cpu"):
+        return False
+    channels = weight.shape[:2]
+    if min(channels) < _MIN_CHANNELS or any(number % _CHANNEL_MULTIPLE for number in channels):
+        return False
+    if _num_tiles(x) < _MIN_TILES or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return native.cpu_library() is not None
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    relu: bool = False,
+    kept: WinogradWeight | None = None,
+) -> Tensor:
+    """Convolution of stride 1 and padding 1, times `scale` plus `shift` (O,), then ReLU if wanted.
+
+    x: (N, I, H, W); weight: (O, I, 3, 3); kept: where the weight's transform is kept from call to call.
+    Returns (N, O, H, W).
+    """
+    if is_winograd_faster(x, weight):
+        transformed = transform_weight(weight) if kept is None else kept.get(weight)
+        scale = x.new_ones(weight.shape[0]) if scale is None else scale
+        shift = x.new_zeros(weight.shape[0]) if shift is None else shift
+        return _winograd_conv3x3(x, transformed, scale=scale, shift=shift, relu=relu)
+    if scale is not None:
+        weight = weight * scale[:, None, None, None]
+    output = F.conv2d(x, weight, shift, padding=1)
+    return F.relu(output) if relu else output
+
+
+def transform_weight(weight: Tensor) -> Tensor:
+    """Weight (O, I, 3, 3) -> what transformed tiles are multiplied with (36, I, O); computed in float64."""
+    norm_p, norm_q = 2 * _P**2 * (_P**2 - _Q**2), 2 * _Q**2 * (_Q**2 - _P**2)
+    points = ((_P, norm_p), (-_P, norm_p), (_Q, norm_q), (-_Q, norm_q))
+    rows = [(1 / (_P * _Q) ** 2, 0.0, 0.0), *((1 / n, p / n, p**2 / n) for p, n in points), (0.0, 0.0, 1.0)]
+    # A tensor made in inference mode could not be used in training afterwards.
+    with torch.inference_mode(False), torch.no_grad():
+        matrix = torch.tensor(rows, dtype=torch.float64)  # (6, 3)
+        taps = weight.double().permute(2, 3, 1, 0).flatten(0, 1)  # (O, I, 3, 3) -> (9, I, O)
+        transformed = torch.kron(matrix, matrix) @ taps.flatten(1)  # (36, 9) @ (9, IO)
+        return transformed.to(weight.dtype).unflatten(1, taps.shape[1:])
+
+
+def _winograd_conv3x3(x: Tensor, transformed: Tensor, *, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
+    library = native.cpu_library()
+    assert library is not None
+    num, _, height, width = x.shape
+    in_channels, out_channels = transformed.shape[1:]
+    size = (num, out_channels, height, width)
+    output = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    scale, shift = scale.to(x.dtype).contiguous(), shift.to(x.dtype).contiguous()
+    num_tiles = _num_tiles(x)
+    strip = _strip_tiles(num_tiles, max(in_channels, out_channels))
+    tiles, products = _transformed_buffer(strip, in_channels), _transformed_buffer(strip, out_channels)
+    epilogue = (scale.data_ptr(), shift.data_ptr(), int(relu), output.data_ptr())
+    threads, status = torch.get_num_threads(), 0
+    for first in range(0, num_tiles, strip):
+        count = min(strip, num_tiles - first)
+        place = (first, count, threads)
+        status |= library.m2f_winograd_input(
+            x.data_ptr(), tiles.data_ptr(), tiles.stride(0), height, width, in_channels, *place
+        )
+        torch.bmm(tiles[:, :count], transformed, out=products[:, :count])  # (36, S, I) @ (36, I, O)
+        status |= library.m2f_winograd_output(
+            products.data_ptr(), products.stride(0), *epilogue, height, width, out_channels, *place
+        )
+    if status:
+        raise MemoryError("conv3x3: not enough memory for the kernel's working space")
+    return output
+
+
+def _transformed_buffer(num_tiles: int, channels: int) -> Tensor:
+    """(36, S, C), uninitialised; an odd number of cache lines lies between the 36 rows of a tile, which are written
+    together: at a distance of a power of two they would drive each other out of the cache.
+    """
+    lines = num_tiles * channels // _CHANNEL_MULTIPLE
+    buffer = torch.empty((_NUM_PRODUCTS, (lines | 1) * _CHANNEL_MULTIPLE), dtype=torch.float32)
+    return buffer[:, : num_tiles * channels].unflatten(1, (num_tiles, channels))
+
+
+def _num_tiles(x: Tensor) -> int:
+    return x.shape[0] * -(-x.shape[-2] // _TILE) * -(-x.shape[-1] // _TILE)
+
+
+def _strip_tiles(num_tiles: int, channels: int) -> int:
+    """How many tiles to transform at a time: as many in each strip."""
+    capacity = max(min(_STRIP_TILES, _STRIP_BYTES // (_NUM_PRODUCTS * 4 * channels)), 1)
+    num_strips = -(-num_tiles // capacity)
+    return -(-num_tiles // num_strips)
