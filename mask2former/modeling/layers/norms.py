@@ -106,9 +106,18 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm also of a single value, which a map of 1 x 1 can hold: it becomes the bias; torch's refuses it."""
+    """Group norm also of a single value, which a map of 1 x 1 can hold: it becomes the bias; torch's refuses it.
+
+    On a CPU half-precision maps stay so, with sums and parameters in float32; autocast would copy them there and back.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu:
+            with torch.autocast("cpu", enabled=False):
+                return self._normalize(x)
+        return self._normalize(x)
+
+    def _normalize(self, x: Tensor) -> Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
 
 

@@ -37,6 +37,17 @@ def count_frames(batch: Sequence[dict[str, Any]]) -> int | None:
     return counts.pop()
 
 
+def unfold_frames(maps: Tensor, num_frames: int) -> Tensor:
+    """Maps of all frames (BT, C, H, W) -> (B, T, C, H, W)."""
+    # A single frame apart: `unflatten` leaves a stride by which the layout of one image's map cannot be told.
+    return maps.unsqueeze(1) if num_frames == 1 else maps.unflatten(0, (-1, num_frames))
+
+
+def fold_frames(maps: Tensor) -> Tensor:
+    """The inverse of `unfold_frames`."""
+    return maps.squeeze(1) if maps.shape[1] == 1 else maps.flatten(0, 1)
+
+
 def pad_images(
     batch: Sequence[dict[str, Any]], *, mean: Tensor, std: Tensor, size_divisibility: int
 ) -> tuple[ImageList, list[tuple[int, int]]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
+from mask2former.modeling.meta_arch.inputs import fold_frames
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
 
@@ -92,7 +93,7 @@ def predict_queries(
     first = next(iter(features.values()))
     num_frames = first.shape[1] if first.ndim == 5 else 1
     if first.ndim == 5:
-        features = {name: maps.flatten(0, 1) for name, maps in features.items()}  # (BT, C, h, w)
+        features = {name: fold_frames(maps) for name, maps in features.items()}  # (BT, C, h, w)
     inputs, mask_features = pixel_maps(features, pixel_decoder=pixel_decoder, in_feature=in_feature)
     return predictor(inputs, mask_features, num_frames=num_frames)
 

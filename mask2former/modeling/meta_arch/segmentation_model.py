@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mask2former.modeling.backbone import build_backbone
 from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.assembly import build_sem_seg_head
-from mask2former.modeling.meta_arch.inputs import pad_images
+from mask2former.modeling.meta_arch.inputs import pad_images, unfold_frames
 
 
 class SegmentationModel(nn.Module):
@@ -33,13 +33,17 @@ class SegmentationModel(nn.Module):
         pixel_std: Sequence[float],
         channels_last: bool = False,
     ) -> None:
-        """A negative `size_divisibility` stands for the backbone's."""
+        """A negative `size_divisibility` stands for the backbone's.
+
+        `channels_last`: the layout of all maps, in training too; inference on a CPU always takes it.
+        """
         super().__init__()
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.backbone.to(memory_format=self.memory_format)
+        self.channels_last = channels_last
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -80,7 +84,12 @@ class SegmentationModel(nn.Module):
 
     def features(self, images: Tensor, *, num_frames: int | None = None) -> dict[str, Tensor]:
         """Backbone maps (B, C, h, w) by name of images; for clips, folded as (BT, 3, H, W): (B, T, C, h, w)."""
-        features = self.backbone(images.contiguous(memory_format=self.memory_format))
+        features = self.backbone(images.contiguous(memory_format=self._memory_format()))
         if num_frames is None:
             return features
-        return {name: maps.unflatten(0, (-1, num_frames)) for name, maps in features.items()}
+        return {name: unfold_frames(maps, num_frames) for name, maps in features.items()}
+
+    def _memory_format(self) -> torch.memory_format:
+        """On CPUs convolutions of channels_last maps are the faster, and what follows wants tokens of channels."""
+        is_cpu_inference = self.device.type == "cpu" and not torch.is_grad_enabled()
+        return torch.channels_last if self.channels_last or is_cpu_inference else torch.contiguous_format

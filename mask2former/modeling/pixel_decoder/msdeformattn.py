@@ -121,8 +121,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         for level, name in reversed(list(enumerate(self.pyramid_features, start=1))):
             lateral = getattr(self, f"adapter_{level}")(features[name])
             # Tokens come back with channels last: bring the small map, not the large one, into the backbone's layout.
-            # A clone even where the layout is right: the stride of a single image's batch would mislead `interpolate`.
-            above = maps[-1].clone(memory_format=_memory_format(lateral))
+            # A copy even where the layout is right: the stride of a single image's batch would mislead `interpolate`.
+            above = maps[-1].to(lateral.dtype, memory_format=_memory_format(lateral), copy=True)
             above = F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             maps.append(getattr(self, f"layer_{level}")(above.add_(lateral)))
         return self.mask_features(maps[-1]), maps[0], maps[:NUM_MAPS]
