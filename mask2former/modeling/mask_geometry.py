@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.ops import MaskStrip, bands_of, is_mask_strip_fused, mask_strip, mask_strip_of
+
 # Target pixels of all maps that are formed at once: on a CPU what its cache holds, on a GPU what keeps it busy.
 _CPU_STRIP_PIXELS = 1 << 22
 _STRIP_PIXELS = 1 << 26
@@ -55,9 +57,8 @@ class MaskResizer:
             _interpolation(source, padded, image, target)
             for source, padded, image, target in zip(size, geometry.padded, geometry.image, self.target)
         )
-        used = rows != 0  # (H, h)
-        self._first = used.long().argmax(1).tolist()  # first and last map row that each target row depends on
-        self._last = (size[0] - 1 - used.flip(1).long().argmax(1)).tolist()
+        self._row_bands, self._column_bands = bands_of(rows), bands_of(columns)
+        self._first = self._row_bands.first.tolist()
         self.rows = rows.to(device)  # (H, h)
         self.columns = columns.T.contiguous().to(device)  # (w, W)
 
@@ -71,9 +72,15 @@ class MaskResizer:
 
     def __call__(self, maps: Tensor, strip: slice) -> Tensor:
         """Maps (N, h, w) -> float32 (N, strip, W)."""
-        first, last = min(self._first[strip]), max(self._last[strip])
-        band = maps[:, first : last + 1].float()  # (N, n, w)
-        return self.rows[strip, first : last + 1] @ (band @ self.columns)  # (s, n) @ (N, n, W)
+        first, last = min(self._first[strip]), max(self._first[strip]) + self._row_bands.num_taps
+        band = maps[:, first:last].float()  # (N, n, w)
+        return self.rows[strip, first:last] @ (band @ self.columns)  # (s, n) @ (N, n, W)
+
+    def masks(self, maps: Tensor, strip: slice, *, least_logit: float) -> MaskStrip:
+        """Maps of logits (N, h, w) -> the target's masks in a strip, where logits exceed `least_logit`."""
+        if is_mask_strip_fused(maps):
+            return mask_strip(maps, strip, rows=self._row_bands, columns=self._column_bands, least_logit=least_logit)
+        return mask_strip_of(self(maps, strip), least_logit=least_logit)
 
 
 def _interpolation(source: int, padded: int, image: int, target: int) -> Tensor:

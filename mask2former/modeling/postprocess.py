@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mask2former.modeling.mask_geometry import MaskGeometry, MaskResizer
 from mask2former.modeling.prediction import QueryPrediction, multiply_masks
+from mask2former.ops import MaskStrip
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
 _AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
@@ -43,8 +44,8 @@ class InferenceOptions:
 class _Task(Protocol):
     queries: list[int]
 
-    def add(self, strip: slice, masks: Tensor, probs: Tensor) -> None:
-        """Take masks (G, S, W) of the task's queries and their probabilities in a strip of rows."""
+    def add(self, strip: slice, seen: MaskStrip) -> None:
+        """Take what a strip of rows shows of the task's queries, (G, S, W)."""
 
     def result(self) -> Any:
         """What the model returns under the task's name."""
@@ -92,18 +93,17 @@ def _run(
     wanted = sorted({query for task in tasks for query in task.queries})
     positions = {query: position for position, query in enumerate(wanted)}
     rows = [[positions[query] for query in task.queries] for task in tasks]
-    maps = _select(mask_logits, wanted)
+    maps = _select(mask_logits, wanted).float()
     size = (maps.shape[-2], maps.shape[-1])
     resizer = MaskResizer(geometry, size, device=maps.device, to_output=resize_first)
     least_logit = (
         math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else math.copysign(math.inf, threshold - 0.5)
     )
     for strip in resizer.strips(len(wanted)):
-        logits = resizer(maps, strip)
-        masks, probs = logits > least_logit, logits.sigmoid_()
+        seen = resizer.masks(maps, strip, least_logit=least_logit)
         for task, chosen in zip(tasks, rows):
             if chosen:
-                task.add(strip, _select(masks, chosen), _select(probs, chosen))
+                task.add(strip, MaskStrip(*(_select(part, chosen) for part in seen)))
 
 
 class _SemanticTask:
@@ -118,9 +118,9 @@ class _SemanticTask:
         size = geometry.output if resize_first else geometry.image
         self.maps = class_probs.new_empty((len(self.weights), *size))
 
-    def add(self, strip: slice, masks: Tensor, probs: Tensor) -> None:
+    def add(self, strip: slice, seen: MaskStrip) -> None:
         sums = self.maps[:, strip].flatten(1)  # (K, SW), rows of the maps: a view
-        torch.mm(self.weights, probs.flatten(1), out=sums)
+        torch.mm(self.weights, seen.probs.flatten(1), out=sums)
 
     def result(self) -> Tensor:
         return self.geometry.image_to_output(self.maps) if self.resize_last else self.maps
@@ -152,11 +152,11 @@ class _PanopticTask:
         self.winners: list[Tensor] = []  # (S, W): twice the pixel's winner among the kept, plus 1 inside its own mask
         self.areas: list[Tensor] = []  # (G,): pixels of each kept mask
 
-    def add(self, strip: slice, masks: Tensor, probs: Tensor) -> None:
-        winner = (probs * self.weights).argmax(dim=0)  # (S, W)
-        inside = probs.gather(0, winner[None])[0] >= self.mask_threshold
+    def add(self, strip: slice, seen: MaskStrip) -> None:
+        winner = (seen.probs * self.weights).argmax(dim=0)  # (S, W)
+        inside = seen.probs.gather(0, winner[None])[0] >= self.mask_threshold
         self.winners.append((2 * winner + inside).int())
-        self.areas.append(_as_floats(probs >= self.mask_threshold).sum(1))  # exact up to 2**24 pixels
+        self.areas.append((seen.probs >= self.mask_threshold).sum((1, 2)))
 
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""
@@ -166,7 +166,7 @@ class _PanopticTask:
         winners = torch.cat(self.winners)
         # One histogram gives, for each kept query, the pixels it won outside and inside its own mask.
         won = winners.flatten().bincount(minlength=2 * num_kept).view(num_kept, 2)
-        areas = torch.stack(self.areas).long().sum(0)
+        areas = torch.stack(self.areas).sum(0)
         segment_of, segments = self._segments(torch.cat((won, areas[:, None]), dim=1).tolist())
         ids = [segment * inside for segment in segment_of for inside in (0, 1)]
         return torch.tensor(ids, dtype=torch.int32, device=winners.device)[winners], segments
@@ -214,10 +214,9 @@ class _InstanceTask:
         self.masks = torch.zeros((len(self.queries), *size), dtype=torch.bool, device=device)
         self.sums = torch.zeros((2, len(self.queries)), device=device)  # probabilities inside each mask, its pixels
 
-    def add(self, strip: slice, masks: Tensor, probs: Tensor) -> None:
-        self.masks[:, strip] = masks
-        inside = _as_floats(masks)  # (G, SW)
-        self.sums += torch.stack((torch.einsum("gp,gp->g", probs.flatten(1), inside), inside.sum(1)))
+    def add(self, strip: slice, seen: MaskStrip) -> None:
+        self.masks[:, strip] = seen.masks
+        self.sums += torch.stack((seen.inside_sums, seen.areas))
 
     def result(self) -> Instances:
         """N instances by falling score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
@@ -273,11 +272,6 @@ def clip_masks(prediction: QueryPrediction, queries: Tensor, *, geometry: MaskGe
         yield (geometry.resize(frames) > 0).cpu()
 
 
-def _as_floats(masks: Tensor) -> Tensor:
-    """Masks (N, H, W) bool as zeros and ones (N, HW), by way of uint8, whose conversion is several times as fast."""
-    return masks.flatten(1).view(torch.uint8).float()
-
-
 def _select(maps: Tensor, rows: list[int]) -> Tensor:
-    """Rows of maps (G, H, W) without a copy where all are wanted."""
+    """Rows of maps (G, ...) without a copy where all are wanted."""
     return maps if len(rows) == len(maps) else maps[torch.tensor(rows, dtype=torch.long, device=maps.device)]

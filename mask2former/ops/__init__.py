@@ -2,14 +2,26 @@
 
 from mask2former.ops.convolution import WinogradWeight, conv3x3, is_winograd_faster
 from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_around, ms_deform_attn_reference
+from mask2former.ops.eager import is_eager_cpu_inference
+from mask2former.ops.maps import add_resized, group_norm_relu_, is_map_written_over
+from mask2former.ops.mask_strip import MaskStrip, bands_of, is_mask_strip_fused, mask_strip, mask_strip_of
 from mask2former.ops.native import kernel_status
 from mask2former.ops.point_sampling import point_sample, sample_uncertain_points
 
 __all__ = [
+    "MaskStrip",
     "WinogradWeight",
+    "add_resized",
+    "bands_of",
     "conv3x3",
+    "group_norm_relu_",
+    "is_eager_cpu_inference",
+    "is_map_written_over",
+    "is_mask_strip_fused",
     "is_winograd_faster",
     "kernel_status",
+    "mask_strip",
+    "mask_strip_of",
     "ms_deform_attn",
     "ms_deform_attn_around",
     "ms_deform_attn_reference",

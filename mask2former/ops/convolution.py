@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from mask2former.ops import native
+from mask2former.ops.eager import is_eager_cpu_inference
 
 _TILE = 4  # kTile in csrc/cpu/winograd.h, whose kP and kQ are the next two
 _P, _Q = 0.75, 1.5
@@ -54,11 +54,9 @@ def is_winograd_faster(x: Tensor, weight: Tensor) -> bool:
 
     Never where a gradient or a graph of the operators may be wanted: it is no operator that torch could see.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+    if not is_eager_cpu_inference(x) or torch.is_autocast_enabled("cpu"):
         return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return False
-    if type(x) is not Tensor or is_in_torch_dispatch_mode() or torch.is_autocast_enabled("cpu"):
+    if x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
     channels = weight.shape[:2]
     if min(channels) < _MIN_CHANNELS or any(number % _CHANNEL_MULTIPLE for number in channels):

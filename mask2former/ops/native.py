@@ -17,7 +17,7 @@ CUDA_LIBRARY = "libm2f_ops_cuda.so"
 BUILD_COMMAND = "python -m mask2former.ops.build"
 
 # kAbiVersion in csrc, raised with every change of a function or its arguments.
-_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 3, 1
+_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 4, 1
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIZES = [_INT64] * 7  # B, S, M, D, Q, L, P
 # dtype, tensors and shapes, sizes; then what the library adds.
@@ -27,6 +27,12 @@ _BACKWARD = [_INT] + [_POINTER] * 8 + _SIZES
 _PLACE = [_INT64] * 5  # height, width, channels, first tile, number of tiles
 _WINOGRAD_INPUT = (_POINTER, _POINTER, _INT64, *_PLACE)
 _WINOGRAD_OUTPUT = (_POINTER, _INT64, _POINTER, _POINTER, _INT, _POINTER, *_PLACE)
+
+_MOMENTS = (_INT, _POINTER, _POINTER, *[_INT64] * 4)  # dtype, map and result, then N, P, C, groups
+_AFFINE = (_INT, _POINTER, _POINTER, _POINTER, _INT, *[_INT64] * 3)
+_ADD_RESIZED = (_INT, _POINTER, _POINTER, *[_INT64] * 6)
+_TAPS = (_POINTER, _POINTER, _INT64)  # first places, weights, how many weights a place has
+_MASK_STRIP = (_POINTER, *[_INT64] * 3, *_TAPS, *_TAPS, *[_INT64] * 3, ctypes.c_float, *[_POINTER] * 3)
 
 
 def cpu_library() -> ctypes.CDLL | None:
@@ -79,6 +85,11 @@ def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
     library.m2f_ms_deform_attn_backward.argtypes = [*_BACKWARD, _INT]
     library.m2f_winograd_input.argtypes = [*_WINOGRAD_INPUT, _INT]
     library.m2f_winograd_output.argtypes = [*_WINOGRAD_OUTPUT, _INT]
+    library.m2f_map_moment_pixels.restype = _INT64
+    library.m2f_map_moments.argtypes = [*_MOMENTS, _INT]
+    library.m2f_map_affine.argtypes = [*_AFFINE, _INT]
+    library.m2f_map_add_resized.argtypes = [*_ADD_RESIZED, _INT]
+    library.m2f_mask_strip.argtypes = [*_MASK_STRIP, _INT]
     library.m2f_use_gomp_parallel.argtypes = [_POINTER]
     for text in (library.m2f_instruction_set, library.m2f_limit_instruction_set, library.m2f_threading):
         text.restype = ctypes.c_char_p

@@ -15,18 +15,8 @@ from torch import Tensor
 
 from mask2former.ops import WinogradWeight, conv3x3, convolution, is_winograd_faster, native
 
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 # Of the largest output; torch's own convolution of channels_last maps loses up to 2e-6.
 TOLERANCE = 5e-6
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest, cpu_library) -> Iterator[str]:
-    in_use = cpu_library.m2f_limit_instruction_set(INSTRUCTION_SETS.index(request.param)).decode()
-    if in_use != request.param:
-        pytest.skip(f"this processor has no {request.param}")
-    yield in_use
-    cpu_library.m2f_limit_instruction_set(2)
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers.norms import FrozenBatchNorm2d
-from mask2former.ops import WinogradWeight, conv3x3, is_winograd_faster
+from mask2former.modeling.layers.norms import FrozenBatchNorm2d, GroupNorm
+from mask2former.ops import WinogradWeight, conv3x3, is_map_written_over, is_winograd_faster
+
+_RELUS = (F.relu, F.relu_)
 
 ConvolutionT = TypeVar("ConvolutionT", bound=nn.Conv2d)
 
@@ -53,33 +55,23 @@ class Conv2d(nn.Conv2d):
         self._winograd_weight = WinogradWeight()
 
     def forward(self, x: Tensor) -> Tensor:
+        norm, activation = self.norm, self.activation
         if self._is_plain_3x3() and is_winograd_faster(x, self.weight):
-            return self._winograd_forward(x)
-        if self._is_folding_cheaper(x):
-            x = self._conv_forward(x, *self.folded_terms())
+            is_affine = norm is None or isinstance(norm, FrozenBatchNorm2d)
+            relu = is_affine and activation in _RELUS  # spares a pass over the map
+            scale, shift = self._affine_terms()
+            x = conv3x3(x, self.weight, scale=scale, shift=shift, relu=relu, kept=self._winograd_weight)
+            norm, activation = None if is_affine else norm, None if relu else activation
+        elif self._is_folding_cheaper(x):
+            x, norm = self._conv_forward(x, *self.folded_terms()), None
         else:
             x = self._conv_forward(x, self.weight, self.bias)
-            if self.norm is not None:
-                x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+        return _finish(x, norm, activation)
 
     def _is_plain_3x3(self) -> bool:
         """Whether it is what `conv3x3` computes."""
         geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-
-    def _winograd_forward(self, x: Tensor) -> Tensor:
-        scale, shift = self._affine_terms()
-        is_affine = self.norm is None or isinstance(self.norm, FrozenBatchNorm2d)
-        relu = is_affine and self.activation in (F.relu, F.relu_)  # spares a pass over the map
-        x = conv3x3(x, self.weight, scale=scale, shift=shift, relu=relu, kept=self._winograd_weight)
-        if self.norm is not None and not is_affine:
-            x = self.norm(x)
-        if self.activation is not None and not relu:
-            x = self.activation(x)
-        return x
 
     def _affine_terms(self) -> tuple[Tensor | None, Tensor | None]:
         """What the products are multiplied with, and what is added to them: frozen batch norm's terms and the bias."""
@@ -116,6 +108,16 @@ class Conv2d(nn.Conv2d):
         self.weight.copy_(weight)
         self.bias = nn.Parameter(bias, requires_grad=self.weight.requires_grad)
         self.norm = None
+
+
+def _finish(x: Tensor, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Norm and activation of a map that was made for them."""
+    if isinstance(norm, GroupNorm) and is_map_written_over(x):
+        relu = activation in _RELUS
+        x, norm, activation = norm.write_over(x, relu=relu), None, None if relu else activation
+    if norm is not None:
+        x = norm(x)
+    return x if activation is None else activation(x)
 
 
 def init_xavier(convolution: ConvolutionT) -> ConvolutionT:

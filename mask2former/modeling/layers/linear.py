@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mask2former.ops import is_eager_cpu_inference
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 _MIN_ROWS = 256  # below, the calls around the product cost what it saves
 
@@ -31,6 +33,6 @@ class Linear(nn.Linear):
 
 
 def _is_cpu_inference(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
-        return False
-    return x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and _HAS_ONEDNN
+    return (
+        is_eager_cpu_inference(x) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") and _HAS_ONEDNN
+    )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
+from mask2former.ops import group_norm_relu_
 
 NormSpec = str | Callable[[int], nn.Module] | None
 
@@ -116,6 +117,12 @@ class GroupNorm(nn.GroupNorm):
             with torch.autocast("cpu", enabled=False):
                 return self._normalize(x)
         return self._normalize(x)
+
+    def write_over(self, x: Tensor, *, relu: bool) -> Tensor:
+        """The same, and ReLU if wanted, written over a map for which `is_map_written_over`."""
+        return group_norm_relu_(
+            x, num_groups=self.num_groups, weight=self.weight, bias=self.bias, eps=self.eps, relu=relu
+        )
 
     def _normalize(self, x: Tensor) -> Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)

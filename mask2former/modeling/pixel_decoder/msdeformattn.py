@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm, init_xavier
@@ -24,6 +23,7 @@ from mask2former.modeling.pixel_decoder.pyramid import (
     stride_of,
 )
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
+from mask2former.ops import add_resized
 from mask2former.structures import ShapeSpec
 
 _FEED_FORWARD_CHANNELS = 1024  # Mask2Former, appendix: the pixel decoder's own, whatever DIM_FEEDFORWARD says
@@ -120,11 +120,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = self.transformer(maps, [self.position(features) for features in maps])
         for level, name in reversed(list(enumerate(self.pyramid_features, start=1))):
             lateral = getattr(self, f"adapter_{level}")(features[name])
-            # Tokens come back with channels last: bring the small map, not the large one, into the backbone's layout.
-            # A copy even where the layout is right: the stride of a single image's batch would mislead `interpolate`.
-            above = maps[-1].to(lateral.dtype, memory_format=_memory_format(lateral), copy=True)
-            above = F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-            maps.append(getattr(self, f"layer_{level}")(above.add_(lateral)))
+            maps.append(getattr(self, f"layer_{level}")(add_resized(lateral, maps[-1])))
         return self.mask_features(maps[-1]), maps[0], maps[:NUM_MAPS]
 
     def _add_pyramid(self, input_shape: dict[str, ShapeSpec], conv_dim: int, *, norm: str) -> None:
@@ -132,10 +128,6 @@ class MSDeformAttnPixelDecoder(nn.Module):
             adapter, output = pyramid_level(channels_of(input_shape, name), conv_dim, norm=norm)
             self.add_module(f"adapter_{level}", adapter)
             self.add_module(f"layer_{level}", output)
-
-
-def _memory_format(features: Tensor) -> torch.memory_format:
-    return torch.contiguous_format if features.is_contiguous() else torch.channels_last
 
 
 def _project_to_tokens(in_channels: int, conv_dim: int) -> nn.Sequential:

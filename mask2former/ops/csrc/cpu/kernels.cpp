@@ -1,6 +1,8 @@
 // Compiled once per instruction set, with M2F_KERNELS naming the table and M2F_VECTOR_BYTES its register width.
 #include "backward.h"
 #include "forward.h"
+#include "maps.h"
+#include "masks.h"
 #include "winograd.h"
 
 namespace {
@@ -30,6 +32,23 @@ void backward_slice(const m2f::Problem& pb, int64_t batch, int64_t head, int64_t
   }
 }
 
+void map_moments(const m2f::MapProblem& pb, int64_t batch, int64_t begin, int64_t end, double* out, void* scratch) {
+  float* sums = static_cast<float*>(scratch);
+  if (pb.dtype == m2f::kBFloat16) return moments_of<bfloat16>(pb, batch, begin, end, out, sums);
+  moments_of<float>(pb, batch, begin, end, out, sums);
+}
+
+void map_affine(const m2f::MapProblem& pb, int64_t batch, int64_t begin, int64_t end) {
+  if (pb.dtype == m2f::kBFloat16) return affine_of<bfloat16>(pb, batch, begin, end);
+  affine_of<float>(pb, batch, begin, end);
+}
+
+void map_add_resized(const m2f::MapProblem& pb, int64_t batch, int64_t y, void* scratch) {
+  float* blended = static_cast<float*>(scratch);
+  if (pb.dtype == m2f::kBFloat16) return add_resized_row<bfloat16>(pb, batch, y, blended);
+  add_resized_row<float>(pb, batch, y, blended);
+}
+
 #define M2F_STRING(x) #x
 #define M2F_NAME(x) M2F_STRING(x)
 #define M2F_JOIN(a, b) a##b
@@ -39,4 +58,5 @@ void backward_slice(const m2f::Problem& pb, int64_t batch, int64_t head, int64_t
 
 extern "C" const m2f::Kernels M2F_TABLE(M2F_KERNELS) = {M2F_NAME(M2F_KERNELS), forward_scratch, backward_scratch,
                                                         forward_tile, backward_slice, winograd_input,
-                                                        winograd_output};
+                                                        winograd_output, map_moments, map_affine,
+                                                        map_add_resized, mask_scratch, mask_strip};

@@ -43,6 +43,38 @@ struct WinogradProblem {
   int64_t height, width, channels, first_tile;
 };
 
+// A channels_last map (batch, pixels, channels), float32 or bfloat16, that is changed in place; see maps.h.
+struct MapProblem {
+  int dtype;
+  void* map;
+  int64_t pixels, channels;
+  int64_t groups;      // moments only
+  const float* scale;  // affine only, as are the next two; both (batch, channels)
+  const float* shift;
+  int relu;
+  int64_t width;      // adding a resized map only, as are the next three
+  const void* above;  // (batch, above_height, above_width, channels)
+  int64_t above_height, above_width;
+};
+
+// Masks at the output's size in a strip of its rows; see masks.h.
+// Output row y is the sum over t of row_weights[y * row_taps + t] times map row row_first[y] + t, columns likewise.
+struct MaskProblem {
+  const float* maps;  // (masks, height, map_width)
+  int64_t map_height, map_width;
+  const int32_t* row_first;
+  const float* row_weights;
+  int64_t row_taps;
+  const int32_t* column_first;
+  const float* column_weights;  // (column_taps, width)
+  int64_t column_taps;
+  int64_t begin, end, width;  // rows of the strip, and its width
+  float least_logit;          // a pixel whose logit exceeds it belongs to the mask
+  float* probs;               // (masks, end - begin, width)
+  uint8_t* insides;           // likewise
+  float* sums;                // (masks, 2): probabilities inside the mask, and how many pixels these are
+};
+
 struct Kernels {
   const char* name;
   // Bytes of 64-byte aligned scratch that one thread needs.
@@ -55,6 +87,13 @@ struct Kernels {
   // Transforms of the tiles [begin, end) of a strip; scratch for one pixel's channels.
   void (*winograd_input)(const WinogradProblem&, int64_t begin, int64_t end, void* scratch);
   void (*winograd_output)(const WinogradProblem&, int64_t begin, int64_t end, void* scratch);
+  // Of pixels [begin, end) of one image; moments writes 2 * groups values and needs scratch for 2 * channels.
+  void (*map_moments)(const MapProblem&, int64_t batch, int64_t begin, int64_t end, double* out, void* scratch);
+  void (*map_affine)(const MapProblem&, int64_t batch, int64_t begin, int64_t end);
+  // One row; scratch for a row of the map above.
+  void (*map_add_resized)(const MapProblem&, int64_t batch, int64_t y, void* scratch);
+  size_t (*mask_scratch)(const MaskProblem&);
+  void (*mask_strip)(const MaskProblem&, int64_t mask, void* scratch);
 };
 
 }  // namespace m2f

@@ -70,9 +70,22 @@ M2F_INLINE Vec<float, N> load(const bfloat16* from) {
   return reinterpret_cast<Vec<float, N>>(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);
 }
 
+template <int N>
+M2F_INLINE Vec<uint16_t, N> to_bfloat16(Vec<float, N> v) {
+  typedef Vec<uint32_t, N> Bits;
+  const Bits bits = reinterpret_cast<Bits>(v), quiet = Bits{} + 0x7fc0u;
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, Vec<uint16_t, N>);
+}
+
 template <int N, class T>
-M2F_INLINE void store(T* to, Vec<T, N> v) {
-  memcpy(to, &v, sizeof(v));
+M2F_INLINE void store(T* to, Vec<typename Compute<T>::type, N> v) {
+  if constexpr (sizeof(T) == sizeof(uint16_t)) {
+    const Vec<uint16_t, N> half = to_bfloat16<N>(v);
+    memcpy(to, &half, sizeof(half));
+  } else {
+    memcpy(to, &v, sizeof(v));
+  }
 }
 
 M2F_INLINE float read(const float* p) { return *p; }

@@ -1,0 +1,92 @@
+// C interface of the passes over maps and masks. Arguments are checked by the caller; see MapProblem and MaskProblem in
+// problem.h for layouts. All return 0, or 1 when memory ran out.
+#include "library.h"
+#include "parallel.h"
+
+namespace {
+
+using m2f::MapProblem;
+using m2f::MaskProblem;
+
+constexpr int64_t kMomentPixels = 64;  // of a block, which is read twice and stays in the cache meanwhile
+constexpr int64_t kAffinePixels = 512;
+
+struct Blocks {
+  const MapProblem& problem;
+  int64_t per_image, size;
+  double* moments;
+
+  int64_t batch(int64_t index) const { return index / per_image; }
+  int64_t begin(int64_t index) const { return index % per_image * size; }
+  int64_t end(int64_t index) const {
+    const int64_t end = begin(index) + size;
+    return end < problem.pixels ? end : problem.pixels;
+  }
+};
+
+Blocks blocks_of(const MapProblem& pb, int64_t size, double* moments) {
+  return {pb, (pb.pixels + size - 1) / size, size, moments};
+}
+
+void moments_task(const void* context, int64_t index, void* scratch) {
+  const Blocks& call = *static_cast<const Blocks*>(context);
+  m2f::kernels->map_moments(call.problem, call.batch(index), call.begin(index), call.end(index),
+                            call.moments + index * call.problem.groups * 2, scratch);
+}
+
+void affine_task(const void* context, int64_t index, void*) {
+  const Blocks& call = *static_cast<const Blocks*>(context);
+  m2f::kernels->map_affine(call.problem, call.batch(index), call.begin(index), call.end(index));
+}
+
+void add_resized_task(const void* context, int64_t index, void* scratch) {
+  const MapProblem& pb = *static_cast<const MapProblem*>(context);
+  const int64_t height = pb.pixels / pb.width;
+  m2f::kernels->map_add_resized(pb, index / height, index % height, scratch);
+}
+
+void mask_task(const void* context, int64_t index, void* scratch) {
+  m2f::kernels->mask_strip(*static_cast<const MaskProblem*>(context), index, scratch);
+}
+
+int status_of(bool done) { return done ? 0 : m2f::kOutOfMemory; }
+
+}  // namespace
+
+// How many pixels a block of m2f_map_moments has; the last of an image may have fewer.
+M2F_EXPORT int64_t m2f_map_moment_pixels() { return kMomentPixels; }
+
+// moments: (batch, blocks, groups, 2), mean and sum of squared deviations.
+M2F_EXPORT int m2f_map_moments(int dtype, void* map, double* moments, int64_t batch, int64_t pixels, int64_t channels,
+                               int64_t groups, int threads) {
+  const MapProblem pb = {dtype, map, pixels, channels, groups, nullptr, nullptr, 0, 0, nullptr, 0, 0};
+  const Blocks call = blocks_of(pb, kMomentPixels, moments);
+  const size_t scratch = static_cast<size_t>(2 * channels) * sizeof(float);
+  return status_of(m2f::run_tasks(batch * call.per_image, threads, scratch, moments_task, &call));
+}
+
+M2F_EXPORT int m2f_map_affine(int dtype, void* map, const float* scale, const float* shift, int relu, int64_t batch,
+                              int64_t pixels, int64_t channels, int threads) {
+  const MapProblem pb = {dtype, map, pixels, channels, 0, scale, shift, relu, 0, nullptr, 0, 0};
+  const Blocks call = blocks_of(pb, kAffinePixels, nullptr);
+  return status_of(m2f::run_tasks(batch * call.per_image, threads, 0, affine_task, &call));
+}
+
+M2F_EXPORT int m2f_map_add_resized(int dtype, void* map, const void* above, int64_t batch, int64_t height,
+                                   int64_t width, int64_t channels, int64_t above_height, int64_t above_width,
+                                   int threads) {
+  const MapProblem pb = {dtype, map, height * width, channels, 0, nullptr, nullptr, 0, width, above,
+                         above_height, above_width};
+  const size_t scratch = static_cast<size_t>(above_width * channels) * sizeof(float);
+  return status_of(m2f::run_tasks(batch * height, threads, scratch, add_resized_task, &pb));
+}
+
+M2F_EXPORT int m2f_mask_strip(const float* maps, int64_t masks, int64_t map_height, int64_t map_width,
+                              const int32_t* row_first, const float* row_weights, int64_t row_taps,
+                              const int32_t* column_first, const float* column_weights, int64_t column_taps,
+                              int64_t begin, int64_t end, int64_t width, float least_logit, float* probs,
+                              uint8_t* insides, float* sums, int threads) {
+  const MaskProblem pb = {maps,        map_height, map_width, row_first, row_weights, row_taps, column_first, column_weights,
+                          column_taps, begin,      end,       width,     least_logit, probs,    insides,      sums};
+  return status_of(m2f::run_tasks(masks, threads, m2f::kernels->mask_scratch(pb), mask_task, &pb));
+}

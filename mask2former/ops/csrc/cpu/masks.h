@@ -1,0 +1,86 @@
+// Masks at the output's size: two interpolations, the sigmoid, the decision and its sums in one pass over a strip of rows.
+#pragma once
+
+#include "problem.h"
+#include "simd.h"
+
+namespace {
+
+struct MaskRows {
+  int64_t first, count, length;  // map rows that a strip depends on; the length of one at the output's width, padded
+};
+
+MaskRows mask_rows_of(const m2f::MaskProblem& pb) {
+  int64_t first = pb.map_height, last = 0;
+  for (int64_t y = pb.begin; y < pb.end; ++y) {
+    first = pb.row_first[y] < first ? pb.row_first[y] : first;
+    last = pb.row_first[y] > last ? pb.row_first[y] : last;
+  }
+  return {first, last + pb.row_taps - first, (pb.width + 15) / 16 * 16};
+}
+
+size_t mask_scratch(const m2f::MaskProblem& pb) {
+  const MaskRows rows = mask_rows_of(pb);
+  return static_cast<size_t>(rows.count * rows.length) * sizeof(float);
+}
+
+M2F_INLINE void widen_row(const m2f::MaskProblem& pb, const float* __restrict row, float* __restrict out) {
+  const int32_t* __restrict first = pb.column_first;
+  for (int64_t x = 0; x < pb.width; ++x) out[x] = row[first[x]] * pb.column_weights[x];
+  for (int64_t t = 1; t < pb.column_taps; ++t) {
+    const float* __restrict weights = pb.column_weights + t * pb.width;
+    for (int64_t x = 0; x < pb.width; ++x) out[x] += row[first[x] + t] * weights[x];
+  }
+}
+
+// One mask; the order of its sums is always the same.
+void mask_strip(const m2f::MaskProblem& pb, int64_t mask, void* scratch) {
+  constexpr int N = lanes<float, 16>();
+  typedef Vec<float, N> Float;
+  typedef Vec<int32_t, N> Int;
+  const MaskRows rows = mask_rows_of(pb);
+  float* widened = static_cast<float*>(scratch);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    float* out = widened + i * rows.length;
+    widen_row(pb, pb.maps + (mask * pb.map_height + rows.first + i) * pb.map_width, out);
+    for (int64_t x = pb.width; x < rows.length; ++x) out[x] = 0;
+  }
+  const Float zero = {}, one = zero + 1.0f, least = zero + pb.least_logit;
+  Int lane;
+  for (int i = 0; i < N; ++i) lane[i] = i;
+  double total = 0;
+  int64_t area = 0;
+  for (int64_t y = pb.begin; y < pb.end; ++y) {
+    const float* from = widened + (pb.row_first[y] - rows.first) * rows.length;
+    const float* weights = pb.row_weights + y * pb.row_taps;
+    const int64_t place = (mask * (pb.end - pb.begin) + y - pb.begin) * pb.width;
+    Float sum = zero;
+    Int count = {};
+    for (int64_t x = 0; x < pb.width; x += N) {
+      Float logit = load<N>(from + x) * weights[0];
+      for (int64_t t = 1; t < pb.row_taps; ++t) logit += load<N>(from + t * rows.length + x) * weights[t];
+      const Float power = exp_of<N>(logit < zero ? logit : -logit);
+      const Float prob = (logit < zero ? power : one) / (one + power);
+      const Int is_inside = (logit > least) & (lane < static_cast<int32_t>(pb.width - x));
+      const Vec<uint8_t, N> inside = __builtin_convertvector(is_inside & 1, Vec<uint8_t, N>);
+      sum += is_inside ? prob : zero;
+      count -= is_inside;
+      const size_t num = static_cast<size_t>(pb.width - x < N ? pb.width - x : N);
+      if (num == N) {  // of a size known to the compiler
+        memcpy(pb.probs + place + x, &prob, sizeof(prob));
+        memcpy(pb.insides + place + x, &inside, sizeof(inside));
+      } else {
+        memcpy(pb.probs + place + x, &prob, num * sizeof(float));
+        memcpy(pb.insides + place + x, &inside, num);
+      }
+    }
+    for (int i = 0; i < N; ++i) {
+      total += sum[i];
+      area += count[i];
+    }
+  }
+  pb.sums[2 * mask] = static_cast<float>(total);
+  pb.sums[2 * mask + 1] = static_cast<float>(area);
+}
+
+}  // namespace

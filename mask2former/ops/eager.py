@@ -1,0 +1,14 @@
+"""When kernels may be called directly: without gradients, on the CPU, and with nobody who has to see operators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+
+def is_eager_cpu_inference(x: Tensor) -> bool:
+    """Whether no gradient of `x` on the CPU and no graph of the operators may be wanted."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+        return False
+    return x.device.type == "cpu" and type(x) is Tensor and not is_in_torch_dispatch_mode()

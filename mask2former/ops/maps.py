@@ -1,0 +1,86 @@
+"""Group norm and the sum of a feature pyramid, written over the map they are given, for inference on the CPU.
+
+A map of 1/4 of an image has 50 MB; each further one costs the time in which the system clears as much memory, several
+times that of the computation. Letters: N batch, C channels, G groups, P pixels, H W size, h w size of a smaller map.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mask2former.ops import native
+from mask2former.ops.eager import is_eager_cpu_inference
+
+_CHANNEL_MULTIPLE = 16  # a register of the widest instruction set
+_DTYPES = {torch.float32: 0, torch.bfloat16: 2}  # DType in csrc/cpu/problem.h
+
+
+def is_map_written_over(x: Tensor) -> bool:
+    """Whether the functions below write over x (N, C, H, W): else they leave it as it is."""
+    if not is_eager_cpu_inference(x) or x.dtype not in _DTYPES or not x.numel():
+        return False
+    if x.shape[1] % _CHANNEL_MULTIPLE or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return native.cpu_library() is not None
+
+
+def group_norm_relu_(x: Tensor, *, num_groups: int, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
+    """Group norm with `weight` and `bias` (C,), then ReLU if wanted, of x (N, C, H, W) that is written over.
+
+    Raises MemoryError where there is none for the kernel's working space.
+    """
+    assert is_map_written_over(x)
+    library = native.cpu_library()
+    assert library is not None
+    num, channels = x.shape[:2]
+    pixels, threads, kind = x.shape[2] * x.shape[3], torch.get_num_threads(), _DTYPES[x.dtype]
+    block = library.m2f_map_moment_pixels()
+    moments = torch.empty((num, -(-pixels // block), num_groups, 2), dtype=torch.float64)
+    place = (num, pixels, channels)
+    status = library.m2f_map_moments(kind, x.data_ptr(), moments.data_ptr(), *place, num_groups, threads)
+    mean, var = _merge_moments(moments, pixels=pixels, block=block, width=channels // num_groups)  # (N, G)
+    factors = torch.rsqrt(var + eps)
+    scale = weight.double() * factors.repeat_interleave(channels // num_groups, dim=1)  # (N, C)
+    shift = bias.double() - scale * mean.repeat_interleave(channels // num_groups, dim=1)
+    scale, shift = scale.float(), shift.float()
+    status |= library.m2f_map_affine(kind, x.data_ptr(), scale.data_ptr(), shift.data_ptr(), int(relu), *place, threads)
+    _check(status)
+    return x
+
+
+def add_resized(x: Tensor, above: Tensor) -> Tensor:
+    """x (N, C, H, W) plus `above` (N, C, h, w) brought to its size, bilinear without aligned corners.
+
+    Raises MemoryError where there is none for the kernel's working space.
+    """
+    if not is_map_written_over(x):
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        # A copy even where the layout is right: the stride of a single image's batch would mislead `interpolate`.
+        above = above.to(x.dtype, memory_format=layout, copy=True)
+        return F.interpolate(above, size=x.shape[-2:], mode="bilinear", align_corners=False).add_(x)
+    library = native.cpu_library()
+    assert library is not None
+    num, channels, height, width = x.shape
+    above = above.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    sizes = (num, height, width, channels, above.shape[2], above.shape[3])
+    _check(
+        library.m2f_map_add_resized(_DTYPES[x.dtype], x.data_ptr(), above.data_ptr(), *sizes, torch.get_num_threads())
+    )
+    return x
+
+
+def _merge_moments(moments: Tensor, *, pixels: int, block: int, width: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance (N, G) over all pixels and the channels of a group, of those of blocks (N, blocks, G, 2)."""
+    counts = moments.new_full((moments.shape[1], 1), block)
+    counts[-1] = pixels - block * (len(counts) - 1)
+    means, spreads = moments.unbind(-1)  # (N, blocks, G)
+    mean = (counts * means).sum(1, keepdim=True) / pixels  # (N, 1, G)
+    spread = spreads + counts * width * (means - mean).square()
+    return mean.squeeze(1), spread.sum(1) / (pixels * width)
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError("not enough memory for the kernel's working space")
