@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
@@ -18,21 +19,22 @@ BUILD_COMMAND = "python -m mask2former.ops.build"
 
 # kAbiVersion in csrc, raised with every change of a function or its arguments.
 _CPU_ABI_VERSION, _CUDA_ABI_VERSION = 4, 1
+_Types: TypeAlias = "list[type[ctypes._SimpleCData[Any]]]"
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIZES = [_INT64] * 7  # B, S, M, D, Q, L, P
 # dtype, tensors and shapes, sizes; then what the library adds.
 _FORWARD = [_INT] + [_POINTER] * 5 + _SIZES
 _BACKWARD = [_INT] + [_POINTER] * 8 + _SIZES
 
-_PLACE = [_INT64] * 5  # height, width, channels, first tile, number of tiles
-_WINOGRAD_INPUT = (_POINTER, _POINTER, _INT64, *_PLACE)
-_WINOGRAD_OUTPUT = (_POINTER, _INT64, _POINTER, _POINTER, _INT, _POINTER, *_PLACE)
+_PLACE: _Types = [_INT64] * 5  # height, width, channels, first tile, number of tiles
+_WINOGRAD_INPUT: _Types = [_POINTER, _POINTER, _INT64, *_PLACE]
+_WINOGRAD_OUTPUT: _Types = [_POINTER, _INT64, _POINTER, _POINTER, _INT, _POINTER, *_PLACE]
 
-_MOMENTS = (_INT, _POINTER, _POINTER, *[_INT64] * 4)  # dtype, map and result, then N, P, C, groups
-_AFFINE = (_INT, _POINTER, _POINTER, _POINTER, _INT, *[_INT64] * 3)
-_ADD_RESIZED = (_INT, _POINTER, _POINTER, *[_INT64] * 6)
-_TAPS = (_POINTER, _POINTER, _INT64)  # first places, weights, how many weights a place has
-_MASK_STRIP = (_POINTER, *[_INT64] * 3, *_TAPS, *_TAPS, *[_INT64] * 3, ctypes.c_float, *[_POINTER] * 3)
+_MOMENTS: _Types = [_INT, _POINTER, _POINTER, *[_INT64] * 4]  # dtype, map and result, then N, P, C, groups
+_AFFINE: _Types = [_INT, _POINTER, _POINTER, _POINTER, _INT, *[_INT64] * 3]
+_ADD_RESIZED: _Types = [_INT, _POINTER, _POINTER, *[_INT64] * 6]
+_TAPS: _Types = [_POINTER, _POINTER, _INT64]  # first places, weights, how many weights a place has
+_MASK_STRIP: _Types = [_POINTER, *[_INT64] * 3, *_TAPS, *_TAPS, *[_INT64] * 3, ctypes.c_float, *[_POINTER] * 3]
 
 
 def cpu_library() -> ctypes.CDLL | None:
