@@ -14,7 +14,7 @@ from mask2former.data.shapes.scene import check_size
 from mask2former.errors import DatasetError
 
 # Change it when the same parameters begin to give other pictures: data sets drawn before are then told apart.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "val")
 KINDS = ("image", "video")
 
@@ -26,8 +26,8 @@ class ShapesParameters:
     num_train: int = 2000
     num_val: int = 200
     size: Size = (128, 128)
-    num_train_videos: int = 60
-    num_val_videos: int = 12
+    num_train_videos: int = 300
+    num_val_videos: int = 40
     num_frames: tuple[int, int] = (10, 20)  # fewest and most frames of a video
     seed: int = 0
 

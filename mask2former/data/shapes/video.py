@@ -16,9 +16,13 @@ from mask2former.data.shapes.placement import Placed, clip_to_image, sample_thin
 from mask2former.data.shapes.scene import check_size, generator_of, paint_placed
 from mask2former.data.shapes.things import Pose, Style, Thing, cover, sample_style
 
-_RADIUS = (9.0, 24.0)
-_NUM_THINGS_ODDS = (0.25, 0.3, 0.25, 0.2)  # of 2, 3, … things
-_PASSING = 0.45  # odds that a thing crosses the picture rather than lingers in it
+# Larger, fewer and less in one another's way than the things of images: what is new in videos is time.
+_RADIUS = (13.0, 25.0)
+_NUM_THINGS_ODDS = (0.35, 0.35, 0.3)  # of 2, 3, … things
+_MOTION_TRIES = 8
+_MAX_CROWDING = 0.04  # of `_crowding`: a motion below is taken at once
+_PASSING = 0.35  # odds that a thing crosses the picture rather than lingers in it
+_TILT, _MAX_SPIN = 0.4, 0.06  # standard deviation of the rotation, as in images; radians a frame
 _MAX_PAN = 0.12  # of the width, over the whole clip
 
 
@@ -83,10 +87,11 @@ def draw_video(seed: int | np.random.Generator, size: Size = (128, 128), *, num_
     ground = draw_ground(rng, (size[0], size[1] + pan), light).canvas
     count = 2 + int(rng.choice(len(_NUM_THINGS_ODDS), p=_NUM_THINGS_ODDS))
     backdrop = np.array(cv2.mean(ground)[:3], np.float32)
-    actors = [
-        _Actor(thing, sample_style(rng, thing.category, backdrop), _sample_motion(rng, size, num_frames))
-        for thing in (sample_thing(rng) for _ in range(count))
-    ]
+    actors: list[_Actor] = []
+    for thing in (sample_thing(rng) for _ in range(count)):
+        style = sample_style(rng, thing.category, backdrop)
+        motion = _sample_motion(rng, size, num_frames=num_frames, others=[actor.motion for actor in actors])
+        actors.append(_Actor(thing, style, motion))
     fine = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     exposure, camera = sample_exposure(rng, fine, light), sample_camera(rng)
     towards_right = rng.random() < 0.5
@@ -114,7 +119,29 @@ def _draw_actors(canvas: Array, actors: list[_Actor], time: int, *, size: Size, 
     return ids
 
 
-def _sample_motion(rng: np.random.Generator, size: Size, num_frames: int) -> Motion:
+def _sample_motion(rng: np.random.Generator, size: Size, *, num_frames: int, others: list[Motion]) -> Motion:
+    """A motion that is not much in the way of others, or the least so of a few."""
+    tried: list[tuple[float, Motion]] = []
+    for _ in range(_MOTION_TRIES):
+        motion = _draw_motion(rng, size, num_frames)
+        tried.append((_crowding(motion, others, num_frames), motion))
+        if tried[-1][0] <= _MAX_CROWDING:
+            break
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+def _crowding(motion: Motion, others: list[Motion], num_frames: int) -> float:
+    """How deep a thing is within others, as a part of both radii: the mean over time of the sum."""
+    depths = 0.0
+    for time in range(num_frames):
+        pose = motion.pose(time)
+        for other in (other.pose(time) for other in others):
+            reach = pose.radius + other.radius
+            depths += max(0.0, 1 - math.hypot(pose.x - other.x, pose.y - other.y) / reach)
+    return depths / num_frames
+
+
+def _draw_motion(rng: np.random.Generator, size: Size, num_frames: int) -> Motion:
     height, width = size
     scale = scale_of(size)
     passing = rng.random() < _PASSING
@@ -128,8 +155,8 @@ def _sample_motion(rng: np.random.Generator, size: Size, num_frames: int) -> Mot
         y=rng.uniform(margin, 1 - margin) * height,
         velocity=(speed * math.cos(heading), speed * math.sin(heading)),
         sway=rng.uniform(0, 4) * scale,
-        angle=rng.uniform(0, 2 * math.pi),
-        spin=rng.uniform(-0.16, 0.16),
+        angle=rng.normal(0, _TILT),
+        spin=rng.uniform(-_MAX_SPIN, _MAX_SPIN),
         radius=rng.uniform(*_RADIUS) * scale,
         growth=rng.uniform(-0.015, 0.015),
     )
