@@ -5,7 +5,7 @@ VENV ?= .venv
 OUTPUT ?= output/quickstart
 CONFIG ?= configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml
 VIDEO_OUTPUT ?= output/quickstart_video
-INSTANCE_CONFIG ?= configs/shapes/instance-segmentation/maskformer2_R18_quickstart.yaml
+FRAMES_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart_frames.yaml
 VIDEO_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart.yaml
 OPTS ?=
 NUM_PICTURES ?= 12
@@ -57,12 +57,12 @@ quickstart: $(STAMP)
 	  --output $(OUTPUT)/pictures --task panoptic instance semantic --opts MODEL.WEIGHTS $(OUTPUT)/model_final.pth
 	$(PY) tools/show_results.py $(OUTPUT)
 
-# What things look like is learnt from images, then their identity over time from videos.
+# What things look like is learnt from single frames, then their identity over time from clips.
 quickstart-video: $(STAMP)
 	$(PY) datasets/prepare_shapes.py
-	$(PY) tools/train_net.py --config-file $(INSTANCE_CONFIG) OUTPUT_DIR $(VIDEO_OUTPUT)/images DATASETS.TEST '()' $(OPTS)
+	$(PY) tools/train_net.py --config-file $(FRAMES_CONFIG) OUTPUT_DIR $(VIDEO_OUTPUT)/frames DATASETS.TEST '()' $(OPTS)
 	$(PY) tools/train_net.py --config-file $(VIDEO_CONFIG) OUTPUT_DIR $(VIDEO_OUTPUT) \
-	  MODEL.WEIGHTS $(VIDEO_OUTPUT)/images/model_final.pth $(OPTS)
+	  MODEL.WEIGHTS $(VIDEO_OUTPUT)/frames/model_final.pth $(OPTS)
 	$(PY) tools/frames_to_video.py $$(ls -d $(SHAPES)/video_val/JPEGImages/* | head -n $(NUM_VIDEOS)) \
 	  --output $(VIDEO_OUTPUT)/clips
 	$(PY) demo/demo.py --config-file $(VIDEO_CONFIG) --video-input $(VIDEO_OUTPUT)/clips --output $(VIDEO_OUTPUT)/videos \

@@ -22,6 +22,7 @@ from mask2former.data.shapes.prepare import prepare_shapes
 
 REPOSITORY = Path(__file__).parents[1]
 VIDEO_CONFIG = REPOSITORY / "configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart.yaml"
+FRAMES_CONFIG = VIDEO_CONFIG.with_name("maskformer2_R18_quickstart_frames.yaml")
 IMAGE_CONFIG = REPOSITORY / "configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml"
 PUBLISHED_CONFIGS = sorted((REPOSITORY / "configs").glob("youtubevis_20*/**/video_*.yaml"))
 TINY = """
@@ -79,6 +80,17 @@ def test_video_recipe_trains_and_evaluates(data_root: Path, tmp_path: Path) -> N
     evaluation = [*options, "MODEL.WEIGHTS", str(tmp_path / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "again")]
     assert train_main(["--eval-only", *evaluation]) == 0
     assert json.loads((tmp_path / "again/inference/shapes_video_val/results.json").read_text()) == results
+
+
+def test_recipes_of_frames_and_clips_build_one_model() -> None:
+    """What the first learns is what the second starts from: they differ in the weight of a loss alone."""
+    frames, clips = (get_cfg(), get_cfg())
+    frames.merge_from_file(str(FRAMES_CONFIG))
+    clips.merge_from_file(str(VIDEO_CONFIG))
+    assert (frames.INPUT.SAMPLING_FRAME_NUM, clips.INPUT.SAMPLING_FRAME_NUM) == (1, 2)
+    frames.MODEL.MASK_FORMER.CLASS_WEIGHT = clips.MODEL.MASK_FORMER.CLASS_WEIGHT
+    assert frames.MODEL == clips.MODEL
+    assert "shapes_video_val" not in {*frames.DATASETS.TRAIN, *clips.DATASETS.TRAIN}
 
 
 @pytest.mark.parametrize("num_frames", [1, 3])
