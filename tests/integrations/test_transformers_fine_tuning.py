@@ -75,7 +75,7 @@ def test_trains_evaluates_and_keeps_the_best(start: Path, data: Path, tmp_path: 
 def test_plain_transformers_gives_the_same_logits_and_map(start: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     options = ["--do_train", "--max_steps", "3", "--learning_rate", "1e-3", "--do_eval", "--eval_strategy", "no"]
-    assert fine_tuning.main(arguments(start, data, output, *options, "--load_best_model_at_end", "False")) == 0
+    assert fine_tuning.main(arguments(start, data, output, *options)) == 0
     theirs = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(output).eval()
     ours = integration.Mask2FormerForUniversalSegmentation.from_pretrained(output).eval()
     processor = integration.Mask2FormerImageProcessor.from_pretrained(output)
@@ -245,3 +245,19 @@ def test_annotation_numbers_instances_of_learnt_classes(data: Path) -> None:
     numbers, classes = images._number(class_ids, instance_ids, 0)
     assert numbers.tolist() == [[0, 2, 1], [3, 3, 0]]
     assert classes == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--do_train", "--do_eval"], ("epoch", "epoch", True)),
+        (["--do_train", "--do_eval", "--eval_strategy", "steps", "--eval_steps", "5"], ("steps", "steps", True)),
+        (["--do_train", "--do_eval", "--eval_strategy", "no"], ("no", "epoch", False)),
+        (["--do_train"], ("no", "epoch", False)),
+    ],
+)
+def test_saving_follows_evaluating(options: list[str], expected: tuple[str, str, bool], tmp_path: Path) -> None:
+    given = [*options, "--dataset_name", "x", "--output_dir", str(tmp_path), "--use_cpu"]
+    _, training = fine_tuning.parse_arguments(given)
+    found = (training.eval_strategy.value, training.save_strategy.value, training.load_best_model_at_end)
+    assert found == expected

@@ -88,12 +88,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[FineTuningArguments, transform
         ConfigError: arguments that are missing, refused or contradict each other.
     """
     parser: Any = transformers.HfArgumentParser((FineTuningArguments, transformers.TrainingArguments))
+    parser.set_defaults(**_defaults(argv))
     is_json = len(argv) == 1 and argv[0].endswith(".json")
-    if not is_json and {"--do_train", "--do_eval"} <= set(argv):
-        parser.set_defaults(eval_strategy="epoch", save_strategy="epoch", save_total_limit=2, **_BEST)
-    elif not is_json:
-        parser.set_defaults(save_strategy="epoch", save_total_limit=2)
-    parser.set_defaults(logging_steps=20, max_grad_norm=1.0)
     try:
         parsed = parser.parse_json_file(argv[0]) if is_json else parser.parse_args_into_dataclasses(list(argv))
     except (ValueError, OSError) as error:
@@ -103,6 +99,15 @@ def parse_arguments(argv: Sequence[str]) -> tuple[FineTuningArguments, transform
     training.remove_unused_columns = False  # rows are read by our data set
     training.label_names = ["mask_labels", "class_labels"]
     return arguments, training
+
+
+def _defaults(argv: Sequence[str]) -> dict[str, Any]:
+    """What of `TrainingArguments` has another default here, given the options of a command line."""
+    strategy = next((argv[i + 1] for i, option in enumerate(argv[:-1]) if option == "--eval_strategy"), "epoch")
+    values: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 20}
+    if {"--do_train", "--do_eval"} <= set(argv) and strategy != "no":  # what is evaluated is saved, or none is the best
+        values |= {"eval_strategy": strategy, "save_strategy": strategy, **_BEST}
+    return values
 
 
 def _check(arguments: FineTuningArguments, training: transformers.TrainingArguments) -> None:

@@ -53,7 +53,7 @@ class FineTuningImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises DatasetError where the annotation is no RGB picture, has another size, or holds an unknown class."""
         row = self.split[int(index)]
-        image = np.asarray(row["image"].convert("RGB"))
+        image = np.array(row["image"].convert("RGB"))  # a copy: torch wants to be able to write
         class_ids, instance_ids = decode_annotation(row["annotation"], f"row {index}")
         if class_ids.shape != image.shape[:2]:
             sizes = f"image has (height, width) = {image.shape[:2]}, its annotation {class_ids.shape}"
