@@ -261,3 +261,21 @@ def test_saving_follows_evaluating(options: list[str], expected: tuple[str, str,
     _, training = fine_tuning.parse_arguments(given)
     found = (training.eval_strategy.value, training.save_strategy.value, training.load_best_model_at_end)
     assert found == expected
+
+
+def test_labels_are_those_that_their_example_reads(data: Path) -> None:
+    split = library.load_dataset(str(data))["train"]
+    theirs = transformers.Mask2FormerImageProcessor(
+        size={"height": 32, "width": 64}, do_reduce_labels=True, ignore_index=255
+    )
+    ours = integration.Mask2FormerImageProcessor(size={"height": 32, "width": 64})
+    images = fine_tuning_data.FineTuningImages(split, ours, reduce_labels=True, num_classes=2)
+    for row, sample in zip(split, images, strict=True):
+        annotation = np.array(row["annotation"])
+        class_of = {int(pair[1]): int(pair[0]) for pair in np.unique(annotation.reshape(-1, 3), axis=0)}
+        expected = theirs(
+            [np.array(row["image"])], segmentation_maps=[annotation[..., 1]], instance_id_to_semantic_id=class_of
+        )
+        masks = {(int(c), m.numpy().tobytes()) for c, m in zip(expected["class_labels"][0], expected["mask_labels"][0])}
+        found = zip(sample["class_labels"], sample["mask_labels"])
+        assert {(int(label), mask.numpy().tobytes()) for label, mask in found} == masks
