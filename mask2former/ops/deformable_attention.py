@@ -198,19 +198,31 @@ def _forward_cpu(
     if library is None or dtype is None or value.shape[1] > _MAX_TOKENS:
         return _forward_default(value, spatial_shapes, sampling_locations, attention_weights)
     _check_arguments(value, spatial_shapes, sampling_locations, attention_weights)
-    value, locations, weights = value.contiguous(), sampling_locations.contiguous(), attention_weights.contiguous()
+    return _run_cpu_forward(library, value, spatial_shapes, sampling_locations, attention_weights, centres=None)
+
+
+def _run_cpu_forward(
+    library: ctypes.CDLL,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    centres: Tensor | None,
+) -> Tensor:
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     output = value.new_empty(_output_shape(value, locations))
     if _is_empty(output, locations):
         return output.zero_()
     status = library.m2f_ms_deform_attn_forward(
-        dtype,
+        _CPU_DTYPES[value.dtype],
         value.data_ptr(),
         _shape_array(spatial_shapes),
         locations.data_ptr(),
         weights.data_ptr(),
         output.data_ptr(),
         *_sizes(value, locations),
-        None,
+        None if centres is None else centres.data_ptr(),
         torch.get_num_threads(),
     )
     _raise_if_out_of_memory(status)
@@ -264,21 +276,7 @@ def _forward_around_cpu(
     _check_shapes(value, shapes, offsets, logits)
     if centres.shape != (offsets.shape[1], 2):
         raise ValueError(f"centres must have shape ({offsets.shape[1]}, 2), got {tuple(centres.shape)}")
-    value, offsets, logits, centres = value.contiguous(), offsets.contiguous(), logits.contiguous(), centres.to(exact)
-    output = value.new_empty(_output_shape(value, offsets))
-    status = library.m2f_ms_deform_attn_forward(
-        _CPU_DTYPES[value.dtype],
-        value.data_ptr(),
-        _shape_array(shapes),
-        offsets.data_ptr(),
-        logits.data_ptr(),
-        output.data_ptr(),
-        *_sizes(value, offsets),
-        centres.contiguous().data_ptr(),
-        torch.get_num_threads(),
-    )
-    _raise_if_out_of_memory(status)
-    return output
+    return _run_cpu_forward(library, value, shapes, offsets, logits, centres=centres.to(exact).contiguous())
 
 
 def _raise_if_out_of_memory(status: int) -> None:
