@@ -166,9 +166,14 @@ def _load_splits(arguments: FineTuningArguments, training: transformers.Training
     options = {key: getattr(arguments, key) for key in ("token", "cache_dir") if getattr(arguments, key) is not None}
     splits = load_splits(folder if folder.exists() else name, **options)
     if training.do_eval and VALID not in splits:
+        if len(splits[TRAIN]) < 2:
+            raise DatasetError(
+                f"{name}: --do_eval: no validation split, and a single row, of which none can be held out"
+            )
         halves = splits[TRAIN].train_test_split(test_size=HELD_OUT_SHARE, seed=_SPLIT_SEED)
         splits = {TRAIN: halves["train"], VALID: halves["test"]}
-        print(f"{name}: no validation split: {len(splits[VALID])} rows are held out of training for it")
+        if training.should_log:
+            print(f"{name}: no validation split: {len(splits[VALID])} rows are held out of training for it")
     if training.do_train and TRAIN not in splits:
         raise DatasetError(f"{name}: --do_train: no split called train")
     return splits
@@ -231,7 +236,8 @@ def _checkpoint(training: transformers.TrainingArguments) -> str | None:
     if found is None and given is not None and str(given).lower() == "true":
         raise InputError(f"--resume_from_checkpoint: no checkpoint in {training.output_dir}")
     if found is not None and str(given).lower() != "false":
-        print(f"going on from {found}; another --output_dir begins anew")
+        if training.should_log:
+            print(f"going on from {found}; another --output_dir begins anew")
         return str(found)
     return None
 
