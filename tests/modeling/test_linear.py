@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mask2former.modeling.layers import Linear
+from mask2former.modeling.layers import Linear, cast_once
 from mask2former.modeling.pixel_decoder import deformable_encoder
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoderLayer, pixel_centres
 
@@ -34,3 +34,15 @@ def test_encoder_layer_in_tiles_equals_all_tokens_at_once(monkeypatch: pytest.Mo
     with torch.no_grad():
         in_tiles = layer(tokens, position, centres=centres, shapes=shapes)
     torch.testing.assert_close(in_tiles, at_once.detach())
+
+
+def test_cast_once_is_what_autocast_does() -> None:
+    x, layer = torch.randn(5, 16), Linear(16, 8)
+    with torch.no_grad():
+        assert cast_once(x) is x
+        with torch.autocast("cpu", torch.bfloat16):
+            assert cast_once(x).dtype == torch.bfloat16
+            assert cast_once(x.double()).dtype == torch.float64
+            assert torch.equal(layer(cast_once(x)), layer(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cast_once(x) is x

@@ -4,7 +4,7 @@ from mask2former.modeling.layers.attention import MultiheadAttention
 from mask2former.modeling.layers.checkpointing import run_checkpointed
 from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm, init_xavier
 from mask2former.modeling.layers.drop_path import DropPath
-from mask2former.modeling.layers.linear import Linear, linear
+from mask2former.modeling.layers.linear import Linear, cast_once, linear
 from mask2former.modeling.layers.mlp import MLP
 from mask2former.modeling.layers.norms import (
     NORM_NAMES,
@@ -35,6 +35,7 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerOptions",
+    "cast_once",
     "fold_frozen_batch_norm",
     "freeze_batch_norm",
     "get_norm",

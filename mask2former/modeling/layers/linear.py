@@ -25,6 +25,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
+def cast_once(x: Tensor) -> Tensor:
+    """x in the type to which autocast brings what linear layers are given: one copy where several layers take it.
+
+    Not where gradients are wanted: those of the several layers would be summed in that type.
+    """
+    kind = x.device.type
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 class Linear(nn.Linear):
     """A linear layer through `linear`."""
 

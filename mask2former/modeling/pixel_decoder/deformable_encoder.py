@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Linear, SizeCache, run_checkpointed
+from mask2former.modeling.layers import Linear, SizeCache, cast_once, run_checkpointed
 from mask2former.ops import ms_deform_attn_around
 
 Shapes = Sequence[tuple[int, int]]
@@ -66,6 +66,7 @@ class MSDeformAttn(nn.Module):
 
     def attend(self, query: Tensor, heads: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
         """As `forward`, with the value's heads (B, S, M, D) given: the queries may be some of many."""
+        query = cast_once(query)
         grid = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*grid, 2)
         logits = self.attention_weights(query).view(grid)

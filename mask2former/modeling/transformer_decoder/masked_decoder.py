@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
-from mask2former.modeling.layers import MLP, PositionEmbeddingSine, run_checkpointed
+from mask2former.modeling.layers import MLP, PositionEmbeddingSine, cast_once, run_checkpointed
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import TRANSFORMER_DECODER_REGISTRY
 from mask2former.modeling.transformer_decoder.attention import (
@@ -131,7 +131,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         place = self.position(features.unflatten(0, (-1, num_frames)))  # (1, T, C, h, w)
         values = features.flatten(2).transpose(1, 2).unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, S, C)
         values = values + self.level_embed.weight[level]
-        return values + place.flatten(3).transpose(2, 3).flatten(1, 2), values
+        keys = values + place.flatten(3).transpose(2, 3).flatten(1, 2)
+        return cast_once(keys), cast_once(values)  # for every third layer
 
     def _predict(self, queries: Tensor, mask_features: Tensor) -> QueryPrediction:
         normed = self.decoder_norm(queries)
