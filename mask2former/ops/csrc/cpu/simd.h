@@ -39,35 +39,17 @@ constexpr int lanes() {
   return W < width ? W : width;
 }
 
-template <int N>
-M2F_INLINE Vec<float, N> load(const float* from) {
-  Vec<float, N> out;
-  memcpy(&out, from, sizeof(out));
-  return out;
-}
-template <int N>
-M2F_INLINE Vec<double, N> load(const double* from) {
-  Vec<double, N> out;
-  memcpy(&out, from, sizeof(out));
-  return out;
-}
-template <int N>
-M2F_INLINE Vec<int32_t, N> load(const int32_t* from) {
-  Vec<int32_t, N> out;
-  memcpy(&out, from, sizeof(out));
-  return out;
-}
-template <int N>
-M2F_INLINE Vec<int64_t, N> load(const int64_t* from) {
-  Vec<int64_t, N> out;
-  memcpy(&out, from, sizeof(out));
-  return out;
-}
-template <int N>
-M2F_INLINE Vec<float, N> load(const bfloat16* from) {
-  Vec<uint16_t, N> half;
-  memcpy(&half, from, sizeof(half));
-  return reinterpret_cast<Vec<float, N>>(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);
+template <int N, class T>
+M2F_INLINE Vec<typename Compute<T>::type, N> load(const T* from) {
+  if constexpr (sizeof(T) == sizeof(uint16_t)) {
+    Vec<uint16_t, N> half;
+    memcpy(&half, from, sizeof(half));
+    return reinterpret_cast<Vec<float, N>>(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);
+  } else {
+    Vec<T, N> out;
+    memcpy(&out, from, sizeof(out));
+    return out;
+  }
 }
 
 template <int N>
