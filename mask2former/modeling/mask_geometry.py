@@ -85,9 +85,11 @@ class MaskResizer:
 
 def _interpolation(source: int, padded: int, image: int, target: int) -> Tensor:
     """The matrix (target, source) of one axis: `source` places enlarged to `padded`, cut to `image`, made `target`."""
-    weights = torch.eye(source)[None]  # (1, source, source): each place by itself
-    for size in (padded, target):
-        if weights.shape[-1] != size:
-            weights = F.interpolate(weights, size=size, mode="linear", align_corners=False)
-        weights = weights[..., :image] if size is padded else weights
-    return weights[0].T.contiguous()
+    enlarged = _resize_line(torch.eye(source)[None], padded)  # (1, source, padded): each place by itself
+    return _resize_line(enlarged[..., :image], target)[0].T.contiguous()
+
+
+def _resize_line(line: Tensor, size: int) -> Tensor:
+    if line.shape[-1] == size:
+        return line
+    return F.interpolate(line, size=size, mode="linear", align_corners=False)

@@ -19,6 +19,7 @@ GEOMETRIES = [
     MaskGeometry((64, 96), (33, 96), (7, 5)),
     MaskGeometry((64, 96), (64, 96), (1, 1)),
     MaskGeometry((64, 96), (50, 70), (170, 33)),
+    MaskGeometry((64, 96), (50, 70), (64, 96)),  # an output of the padded size is not padded
 ]
 
 
@@ -46,6 +47,7 @@ def test_masks_of_strips_equal_interpolation(geometry: MaskGeometry, least_logit
     strips = [slice(start, min(start + 9, height)) for start in range(0, height, 9)]
     seen = [resizer.masks(maps, strip, least_logit=least_logit) for strip in strips]
     logits = resized(maps, geometry)
+    assert logits.shape[1:] == geometry.output
     probs, masks = torch.cat([strip.probs for strip in seen], 1), torch.cat([strip.masks for strip in seen], 1)
     torch.testing.assert_close(probs, logits.sigmoid().float(), rtol=1e-5, atol=1e-6)
     is_sure = (logits - least_logit).abs() > 1e-5
