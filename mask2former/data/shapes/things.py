@@ -17,7 +17,7 @@ from mask2former.data.shapes.outlines import Outline, place_outline
 
 _MIN_CONTRAST = 0.28  # distance in RGB of a thing's colour from the ground's mean where it lies
 _COLOR_TRIES = 8
-_TYPICAL_COLOR_ODDS = 0.7  # as strawberries are mostly red: colour hints at the class, the outline alone decides it
+TYPICAL_COLOR_ODDS = 0.7  # as strawberries are mostly red: colour hints at the class, the outline alone decides it
 _HUE_SPREAD = 10.0  # standard deviation about the typical hue, in degrees
 _GRAIN_TILE = 32
 
@@ -83,11 +83,13 @@ def cover(thing: Thing, pose: Pose) -> Patch:
     return Patch(top=int(low[1]), left=int(low[0]), coverage=coverage)
 
 
-def sample_style(rng: np.random.Generator, category: ShapeClass, backdrop: Array) -> Style:
+def sample_style(
+    rng: np.random.Generator, category: ShapeClass, backdrop: Array, *, typical_color_odds: float = TYPICAL_COLOR_ODDS
+) -> Style:
     """A random style for a thing whose main colour stands out from the mean colour (3,) of what lies behind."""
     hue, color = 0.0, backdrop
     typical_hue = category.typical_hue
-    if typical_hue is not None and rng.random() >= _TYPICAL_COLOR_ODDS:
+    if typical_hue is not None and rng.random() >= typical_color_odds:
         typical_hue = None
     for _ in range(_COLOR_TRIES):
         hue = rng.uniform(0, 360) if typical_hue is None else rng.normal(typical_hue, _HUE_SPREAD)

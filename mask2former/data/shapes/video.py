@@ -19,6 +19,7 @@ from mask2former.data.shapes.things import Pose, Style, Thing, cover, sample_sty
 # Larger, fewer and less in one another's way than the things of images: what is new in videos is time.
 _RADIUS = (13.0, 25.0)
 _NUM_THINGS_ODDS = (0.35, 0.35, 0.3)  # of 2, 3, … things
+_TYPICAL_COLOR_ODDS = 0.9
 _MOTION_TRIES = 8
 _MAX_CROWDING = 0.04  # of `_crowding`: a motion below is taken at once
 _PASSING = 0.35  # odds that a thing crosses the picture rather than lingers in it
@@ -89,7 +90,7 @@ def draw_video(seed: int | np.random.Generator, size: Size = (128, 128), *, num_
     backdrop = np.array(cv2.mean(ground)[:3], np.float32)
     actors: list[_Actor] = []
     for thing in (sample_thing(rng) for _ in range(count)):
-        style = sample_style(rng, thing.category, backdrop)
+        style = sample_style(rng, thing.category, backdrop, typical_color_odds=_TYPICAL_COLOR_ODDS)
         motion = _sample_motion(rng, size, num_frames=num_frames, others=[actor.motion for actor in actors])
         actors.append(_Actor(thing, style, motion))
     fine = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
