@@ -1,7 +1,8 @@
 """Operators with native kernels behind them, and point sampling."""
 
 from mask2former.ops.convolution import WinogradWeight, conv3x3, is_winograd_faster
-from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_around, ms_deform_attn_reference
+from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_reference
+from mask2former.ops.deformable_attention_around import ms_deform_attn_around
 from mask2former.ops.eager import is_eager_cpu_inference
 from mask2former.ops.maps import add_resized, group_norm_relu_, is_map_written_over
 from mask2former.ops.mask_strip import MaskStrip, bands_of, is_mask_strip_fused, mask_strip, mask_strip_of

@@ -18,13 +18,16 @@ CUDA_LIBRARY = "libm2f_ops_cuda.so"
 BUILD_COMMAND = "python -m mask2former.ops.build"
 
 # kAbiVersion in csrc, raised with every change of a function or its arguments.
-_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 4, 1
+_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 4, 2
 _Types: TypeAlias = "list[type[ctypes._SimpleCData[Any]]]"
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIZES = [_INT64] * 7  # B, S, M, D, Q, L, P
 # dtype, tensors and shapes, sizes; then what the library adds.
 _FORWARD = [_INT] + [_POINTER] * 5 + _SIZES
 _BACKWARD = [_INT] + [_POINTER] * 8 + _SIZES
+# dtype; tensors, shapes, sizes and the stream.
+CUDA_FORWARD = [_INT] + [_POINTER] * 8
+CUDA_BACKWARD = [_INT] + [_POINTER] * 12
 
 _PLACE: _Types = [_INT64] * 5  # height, width, channels, first tile, number of tiles
 _WINOGRAD_INPUT: _Types = [_POINTER, _POINTER, _INT64, *_PLACE]
@@ -104,8 +107,8 @@ def _load_cuda_library() -> tuple[ctypes.CDLL | None, str]:
     library, problem = _open_library(LIBRARY_DIR / CUDA_LIBRARY, _CUDA_ABI_VERSION)
     if library is None:
         return None, problem
-    library.m2f_cuda_ms_deform_attn_forward.argtypes = [*_FORWARD, _POINTER]  # stream
-    library.m2f_cuda_ms_deform_attn_backward.argtypes = [*_BACKWARD, _POINTER]
+    library.m2f_cuda_ms_deform_attn_forward.argtypes = CUDA_FORWARD
+    library.m2f_cuda_ms_deform_attn_backward.argtypes = CUDA_BACKWARD
     library.m2f_cuda_error.argtypes = [_INT]
     library.m2f_cuda_error.restype = ctypes.c_char_p
     if status := library.m2f_cuda_probe():

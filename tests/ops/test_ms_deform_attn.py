@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mask2former.ops import kernel_status, ms_deform_attn, ms_deform_attn_around, ms_deform_attn_reference, native
+from mask2former.ops import kernel_status, ms_deform_attn, ms_deform_attn_reference, native
 
 REFERENCE = Path(__file__).parents[1] / "data/reference/ops.npz"
 OPERATOR = torch.ops.mask2former.ms_deform_attn.default
@@ -356,41 +356,3 @@ def test_ms_deform_attn_cuda_equals_float64_reference(channels: int, dtype: torc
     found = [tensor.cpu() for tensor in gradients(ms_deform_attn, on_gpu, grad_output.cuda())]
     expected = gradients(ms_deform_attn_reference, in_float64(inputs), grad_output.double())
     assert_all_close(found, expected, {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype])
-
-
-@pytest.mark.gpu
-def test_ms_deform_attn_cuda_runs_on_the_current_stream() -> None:
-    inputs = [item.cuda() if isinstance(item, Tensor) else item for item in make_inputs(dtype=torch.float32)]
-    expected = ms_deform_attn(*inputs)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # fails if a kernel goes to another stream
-        found = ms_deform_attn(*inputs)
-    graph.replay()
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("heads", "channels", "levels", "points"), [(8, 32, 3, 4), (2, 5, 1, 3), (3, 1, 2, 1)])
-def test_ms_deform_attn_around_equals_its_steps(
-    dtype: torch.dtype, heads: int, channels: int, levels: int, points: int
-) -> None:
-    torch.manual_seed(0)
-    shapes = [(7, 9), (4, 5), (2, 3)][:levels]
-    tokens, queries = sum(h * w for h, w in shapes), 37
-    value = torch.randn(2, tokens, heads, channels).to(dtype)
-    arguments = {
-        "centres": torch.rand(queries, 2),
-        "offsets": (3 * torch.randn(2, queries, heads, levels, points, 2)).to(dtype),
-        "logits": (20 * torch.randn(2, queries, heads, levels, points)).to(dtype),
-    }
-    with torch.no_grad():
-        at_once = ms_deform_attn_around(value, shapes, **arguments)
-    step_by_step = ms_deform_attn_around(value.clone().requires_grad_(), shapes, **arguments)
-    torch.testing.assert_close(at_once, step_by_step.detach())
-
-
-def test_ms_deform_attn_around_refuses_centres_of_other_queries() -> None:
-    value, offsets = torch.randn(1, 6, 2, 4), torch.randn(1, 5, 2, 1, 3, 2)
-    with torch.no_grad(), pytest.raises(ValueError, match=r"centres must have shape \(5, 2\), got \(6, 2\)"):
-        ms_deform_attn_around(value, [(2, 3)], centres=torch.rand(6, 2), offsets=offsets, logits=offsets[..., 0])

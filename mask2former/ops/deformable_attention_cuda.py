@@ -1,0 +1,149 @@
+"""Multi-scale deformable attention by the CUDA kernels; None where they are not built or cannot serve.
+
+They take float32, float16 and bfloat16, any number of heads, channels and points, and up to 32 levels. All run on the
+current stream; nothing waits for the device or copies from it, so that a CUDA graph can hold them.
+Letters: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, L levels, P points.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mask2former.ops import native
+from mask2former.ops.deformable_attention_arguments import MAX_TOKENS, is_empty, output_shape, shape_array, sizes_of
+
+CUDA_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType in csrc/cuda/problem.cuh
+_MAX_LEVELS = 32  # kMaxLevels there
+_FIXED_POINT_BITS = 62  # of int64, but for the sign and one to spare
+
+
+def forward_cuda(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    centres: Tensor | None = None,
+) -> Tensor | None:
+    """(B, Q, M * D). With centres, locations are offsets from them in pixels and weights logits, all of one dtype.
+
+    Fastest for a value whose memory is head by head: (B, M, S, D), transposed.
+    """
+    with torch.cuda.device(value.device):
+        library = _library_for(value, spatial_shapes)
+        if library is None:
+            return None
+        value, locations, weights = _dense(value), locations.contiguous(), weights.contiguous()
+        output = value.new_empty(output_shape(value, locations))
+        if is_empty(output, locations):
+            return output.zero_()
+        status = library.m2f_cuda_ms_deform_attn_forward(
+            CUDA_DTYPES[value.dtype],
+            value.data_ptr(),
+            shape_array(spatial_shapes),
+            locations.data_ptr(),
+            weights.data_ptr(),
+            _pointer(centres),
+            output.data_ptr(),
+            _size_array(value, locations),
+            torch.cuda.current_stream().cuda_stream,
+        )
+        _raise_error(library, status)
+        return output
+
+
+def backward_cuda(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    centres: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The gradients of value, locations and weights, or of offsets and logits.
+
+    Where torch.use_deterministic_algorithms(True) is set, value's is summed in 64-bit fixed point, which no order of
+    additions changes: slower, twice the memory, and all of it not a number where anything that flows into it is not
+    finite.
+    """
+    with torch.cuda.device(value.device):
+        library = _library_for(value, spatial_shapes)
+        if library is None:
+            return None
+        value, locations, weights = _dense(value), locations.contiguous(), weights.contiguous()
+        grad_output = grad_output.contiguous()
+        grad_locations = torch.empty_like(locations)
+        grad_weights = torch.empty_like(weights, dtype=torch.float32)
+        if is_empty(grad_output, locations):
+            return value.new_zeros(value.shape), grad_locations.zero_(), grad_weights.to(weights.dtype).zero_()
+        scaling = None
+        if torch.are_deterministic_algorithms_enabled():
+            scaling = _fixed_point_scaling(grad_output, locations, weights if centres is None else None)
+        # Half-precision sums of many small terms would lose them.
+        sum_dtype = torch.float32 if scaling is None else torch.int64
+        grad_value = torch.empty_strided(value.shape, value.stride(), dtype=sum_dtype, device=value.device).zero_()
+        status = library.m2f_cuda_ms_deform_attn_backward(
+            CUDA_DTYPES[value.dtype],
+            grad_output.data_ptr(),
+            value.data_ptr(),
+            shape_array(spatial_shapes),
+            locations.data_ptr(),
+            weights.data_ptr(),
+            _pointer(centres),
+            grad_value.data_ptr(),
+            grad_locations.data_ptr(),
+            grad_weights.data_ptr(),
+            _size_array(value, locations),
+            _pointer(scaling),
+            torch.cuda.current_stream().cuda_stream,
+        )
+        _raise_error(library, status)
+        if scaling is not None:
+            grad_value = grad_value.float() * scaling[1]
+        return _contiguous_as(grad_value, value.dtype), grad_locations, grad_weights.to(weights.dtype)
+
+
+def _library_for(value: Tensor, spatial_shapes: Sequence[int]) -> ctypes.CDLL | None:
+    fits = len(spatial_shapes) <= 2 * _MAX_LEVELS and value.shape[1] <= MAX_TOKENS
+    return native.cuda_library() if value.dtype in CUDA_DTYPES and fits else None
+
+
+def _dense(value: Tensor) -> Tensor:
+    """`value` if its memory is (B, M, S, D) or (B, S, M, D) without gaps, else a copy that is."""
+    return value if value.transpose(1, 2).is_contiguous() else value.contiguous()
+
+
+def _contiguous_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In one pass, and none where nothing is to be done."""
+    if tensor.dtype == dtype and tensor.is_contiguous():
+        return tensor
+    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)
+
+
+def _fixed_point_scaling(grad_output: Tensor, locations: Tensor, weights: Tensor | None) -> Tensor:
+    """(2,): what a number is multiplied with to become fixed point, and its inverse. No sum can overflow."""
+    bound = grad_output.abs().amax().float()
+    if weights is not None:  # those of a softmax are at most 1
+        bound = bound * weights.abs().amax()
+    additions = locations.shape[1] * locations.shape[4]  # at most, to one token: one from each point of its level
+    scale = (2.0 ** (_FIXED_POINT_BITS - additions.bit_length()) / bound).clamp(max=1e37)  # stays finite at bound 0
+    return torch.stack([scale, 1 / scale])
+
+
+def _size_array(value: Tensor, locations: Tensor) -> Any:
+    return shape_array((*sizes_of(value, locations), *value.stride()[:3]))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _raise_error(library: ctypes.CDLL, status: int) -> None:
+    if status:
+        raise RuntimeError(f"ms_deform_attn: CUDA kernel launch failed: {library.m2f_cuda_error(status).decode()}")
