@@ -43,6 +43,13 @@ def test_committed_page_is_what_the_script_writes(script: ModuleType) -> None:
     assert script.make_page() == PAGE, "run tools/make_model_zoo.py"
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_page_says_where_no_gpu_was_at_hand(script: ModuleType, tmp_path: Path, device: str) -> None:
+    line = {**LINE, "results": {"device": device}}
+    (tmp_path / "speed.jsonl").write_text(json.dumps(line) + "\n")
+    assert ("No GPU was at hand" in script.make_page(tmp_path)) == (device == "cpu")
+
+
 def test_script_checks_the_page() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -52,6 +52,16 @@ MEASURED = """\
 Not published figures but our own, each with its date, machine and the script that measured it. Times on shared machines
 move by a fifth; ratios are of runs side by side in one process.
 """
+WITHOUT_GPU = """\
+**No GPU was at hand: nothing below was measured on one.** The CUDA kernels compile without warnings for sm_80, sm_90 and
+sm_100, and their arithmetic is compared with float64 by the same source compiled for the host
+(`tests/ops/test_cuda_source_on_host.py`); how fast they are is not known. On a machine with a GPU these fill the gap:
+
+    python benchmarks/ms_deform_attn.py --device cuda --dtype bfloat16
+    python benchmarks/training.py --device cuda --dtype bfloat16 --size 1024
+    python benchmarks/inference.py --device cuda --dtype bfloat16
+    python tools/make_model_zoo.py
+"""
 
 
 def main() -> int:
@@ -79,8 +89,10 @@ def make_page(results: Path = RESULTS) -> str:
         parts.append(f"## {dataset}\n")
         for task, of_task in itertools.groupby(of_dataset, key=_task_title):
             parts.append(f"### {task}\n\n{_model_table(list(of_task))}\n")
-    measurements = [_describe_measurement(line, place) for place, line in _last_lines(results)]
-    return "\n".join([*parts, MEASURED, *measurements])
+    lines = list(_last_lines(results))
+    measurements = [_describe_measurement(line, place) for place, line in lines]
+    is_any_on_gpu = any(str(line["results"].get("device", "cpu")).startswith("cuda") for _, line in lines)
+    return "\n".join([*parts, MEASURED, *([] if is_any_on_gpu else [WITHOUT_GPU]), *measurements])
 
 
 def _dataset_title(model: ZooModel) -> str:
