@@ -2,6 +2,8 @@
 
     python benchmarks/ms_deform_attn.py [--height 800 --width 1088 --batch 1 --dtype float32 --threads 2 --device cpu]
 
+On a GPU (`--device cuda`) also against a straightforward port and against the bandwidth bound: ms_deform_attn_gpu.py.
+
 Sampling points lie around each query's own place, spread as a freshly initialised model spreads them; uniformly random
 ones would miss every cache and mislead. `beside torch` puts a matrix product before each call, so that torch's own
 threads are awake and would spin against any other runtime's.
@@ -11,12 +13,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
+
+from benchmarks.harness import record
 from mask2former.ops import kernel_status, ms_deform_attn, ms_deform_attn_reference
 
 STRIDES = (8, 16, 32)
@@ -100,16 +108,39 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-record", action="store_true", help="print only, keep no line in benchmarks/results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     inputs = make_inputs(args)
     print(kernel_status())
     print(f"{inputs[0].shape[1]} queries, batch {args.batch}, {args.dtype}, {args.threads} threads, median ms:")
+    sizes = {name: getattr(args, name) for name in ("device", "dtype", "height", "width", "batch", "heads", "channels")}
+    results = sizes | (measure_gpu(inputs, args) if args.device.startswith("cuda") else measure_cpu(inputs, args))
+    if not args.no_record:
+        record("ms_deform_attn", results)
+
+
+def measure_cpu(inputs: tuple, args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds beside the reference."""
     native, reference = measure(ms_deform_attn, inputs, args), measure(ms_deform_attn_reference, inputs, args)
+    results: dict[str, Any] = {}
     for name, ms in native.items():
         print(f"  {name:20} native {ms:9.2f}   reference {reference[name]:9.2f}   {reference[name] / ms:6.1f} x")
-    print(f"  {'beside torch':20} native {measure_beside_torch(inputs, args):9.2f}")
+        results[name] = {"ms": ms, "reference, ms": reference[name], "ratio": reference[name] / ms}
+    results["beside torch, ms"] = measure_beside_torch(inputs, args)
+    print(f"  {'beside torch':20} native {results['beside torch, ms']:9.2f}")
+    return results
+
+
+def measure_gpu(inputs: tuple, args: argparse.Namespace) -> dict[str, Any]:
+    """What `measure_on_gpu` finds."""
+    from benchmarks.ms_deform_attn_gpu import make_case, measure_on_gpu, print_results
+
+    with torch.cuda.device(args.device):
+        results = measure_on_gpu(make_case(*inputs), repeats=max(args.repeats, 20))
+    print_results(results)
+    return results
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import subprocess
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,29 +18,17 @@ from mask2former.ops.deformable_attention_around import _backward_cuda, _forward
 from mask2former.ops.deformable_attention_cuda import CUDA_DTYPES, backward_cuda, forward_cuda
 from mask2former.ops.deformable_attention_reference import reference_backward, reference_forward
 
-SHIM = Path(__file__).with_name("cuda_on_host")
 SHAPES = (5, 7, 3, 1, 1, 2)
 ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
-def compile_on_host(source: Path, target: Path, *, architecture: int = 900) -> ctypes.CDLL:
-    defines = [f"-D__CUDA_ARCH__={architecture}", "-DCUDART_VERSION=13000"]
-    try:
-        command = [*build.find_cxx(), "-O1", "-std=c++17", "-fPIC", "-shared", f"-I{SHIM}", *defines, "-x", "c++"]
-        done = subprocess.run([*command, str(source), "-o", str(target)], capture_output=True, text=True, check=False)
-    except (build.BuildError, OSError) as error:
-        pytest.skip(f"needs a C++ compiler: {error}")
-    if done.returncode != 0 and ("_Float16" in done.stderr or "ucontext" in done.stderr):
-        pytest.skip("needs a C++ compiler with _Float16, and ucontext.h")
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(target))
-
-
 @pytest.fixture(scope="module", params=[800, 900], ids=["scalar atomics", "vector atomics"])
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def compiled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compile_cuda_on_host: Callable[..., Any]
+) -> ctypes.CDLL:
     source = build.SOURCE_DIR / "cuda/ms_deform_attn.cu"
     target = tmp_path_factory.mktemp("cuda") / "kernels.so"
-    library = compile_on_host(source, target, architecture=request.param)
+    library = compile_cuda_on_host(source, target, architecture=request.param)
     library.m2f_cuda_ms_deform_attn_forward.argtypes = native.CUDA_FORWARD
     library.m2f_cuda_ms_deform_attn_backward.argtypes = native.CUDA_BACKWARD
     library.m2f_cuda_error.restype = ctypes.c_char_p
