@@ -63,7 +63,7 @@ def run_theirs(model: Any, images: torch.Tensor, output_size: tuple[int, int], t
 
 @contextlib.contextmanager
 def our_precision(device: str, dtype: str) -> Iterator[None]:
-    with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
         yield
 
 

@@ -47,7 +47,7 @@ class OurStep:
 
     def __call__(self) -> float:
         start = now()
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bfloat16):
             losses = self.model(self.batch)
         total = torch.stack(list(losses.values())).sum()
         forward = now()

@@ -53,8 +53,8 @@ Not published figures but our own, each with its date, machine and the script th
 move by a fifth; ratios are of runs side by side in one process.
 """
 WITHOUT_GPU = """\
-**No GPU was at hand: nothing below was measured on one.** The CUDA kernels compile without warnings for sm_80, sm_90 and
-sm_100, and their arithmetic is compared with float64 by the same source compiled for the host
+**No GPU was at hand: nothing below was measured on one.** The CUDA kernels compile without warnings for sm_80, sm_90
+and sm_100, and their arithmetic is compared with float64 by the same source compiled for the host
 (`tests/ops/test_cuda_source_on_host.py`); how fast they are is not known. On a machine with a GPU these fill the gap:
 
     python benchmarks/ms_deform_attn.py --device cuda --dtype bfloat16
