@@ -66,7 +66,7 @@ quickstart-video: $(STAMP)
 	$(PY) tools/frames_to_video.py $$(ls -d $(SHAPES)/video_val/JPEGImages/* | head -n $(NUM_VIDEOS)) \
 	  --output $(VIDEO_OUTPUT)/clips
 	$(PY) demo/demo.py --config-file $(VIDEO_CONFIG) --video-input $(VIDEO_OUTPUT)/clips --output $(VIDEO_OUTPUT)/videos \
-	  --confidence-threshold 0.3 --opts MODEL.WEIGHTS $(VIDEO_OUTPUT)/model_final.pth
+	  --confidence-threshold 0.5 --opts MODEL.WEIGHTS $(VIDEO_OUTPUT)/model_final.pth
 	$(PY) tools/show_results.py $(VIDEO_OUTPUT)
 
 test: $(STAMP)
