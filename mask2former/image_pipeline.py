@@ -77,7 +77,7 @@ def pipeline(
     if task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
     weights = _full_address(weights)
-    cfg = find_config(weights) if config is None else config
+    cfg = _with_scores(find_config(weights) if config is None else config)
     if score_threshold is None and task == "instance":
         score_threshold = _INSTANCE_THRESHOLD
     return Pipeline(Predictor(cfg, weights, device=device, task=task, score_threshold=score_threshold), task)
@@ -105,6 +105,18 @@ def find_config(weights: str) -> CfgNode:
         looked = " and ".join(str(candidate) for candidate in candidates)
         raise ConfigError(f"config: give the config of {weights}; none was found as {looked}")
     cfg.merge_from_file(str(found))
+    return cfg
+
+
+def _with_scores(config: CfgNode | str | os.PathLike[str]) -> CfgNode:
+    """The config, with which semantic results say how sure they are."""
+    cfg = get_cfg()
+    if isinstance(config, CfgNode):
+        cfg = config.clone()
+        cfg.defrost()
+    else:
+        cfg.merge_from_file(os.fspath(config))
+    cfg.TEST.SEMANTIC_LABELS = False
     return cfg
 
 

@@ -89,6 +89,7 @@ def _build_predictor(args: argparse.Namespace) -> Predictor:
     cfg = get_cfg()
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    cfg.TEST.SEMANTIC_LABELS = True  # all that is drawn and saved
     return Predictor(cfg, task=args.task, score_threshold=args.confidence_threshold)
 
 

@@ -74,7 +74,8 @@ class Predictor:
 
         image: as `to_rgb_array` takes it; channel_order: "RGB" or "BGR", for arrays and tensors.
         Returns for an image the dict of the model's results at the size of the image (those of "sem_seg" (K, H, W),
-        "panoptic_seg" (ids (H, W), segments_info), "instances" that the config asks for), for a list a list of them.
+        or (H, W) with TEST.SEMANTIC_LABELS, "panoptic_seg" (ids (H, W), segments_info), "instances" that the config
+        asks for), for a list a list of them.
         Raises InputError where an image is missing, corrupt or of a wrong form.
         """
         if isinstance(image, (list, tuple)):

@@ -8,6 +8,7 @@ Letters: B batch, Q queries, K classes, C channels, H W output size, h w size of
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -112,6 +113,7 @@ class SemanticSegmentorWithTTA(nn.Module):
         """
         super().__init__()
         self.copy_maker = CopyMaker.from_config(cfg)
+        self.wants_labels = bool(cfg.TEST.SEMANTIC_LABELS)
         self.model = _unwrap(model)
         self.training = self.model.training  # train() would wake parts that are frozen in evaluation mode
 
@@ -127,17 +129,18 @@ class SemanticSegmentorWithTTA(nn.Module):
         return [self.infer(sample) for sample in batch]
 
     def infer(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """`sem_seg` (K, H, W) of one sample: the mean over the copies."""
+        """`sem_seg` of one sample: the mean over the copies (K, H, W), or where it is largest, as TEST says."""
         mean = _Mean()
         for copy in self.copy_maker.copies(sample):
-            results = self.model([copy.sample])[0]
+            with _scores_of_classes(self.model):
+                results = self.model([copy.sample])[0]
             if "sem_seg" not in results:
                 raise ConfigError(
                     f"TEST.AUG.ENABLED: {type(self.model).__name__} returns {sorted(results) or 'nothing'} but no "
                     "'sem_seg' to average; MODEL.MASK_FORMER.TEST.SEMANTIC_ON True returns it"
                 )
             mean.add(results["sem_seg"].flip(-1) if copy.is_mirrored else results["sem_seg"])
-        return {"sem_seg": mean.value}
+        return {"sem_seg": mean.value.argmax(0).int() if self.wants_labels else mean.value}
 
 
 class MaskFormerWithTTA(SemanticSegmentorWithTTA):
@@ -188,7 +191,10 @@ class _MergedResults:
         self._thing_ids = thing_ids
         # The maps of a class are resized as they are where the model infers its tasks together.
         resize_first = options.resize_before_inference or options.panoptic or options.instance
-        self._semantic = replace(options, panoptic=False, instance=False, resize_before_inference=resize_first)
+        self._semantic = replace(
+            options, panoptic=False, instance=False, semantic_labels=False, resize_before_inference=resize_first
+        )
+        self._wants_labels = options.semantic_labels
         self._others = replace(options, semantic=False)
         self._sem_seg = _Mean()
         self._queries: QueryMean | None = None
@@ -214,7 +220,24 @@ class _MergedResults:
             options=self._others,
             thing_ids=self._thing_ids,
         )
-        return {"sem_seg": self._sem_seg.value, **results} if self._semantic.semantic else results
+        if not self._semantic.semantic:
+            return results
+        mean = self._sem_seg.value
+        return {"sem_seg": mean.argmax(0).int() if self._wants_labels else mean, **results}
+
+
+@contextlib.contextmanager
+def _scores_of_classes(model: Any) -> Iterator[None]:
+    """The model returns scores, of which there is a mean, also where it is to return labels."""
+    inference = getattr(model, "inference", None)
+    if not isinstance(inference, InferenceOptions):
+        yield
+        return
+    model.inference = replace(inference, semantic_labels=False)
+    try:
+        yield
+    finally:
+        model.inference = inference
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,21 @@ def test_semantic_augmentation_is_the_published_mean() -> None:
 
 
 @torch.no_grad()  # with gradients attention takes another path, whose last digits differ
+@pytest.mark.parametrize("fixture", ["tiny_resnet_panoptic", "tiny_per_pixel"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_semantic_labels_are_where_the_mean_is_largest(fixture: str, flip: bool) -> None:
+    model: Any = build_fixture_model(load_fixture(fixture))
+    cfg = augmented_config([64, 96], flip=flip)
+    sample = {"image": random_image(70, 90), "height": 61, "width": 83}
+    (scores,) = with_test_time_augmentation(cfg, model)([sample])
+    model.inference = replace(model.inference, semantic_labels=True)
+    cfg.TEST.SEMANTIC_LABELS = True
+    (labels,) = with_test_time_augmentation(cfg, model)([sample])
+    assert model.inference.semantic_labels
+    assert torch.equal(labels["sem_seg"], scores["sem_seg"].argmax(0).int())
+    assert model([sample])[0]["sem_seg"].shape == (61, 83)
+
+
 def test_per_pixel_model_is_augmented() -> None:
     model = build_fixture_model(load_fixture("tiny_per_pixel"))
     sample = {"image": random_image(64, 96)}

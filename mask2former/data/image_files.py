@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
 from mask2former.errors import DatasetError
-from mask2former.structures import rgb_to_id
+from mask2former.structures import decode_panoptic_png, rgb_to_id
 
 FORMATS = ("BGR", "RGB", "L")
 
@@ -79,6 +80,9 @@ def read_panoptic_ids(path: str | os.PathLike[str]) -> np.ndarray:
         DatasetError: the file is missing, cut off, damaged, or not coloured.
     """
     try:
+        ids = decode_panoptic_png(Path(path).read_bytes())
+        if ids is not None:
+            return ids
         with Image.open(path) as image:
             array = np.asarray(image)
     except _READ_ERRORS as error:

@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.files import PathLike, metadata_field, write_png
@@ -25,6 +24,7 @@ from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.optional import import_optional
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
 from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.structures.label_ids import semantic_labels
 from mask2former.structures.metadata import MetadataCatalog
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,8 @@ class _CityscapesEvaluator(DatasetEvaluator):
 class CityscapesSemSegEvaluator(_CityscapesEvaluator):
     """IoU and iIoU of classes and of categories ("sup").
 
-    Takes ``outputs[i]["sem_seg"]`` (19, H, W) scores for the image ``inputs[i]["file_name"]`` and reads ``gt_dir`` of
-    the data set's metadata. Raises ConfigError where cityscapesscripts is not installed.
+    Takes ``outputs[i]["sem_seg"]``, scores (19, H, W) or labels (H, W), for the image ``inputs[i]["file_name"]`` and
+    reads ``gt_dir`` of the data set's metadata. Raises ConfigError where cityscapesscripts is not installed.
     """
 
     module_name = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
@@ -135,8 +135,8 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
     def _compare(self, image: Path, output: Mapping[str, Any], folder: Path) -> None:
         if output.get("sem_seg") is None:
             raise InputError(f"prediction for {image}: no 'sem_seg' (MODEL.MASK_FORMER.TEST.SEMANTIC_ON is off?)")
-        train_ids = torch.as_tensor(output["sem_seg"]).argmax(dim=0).cpu().numpy()
-        ids_of = np.array([self._labels.trainId2label[i].id for i in range(len(output["sem_seg"]))], dtype=np.uint8)
+        train_ids = semantic_labels(output["sem_seg"])
+        ids_of = np.array([self._labels.trainId2label[i].id for i in range(train_ids.max() + 1)], dtype=np.uint8)
         truth = self._truth_file(image, "labelIds")
         self._truth_file(image, "instanceIds")  # read too, beside the other
         prediction = folder / f"{_stem(image)}_pred.png"

@@ -9,18 +9,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from mask2former.errors import DatasetError, InputError
 from mask2former.structures.metadata import Metadata
+from mask2former.structures.panoptic_ids import rgb_to_id
+from mask2former.structures.panoptic_png import decode_panoptic_png
 
 PathLike = str | os.PathLike[str]
-
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_RGB_8_BIT = bytes([8, 2])
-_PNG_END = b"IEND\xaeB`\x82"
 
 
 def metadata_field(metadata: Metadata, key: str, evaluator: str) -> Any:
@@ -69,31 +66,16 @@ def read_panoptic_ids(path: PathLike, *, error: type[InputError] = DatasetError)
     Raises:
         DatasetError (or ``error``): the file is missing, corrupt or not RGB.
     """
-    pixels_bgr = _decode_quickly(path)
-    if pixels_bgr is None:
+    try:
+        ids = decode_panoptic_png(Path(path).read_bytes())
+    except OSError:
+        ids = None  # which is told below
+    if ids is None:
         pixels = _read_image(path, error)
         if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
             raise error(f"{path}: segment ids are coded in RGB, found an image of shape {pixels.shape}")
-        pixels_bgr = np.ascontiguousarray(pixels[..., 2::-1])
-    # Four bytes to a pixel, read as one number: the low three are the id.
-    pixels_rgba = cv2.cvtColor(pixels_bgr, cv2.COLOR_BGR2RGBA)
-    return (pixels_rgba.view("<u4")[..., 0] & 0xFFFFFF).view(np.int32)
-
-
-def _decode_quickly(path: PathLike) -> np.ndarray | None:
-    """Colours (H, W, 3) uint8, blue first, of a PNG with three channels; None for anything else, broken files too."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError:
-        return None
-    # Bytes 24 and 25 say depth and kind of colour. OpenCV is not asked about other files: it warns on stderr.
-    if not content.startswith(_PNG_SIGNATURE) or content[24:26] != _PNG_RGB_8_BIT or not content.endswith(_PNG_END):
-        return None
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
-    return pixels if pixels is not None and pixels.shape[2:] == (3,) else None
+        ids = rgb_to_id(np.ascontiguousarray(pixels[..., :3]))
+    return ids
 
 
 def _read_image(path: PathLike, error: type[InputError]) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), with COCO's rules for void and crowds.
 
-Numbers equal panopticapi's. Neighbours with the same pair of ids are counted together; ids are relabelled densely, and
-one histogram of pairs holds every intersection.
+Numbers equal panopticapi's. One histogram of pairs of ids (`ops/panoptic_maps.py`) holds every intersection.
 
 G: ground-truth segments, P: predicted segments of one image, K: categories.
 """
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mask2former.errors import DatasetError, InputError
+from mask2former.ops import joint_histogram
 
 VOID_ID = 0
 _NUM_IDS = 1 << 24  # what three bytes of colour can hold
@@ -99,16 +99,16 @@ class PanopticScorer:
             )
         truth_classes = self._classes_of(truth_segments, truth_name, DatasetError)
         predicted_classes = self._classes_of(predicted_segments, prediction_name, InputError)
-        starts, lengths = _runs(truth_ids.reshape(-1), predicted_ids.reshape(-1))
-        truth_rows = self._relabel(truth_ids.reshape(-1)[starts], truth_segments, truth_name, DatasetError)
-        predicted_columns = self._relabel(
-            predicted_ids.reshape(-1)[starts], predicted_segments, prediction_name, InputError
+        truth_listed = _listed_ids(truth_segments, truth_name, DatasetError)
+        predicted_listed = _listed_ids(predicted_segments, prediction_name, InputError)
+        joint = joint_histogram(
+            _as_int32(truth_ids, truth_name, DatasetError),
+            _as_int32(predicted_ids, prediction_name, InputError),
+            truth_ids=truth_listed,
+            predicted_ids=predicted_listed,
         )
-        num_rows, num_columns = len(truth_segments) + _FIRST_SEGMENT, len(predicted_segments) + _FIRST_SEGMENT
-        pairs = truth_rows * num_columns + predicted_columns
-        # Weights are summed as float64, exact far beyond the pixels of any image.
-        joint = np.bincount(pairs, weights=lengths, minlength=num_rows * num_columns)
-        joint = joint.astype(np.int64).reshape(num_rows, num_columns)
+        if joint[_UNLISTED].any():
+            _check_range(truth_ids, truth_name, DatasetError)
         _check_listed(joint, predicted_ids, predicted_segments, prediction_name)
         self._count(joint, truth_segments, truth_classes, predicted_classes)
 
@@ -128,25 +128,6 @@ class PanopticScorer:
                 )
             classes[i] = index
         return classes
-
-    def _relabel(
-        self, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], name: str, error: type[InputError]
-    ) -> np.ndarray:  # as ids, int32: _UNLISTED, _VOID, or the position in segments + _FIRST_SEGMENT
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise error(f"{name}: segment ids must be integers, found {ids.dtype}")
-        listed = [segment["id"] for segment in segments]
-        if len(set(listed)) != len(listed):
-            raise error(f"{name}: segment id {next(i for i in listed if listed.count(i) > 1)} is listed twice")
-        for segment_id in listed:
-            if not VOID_ID < segment_id < _NUM_IDS:
-                raise error(f"{name}: segment id {segment_id} must lie in 1..{_NUM_IDS - 1} ({VOID_ID} is void)")
-        if ids.size and not (ids.min() >= 0 and ids.max() < _NUM_IDS):
-            raise error(f"{name}: segment ids must lie in 0..{_NUM_IDS - 1}, found {ids.min()}..{ids.max()}")
-        keys = np.array([VOID_ID, *listed], dtype=np.int32)
-        order = np.argsort(keys)
-        ids = ids.astype(np.int32, copy=False)
-        nearest = order[np.minimum(np.searchsorted(keys, ids, sorter=order), len(keys) - 1)]
-        return np.where(keys[nearest] == ids, nearest + _VOID, _UNLISTED)
 
     def _count(
         self,
@@ -179,13 +160,28 @@ class PanopticScorer:
         np.add.at(self.tally.fp, predicted_classes[is_wrong], 1)
 
 
-def _runs(truth_ids: np.ndarray, predicted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a pair of ids (N,) begins to repeat, and for how many pixels: a fiftieth of the pixels, of most images."""
-    is_start = np.ones(truth_ids.shape, dtype=bool)
-    np.not_equal(truth_ids[1:], truth_ids[:-1], out=is_start[1:])
-    is_start[1:] |= predicted_ids[1:] != predicted_ids[:-1]
-    starts = np.flatnonzero(is_start)
-    return starts, np.diff(starts, append=len(is_start))
+def _listed_ids(segments: Sequence[Mapping[str, Any]], name: str, error: type[InputError]) -> np.ndarray:
+    """Void, then the ids of the segments: (1 + num_segments,) int32."""
+    listed = [segment["id"] for segment in segments]
+    if len(set(listed)) != len(listed):
+        raise error(f"{name}: segment id {next(i for i in listed if listed.count(i) > 1)} is listed twice")
+    for segment_id in listed:
+        if not VOID_ID < segment_id < _NUM_IDS:
+            raise error(f"{name}: segment id {segment_id} must lie in 1..{_NUM_IDS - 1} ({VOID_ID} is void)")
+    return np.array([VOID_ID, *listed], dtype=np.int32)
+
+
+def _as_int32(ids: np.ndarray, name: str, error: type[InputError]) -> np.ndarray:
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise error(f"{name}: segment ids must be integers, found {ids.dtype}")
+    if ids.dtype != np.int32:
+        _check_range(ids, name, error)  # before numbers beyond int32 become others
+    return ids.astype(np.int32, copy=False)
+
+
+def _check_range(ids: np.ndarray, name: str, error: type[InputError]) -> None:
+    if ids.size and not (ids.min() >= 0 and ids.max() < _NUM_IDS):
+        raise error(f"{name}: segment ids must lie in 0..{_NUM_IDS - 1}, found {ids.min()}..{ids.max()}")
 
 
 def _areas_on_crowd(
@@ -205,6 +201,7 @@ def _check_listed(
 ) -> None:
     listed = [segment["id"] for segment in segments]
     if joint[:, _UNLISTED].any():
+        _check_range(predicted_ids, name, InputError)
         unknown = sorted(set(np.unique(predicted_ids).tolist()) - {VOID_ID, *listed})
         raise InputError(f"{name}: segment ids {unknown[:10]} are in the map and not in segments_info")
     missing = [i for i, count in zip(listed, joint[:, _FIRST_SEGMENT:].sum(axis=0)) if count == 0]

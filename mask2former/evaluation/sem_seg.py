@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.files import PathLike, metadata_field, read_json, read_label_map, write_json
@@ -17,7 +16,7 @@ from mask2former.evaluation.panoptic import PanopticGroundTruth
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.semantic_confusion import SemanticConfusion
-from mask2former.structures.label_ids import labels_to_train_ids
+from mask2former.structures.label_ids import labels_to_train_ids, semantic_labels
 from mask2former.structures.masks import bitmasks_to_rles, segmentation_to_bitmask
 from mask2former.structures.metadata import MetadataCatalog
 
@@ -33,10 +32,10 @@ class SemSegEvaluator(DatasetEvaluator):
     """Mean and frequency-weighted IoU, accuracies, boundary IoU (BIoU), and all of them by class.
 
     Reads ``stuff_classes`` (all classes), ``ignore_label`` and, for the written file,
-    ``stuff_dataset_id_to_contiguous_id`` of the data set's metadata. Takes ``outputs[i]["sem_seg"]`` (K, H, W) scores
-    and the label map that ``inputs[i]["sem_seg_file_name"]`` names; without that key, the file in the metadata's
-    ``sem_seg_root`` that is called as the image; without either, what the segments of ``panoptic_json`` say. Labels of
-    files are classes, or ids that ``label_ids`` turns into them. With ``output_dir`` it writes
+    ``stuff_dataset_id_to_contiguous_id`` of the data set's metadata. Takes ``outputs[i]["sem_seg"]``, scores (K, H, W)
+    or labels (H, W), and the label map that ``inputs[i]["sem_seg_file_name"]`` names; without that key, the file in the
+    metadata's ``sem_seg_root`` that is called as the image; without either, what the segments of ``panoptic_json`` say.
+    Labels of files are classes, or ids that ``label_ids`` turns into them. With ``output_dir`` it writes
     sem_seg_predictions.json (run-length codes of the classes of each image).
     """
 
@@ -72,7 +71,7 @@ class SemSegEvaluator(DatasetEvaluator):
             name = f"prediction for {image.get('file_name', gt_file)}"
             if output.get(TASK) is None:
                 raise InputError(f"{name}: no 'sem_seg' (MODEL.MASK_FORMER.TEST.SEMANTIC_ON is off?)")
-            labels = torch.as_tensor(output[TASK]).argmax(dim=0).cpu().numpy()
+            labels = semantic_labels(output[TASK])
             options = {"num_classes": len(self._class_names), "ignore_label": self._ignore_label}
             pair = _checked_pair(gt_file, labels, truth=truth, name=name, **options)
             self._confusion.add_image(pair.truth, pair.prediction)

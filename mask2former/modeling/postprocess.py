@@ -10,6 +10,7 @@ the mask logits.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ from mask2former.ops import MaskStrip
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
 _AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
+_MAPS_RESIZED_AT_ONCE = 4
+_ROWS_NAMED_AT_ONCE = 1024  # of a panoptic map, whose indices take twice its memory
+_SMALL_MASKS = 1 << 28  # bytes of masks of which a second copy does no harm
 NUM_CLIP_RESULTS = 10  # Parity: the published video model keeps ten, whatever the config says (test_parity_video)
 
 
@@ -31,6 +35,7 @@ class InferenceOptions:
     """Which tasks are inferred, and by which thresholds."""
 
     semantic: bool = True
+    semantic_labels: bool = False  # the class of each pixel instead of the scores of all classes
     panoptic: bool = False
     instance: bool = False
     object_mask_threshold: float = 0.0
@@ -61,6 +66,8 @@ def infer_image(
 ) -> dict[str, Any]:
     """`sem_seg`, `panoptic_seg` and `instances` of an image, those that `options` asks for.
 
+    `sem_seg` is scores (K, H, W), or with `semantic_labels` the class of the largest, (H, W) int32.
+
     Args:
         class_logits: (Q, K + 1), "no object" last.
         mask_logits: (Q, h, w) at any size that the padded input's is a multiple of.
@@ -75,7 +82,8 @@ def infer_image(
     resize_first = options.resize_before_inference or options.panoptic or options.instance
     tasks: dict[str, _Task] = {}
     if options.semantic:
-        tasks["sem_seg"] = _SemanticTask(class_probs, geometry=geometry, resize_first=resize_first)
+        semantic_task = _SemanticLabelTask if options.semantic_labels else _SemanticTask
+        tasks["sem_seg"] = semantic_task(class_probs, geometry=geometry, resize_first=resize_first)
     if options.panoptic:
         tasks["panoptic_seg"] = _PanopticTask(class_probs, size=geometry.output, things=things, options=options)
     if options.instance:
@@ -126,6 +134,43 @@ class _SemanticTask:
         return self.geometry.image_to_output(self.maps) if self.resize_last else self.maps
 
 
+class _SemanticLabelTask:
+    """The class of each pixel (H, W) int32 whose map of `_SemanticTask` is the largest, the first of equal ones."""
+
+    def __init__(self, class_probs: Tensor, *, geometry: MaskGeometry, resize_first: bool) -> None:
+        """The sums are only kept, at the image's size, where they have to be resized from it to another."""
+        self.weights = class_probs[:, :-1].T  # (K, Q)
+        self.queries = list(range(len(class_probs)))
+        self.sums: _SemanticTask | None = None
+        if not resize_first and geometry.image != geometry.output:
+            self.sums = _SemanticTask(class_probs, geometry=geometry, resize_first=False)
+        self.labels = torch.empty(geometry.output, dtype=torch.int32, device=class_probs.device)
+
+    def add(self, strip: slice, seen: MaskStrip) -> None:
+        if self.sums is not None:
+            self.sums.add(strip, seen)
+        else:
+            self.labels[strip] = (self.weights @ seen.probs.flatten(1)).argmax(0).view_as(self.labels[strip])
+
+    def result(self) -> Tensor:
+        return self.labels if self.sums is None else largest_of_resized(self.sums.maps, self.sums.geometry)
+
+
+def largest_of_resized(maps: Tensor, geometry: MaskGeometry) -> Tensor:
+    """Which of maps (K, *image) is the largest at the output's size, (H, W) int32, the first of equal ones.
+
+    Maps are resized a few at a time: memory does not grow with their number.
+    """
+    best = maps.new_full(geometry.output, -math.inf)
+    labels = torch.zeros(geometry.output, dtype=torch.int32, device=maps.device)
+    for first in range(0, len(maps), _MAPS_RESIZED_AT_ONCE):
+        resized = geometry.image_to_output(maps[first : first + _MAPS_RESIZED_AT_ONCE])
+        for label, scores in enumerate(resized, start=first):
+            labels.masked_fill_(scores > best, label)
+            torch.maximum(best, scores, out=best)
+    return labels
+
+
 class _PanopticTask:
     """Segments that do not overlap: each pixel goes to the kept query with the largest score times probability."""
 
@@ -149,27 +194,31 @@ class _PanopticTask:
         device = class_probs.device
         self.weights = scores[torch.tensor(kept, dtype=torch.long, device=device)][:, None, None]
         self.size = size
-        self.winners: list[Tensor] = []  # (S, W): twice the pixel's winner among the kept, plus 1 inside its own mask
-        self.areas: list[Tensor] = []  # (G,): pixels of each kept mask
+        # Twice the pixel's winner among the kept, plus 1 inside its own mask; in the end the ids.
+        self.winners = torch.empty(size, dtype=torch.int32, device=device)
+        self.won = torch.zeros(2 * len(kept), dtype=torch.long, device=device)  # pixels of each such number
+        self.areas = torch.zeros(len(kept), dtype=torch.long, device=device)  # pixels of each kept mask
 
     def add(self, strip: slice, seen: MaskStrip) -> None:
         winner = (seen.probs * self.weights).argmax(dim=0)  # (S, W)
         inside = seen.probs.gather(0, winner[None])[0] >= self.mask_threshold
-        self.winners.append((2 * winner + inside).int())
-        self.areas.append((seen.probs >= self.mask_threshold).sum((1, 2)))
+        numbers = 2 * winner + inside
+        self.winners[strip] = numbers
+        self.won += numbers.flatten().bincount(minlength=len(self.won))
+        self.areas += (seen.probs >= self.mask_threshold).sum((1, 2))
 
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""
         if not self.queries:
             return torch.zeros(self.size, dtype=torch.int32, device=self.weights.device), []
-        num_kept = len(self.queries)
-        winners = torch.cat(self.winners)
         # One histogram gives, for each kept query, the pixels it won outside and inside its own mask.
-        won = winners.flatten().bincount(minlength=2 * num_kept).view(num_kept, 2)
-        areas = torch.stack(self.areas).sum(0)
-        segment_of, segments = self._segments(torch.cat((won, areas[:, None]), dim=1).tolist())
+        counts = torch.cat((self.won.view(-1, 2), self.areas[:, None]), dim=1)
+        segment_of, segments = self._segments(counts.tolist())
         ids = [segment * inside for segment in segment_of for inside in (0, 1)]
-        return torch.tensor(ids, dtype=torch.int32, device=winners.device)[winners], segments
+        ids_of = torch.tensor(ids, dtype=torch.int32, device=self.winners.device)
+        for rows in self.winners.split(_ROWS_NAMED_AT_ONCE):
+            rows.copy_(ids_of[rows])
+        return self.winners, segments
 
     def _segments(self, counts: list[list[int]]) -> tuple[list[int], list[dict[str, Any]]]:
         """The segment id of each kept query, 0 for none, and the segments."""
@@ -211,16 +260,17 @@ class _InstanceTask:
         self.members = torch.tensor([position[pair[2]] for pair in pairs], dtype=torch.long, device=device)
         self.size = size
         self.score_threshold = options.score_threshold
-        self.masks = torch.zeros((len(self.queries), *size), dtype=torch.bool, device=device)
+        # Room for one mask an instance; the first are those of the queries until the order is known.
+        self.masks = torch.empty((len(pairs), *size), dtype=torch.bool, device=device)
         self.sums = torch.zeros((2, len(self.queries)), device=device)  # probabilities inside each mask, its pixels
 
     def add(self, strip: slice, seen: MaskStrip) -> None:
-        self.masks[:, strip] = seen.masks
+        self.masks[: len(self.queries), strip] = seen.masks
         self.sums += torch.stack((seen.inside_sums, seen.areas))
 
     def result(self) -> Instances:
         """N instances by falling score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
-        boxes_xyxy = masks_to_boxes_xyxy(self.masks)
+        boxes_xyxy = masks_to_boxes_xyxy(self.masks[: len(self.queries)])
         mask_scores = self.sums[0] / (self.sums[1] + _AREA_EPSILON)
         scores = self.scores * mask_scores[self.members]
         scores, order = scores.sort(descending=True)
@@ -230,9 +280,39 @@ class _InstanceTask:
             self.size,
             scores=scores[: len(order)],
             pred_classes=self.labels[order],
-            pred_masks=self.masks[members],
+            pred_masks=_rearranged(self.masks, members),
             pred_boxes=Boxes(boxes_xyxy[members]),
         )
+
+
+def _rearranged(masks: Tensor, members: Tensor) -> Tensor:
+    """masks[members] of masks (N, H, W), written over where they are large, so that there is no second copy of them."""
+    if masks.numel() <= _SMALL_MASKS:
+        return masks[members]
+    source_of = {place: source for place, source in enumerate(members.tolist()) if place != source}
+    num_readers = Counter(source_of.values())
+    free = [place for place in source_of if not num_readers[place]]
+    while source_of:
+        if free:  # nothing waits for what is in this place
+            place = free.pop()
+            source = source_of.pop(place)
+            masks[place] = masks[source]
+            num_readers[source] -= 1
+            if source in source_of and not num_readers[source]:
+                free.append(source)
+        else:
+            _turn_ring(masks, source_of)
+    return masks[: len(members)]
+
+
+def _turn_ring(masks: Tensor, source_of: dict[int, int]) -> None:
+    """Move the masks of places that wait for one another in a ring, and take them off `source_of`."""
+    start = place = next(iter(source_of))
+    kept = masks[start].clone()
+    while (source := source_of.pop(place)) != start:
+        masks[place] = masks[source]
+        place = source
+    masks[place] = kept
 
 
 def best_pairs(class_probs: Tensor, num_pairs: int) -> tuple[Tensor, Tensor, Tensor]:

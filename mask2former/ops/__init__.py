@@ -7,6 +7,7 @@ from mask2former.ops.eager import is_eager_cpu_inference
 from mask2former.ops.maps import add_resized, group_norm_relu_, is_map_written_over
 from mask2former.ops.mask_strip import MaskStrip, bands_of, is_mask_strip_fused, mask_strip, mask_strip_of
 from mask2former.ops.native import kernel_status
+from mask2former.ops.panoptic_maps import joint_histogram, unfilter_ids
 from mask2former.ops.point_sampling import point_sample, sample_uncertain_points
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "is_map_written_over",
     "is_mask_strip_fused",
     "is_winograd_faster",
+    "joint_histogram",
     "kernel_status",
     "mask_strip",
     "mask_strip_of",
@@ -28,4 +30,5 @@ __all__ = [
     "ms_deform_attn_reference",
     "point_sample",
     "sample_uncertain_points",
+    "unfilter_ids",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from mask2former.errors import DatasetError
 
@@ -27,3 +28,20 @@ def labels_to_train_ids(labels: np.ndarray, train_ids: Mapping[int, int], *, fil
             f"{file_name}: labels {unknown[:10]} have no class, those with one are {sorted(train_ids)[:20]}"
         )
     return mapped
+
+
+def semantic_labels(sem_seg: torch.Tensor | np.ndarray) -> np.ndarray:
+    """The class (H, W) of each pixel of a semantic result: of the largest of scores (K, H, W), or labels (H, W) as is.
+
+    Raises:
+        ValueError: the result has neither form.
+    """
+    result = torch.as_tensor(sem_seg)
+    if result.ndim == 3:
+        return result.argmax(dim=0).cpu().numpy()
+    if result.ndim != 2 or result.is_floating_point():
+        raise ValueError(
+            "a semantic result is scores (K, H, W) or integer labels (H, W), "
+            f"found shape {tuple(result.shape)} of {result.dtype}"
+        )
+    return result.cpu().numpy()

@@ -265,3 +265,26 @@ def test_evaluate_sem_seg_refuses_json(case: str, tmp_path: Path) -> None:
     write_truth(tmp_path / "gt" / "sub", [[0, 1]])
     with pytest.raises(InputError, match="file names are not unique across folders"):
         evaluate_sem_seg(tmp_path / "gt", tmp_path / "p.json", class_names=NAMES)
+
+
+def test_evaluator_takes_labels_as_it_takes_scores(tmp_path: Path, rng: np.random.Generator) -> None:
+    MetadataCatalog.get("labels_or_scores").set(stuff_classes=NAMES)
+    labels = rng.integers(3, size=(20, 30))
+    image = {"sem_seg_file_name": str(write_truth(tmp_path, rng.integers(3, size=(20, 30))))}
+    results = []
+    for prediction in (one_hot(labels), torch.from_numpy(labels).int(), labels.astype(np.uint8)):
+        evaluator = SemSegEvaluator("labels_or_scores", tmp_path / "out")
+        evaluator.process([image], [{"sem_seg": prediction}])
+        results.append((evaluator.evaluate(), json.loads((tmp_path / "out/sem_seg_predictions.json").read_text())))
+    MetadataCatalog.remove("labels_or_scores")
+    assert results[1] == results[2]
+    np.testing.assert_equal(results[0], results[1])
+
+
+def test_evaluator_refuses_what_is_neither_labels_nor_scores(tmp_path: Path) -> None:
+    MetadataCatalog.get("neither").set(stuff_classes=NAMES)
+    image = {"sem_seg_file_name": str(write_truth(tmp_path, [[0, 1]]))}
+    evaluator = SemSegEvaluator("neither")
+    with pytest.raises(ValueError, match=r"scores \(K, H, W\) or integer labels"):
+        evaluator.process([image], [{"sem_seg": torch.zeros(1, 2)}])
+    MetadataCatalog.remove("neither")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former.modeling import mask_geometry
-from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_clip, infer_image
+from mask2former.modeling import mask_geometry, postprocess
+from mask2former.modeling.postprocess import (
+    InferenceOptions,
+    MaskGeometry,
+    infer_clip,
+    infer_image,
+    largest_of_resized,
+)
 from mask2former.modeling.prediction import QueryPrediction
 
 NUM_QUERIES = 9
@@ -106,6 +113,54 @@ def test_semantic_alone_resizes_after_the_sum() -> None:
     found = infer_image(class_logits, mask_logits, geometry=GEOMETRY, options=before)
     expected = torch.einsum("qc,qhw->chw", class_logits.softmax(-1)[:, :-1], enlarged(mask_logits).sigmoid())
     torch.testing.assert_close(found["sem_seg"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_strip_pixels")
+@pytest.mark.parametrize(
+    "options",
+    [ALL_TASKS, InferenceOptions(), InferenceOptions(resize_before_inference=True)],
+    ids=["all tasks", "resized after the sum", "resized before"],
+)
+@pytest.mark.parametrize("output", [GEOMETRY.output, GEOMETRY.image])
+def test_semantic_labels_are_those_of_the_largest_scores(options: InferenceOptions, output: tuple[int, int]) -> None:
+    class_logits, mask_logits = random_logits()
+    geometry = replace(GEOMETRY, output=output)
+    scores = infer_image(class_logits, mask_logits, geometry=geometry, options=options)["sem_seg"]
+    labels_only = replace(options, semantic_labels=True)
+    labels = infer_image(class_logits, mask_logits, geometry=geometry, options=labels_only)["sem_seg"]
+    assert labels.dtype == torch.int32
+    assert torch.equal(labels, scores.argmax(0).int())
+    assert len(labels.unique()) > 1
+
+
+def test_first_of_equal_scores_is_the_label() -> None:
+    maps = torch.zeros(NUM_CLASSES, *GEOMETRY.image)
+    maps[2:, :, 40:] = 1.0
+    labels = largest_of_resized(maps, GEOMETRY)
+    assert torch.equal(labels, GEOMETRY.image_to_output(maps).argmax(0).int())
+    assert labels.unique().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("members", [[], [0], [1, 2, 0], [2, 2, 2, 2], [1, 0, 3, 3, 4], [3, 4, 4, 0, 1, 1, 5], [3, 1]])
+def test_masks_are_rearranged_in_their_place(members: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocess, "_SMALL_MASKS", 0)
+    masks = torch.rand(7, 3, 2) > 0.5
+    expected = masks[torch.tensor(members, dtype=torch.long)]
+    found = postprocess._rearranged(masks, torch.tensor(members, dtype=torch.long))
+    assert torch.equal(found, expected)
+    assert not len(found) or found.data_ptr() == masks.data_ptr()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_masks_are_rearranged_in_their_place(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocess, "_SMALL_MASKS", 0)
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.arange(30)[:, None, None].expand(30, 2, 3).clone()
+    members = torch.randint(30, (seed + 10,), generator=generator)
+    if seed % 2:
+        members = torch.randperm(30, generator=generator)
+    expected = masks[members]
+    assert torch.equal(postprocess._rearranged(masks, members), expected)
 
 
 @pytest.mark.usefixtures("_strip_pixels")

@@ -83,6 +83,7 @@ class MaskFormer(SegmentationModel):
             "criterion": build_criterion(cfg),
             "inference": InferenceOptions(
                 semantic=test.SEMANTIC_ON,
+                semantic_labels=cfg.TEST.SEMANTIC_LABELS,
                 panoptic=test.PANOPTIC_ON,
                 instance=test.INSTANCE_ON,
                 object_mask_threshold=test.OBJECT_MASK_THRESHOLD,

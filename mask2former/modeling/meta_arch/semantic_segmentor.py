@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mask2former.errors import InputError
-from mask2former.modeling.mask_geometry import MaskGeometry
+from mask2former.modeling.mask_geometry import MaskGeometry, MaskResizer
 from mask2former.modeling.meta_arch.inputs import count_frames, pad_label_maps
 from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
+from mask2former.modeling.postprocess import InferenceOptions
 from mask2former.modeling.registry import META_ARCH_REGISTRY
 
 
@@ -33,8 +34,12 @@ class SemanticSegmentor(SegmentationModel):
         ignore_value: int = 255,
         loss_weight: float = 1.0,
         channels_last: bool = False,
+        inference: InferenceOptions | None = None,
     ) -> None:
-        """`ignore_value` marks pixels of `sem_seg` that train nothing."""
+        """`ignore_value` marks pixels of `sem_seg` that train nothing.
+
+        `inference`: whether classes are returned instead of scores; the rest of it is of models with queries.
+        """
         # Parity: images are padded as the backbone needs, whatever MASK_FORMER.SIZE_DIVISIBILITY says.
         super().__init__(
             backbone,
@@ -46,6 +51,7 @@ class SemanticSegmentor(SegmentationModel):
         )
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
+        self.inference = InferenceOptions() if inference is None else inference
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -54,10 +60,11 @@ class SemanticSegmentor(SegmentationModel):
             **super().from_config(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "loss_weight": cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT,
+            "inference": InferenceOptions(semantic_labels=cfg.TEST.SEMANTIC_LABELS),
         }
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Weighted scalar losses in training, one dictionary with `sem_seg` (K, H, W) logits per sample otherwise.
+        """Weighted scalar losses in training, one dictionary with `sem_seg` per sample otherwise: (K, H, W) logits.
 
         Each sample holds `image` (C, H, W), 0..255; in training `sem_seg` (H, W) class ids, or `instances` whose masks
         say the same; otherwise `height` and `width`, the output size, which is the image's where they are left out.
@@ -92,11 +99,20 @@ class SemanticSegmentor(SegmentationModel):
 
     @torch.no_grad()
     def results(self, logits: Tensor, geometries: Sequence[MaskGeometry]) -> list[dict[str, Any]]:
-        """Logits (B, K, h, w) at the output size of each sample."""
+        """Logits (B, K, h, w) at the output size of each sample, or the class of the largest, (H, W) int32."""
         stride = self.sem_seg_head.common_stride
         enlarged = (logits.shape[-2] * stride, logits.shape[-1] * stride)  # an odd input is smaller
         with torch.autocast(self.device.type, enabled=False):
             return [
-                {"sem_seg": replace(geometry, padded=enlarged).resize(maps)}
+                {"sem_seg": self._at_output_size(maps, replace(geometry, padded=enlarged))}
                 for maps, geometry in zip(logits, geometries, strict=True)
             ]
+
+    def _at_output_size(self, maps: Tensor, geometry: MaskGeometry) -> Tensor:
+        if not self.inference.semantic_labels:
+            return geometry.resize(maps)
+        labels = torch.empty(geometry.output, dtype=torch.int32, device=maps.device)
+        resizer = MaskResizer(geometry, (maps.shape[-2], maps.shape[-1]), device=maps.device)
+        for strip in resizer.strips(len(maps)):
+            labels[strip] = resizer(maps, strip).argmax(0)
+        return labels
