@@ -38,13 +38,25 @@ def seconds_of(function: Callable[[], Any]) -> float:
     return now() - start
 
 
-def take_turns(functions: Mapping[str, Callable[[], Any]], *, runs: int) -> dict[str, float]:
-    """Median seconds of each function over `runs` rounds, after one round that is not counted."""
+def core_seconds_of(function: Callable[[], Any]) -> float:
+    """How long all threads of this process together kept a core busy in one call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def take_turns(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    runs: int,
+    clock: Callable[[Callable[[], Any]], float] = seconds_of,
+) -> dict[str, float]:
+    """Median seconds of each function by `clock` over `runs` rounds, after one round that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(runs + 1):
         for name, function in functions.items():
             print(f"\r  round {turn} of {runs}: {name:40s}", end="", file=sys.stderr, flush=True)
-            times[name].append(seconds_of(function))
+            times[name].append(clock(function))
     print("\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 

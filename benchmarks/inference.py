@@ -1,6 +1,7 @@
 """Times inference end to end, image to results of all three tasks, beside transformers' forward and panoptic results.
 
     python benchmarks/inference.py [--model R50|Swin-T|CONFIG] [--size H W] [--output-size H W] [--dtype bfloat16]
+    python benchmarks/inference.py --scaling      ours alone, at once, twice and four times the pixels of both sizes
 
 Both models have the same weights and take turns in one process. Theirs is always float32 as it comes.
 """
@@ -24,6 +25,7 @@ from benchmarks.harness import now, print_ratio, record, take_turns
 from benchmarks.model_pair import ModelPair, build_pair, compare_outputs, convert_to_transformers, make_detections
 from mask2former.ops import kernel_status
 
+SCALES = (1, 2, 4)
 STAGES = {"backbone": "features", "decoders": "predict", "results": "results"}
 
 
@@ -101,6 +103,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_scaling(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of our model by how many times the pixels of input and output there are, and their ratios to once."""
+    pair = build_pair(args.model, device=args.device, with_transformers=False, opts=tuple(args.opts))
+    functions: dict[str, Callable[[], Any]] = {}
+    for times in SCALES:
+        height, width = (round(side * times**0.5 / 32) * 32 for side in args.size)
+        image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+        output = [round(side * times**0.5) for side in args.output_size]
+        sample = {"image": image, "height": output[0], "width": output[1]}
+        if times == 1:
+            make_detections(pair.ours, pair.ours.pad([sample])[0], num_detections=args.detections)
+        functions[str(times)] = partial(run_ours, pair, sample, args)
+    seconds = take_turns(functions, runs=args.runs)
+    ratios = {times: value / seconds["1"] for times, value in seconds.items()}
+    sizes = {"model": args.model, "size": args.size, "output_size": args.output_size, "dtype": args.dtype}
+    return {**sizes, "device": args.device, "seconds by pixels": seconds, "ratios": ratios}
+
+
 def run_ours(pair: ModelPair, sample: dict[str, Any], args: argparse.Namespace) -> Any:
     """Image in, results of all three tasks out."""
     with our_precision(args.device, args.dtype):
@@ -118,6 +138,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--without-transformers", action="store_true")
+    parser.add_argument("--scaling", action="store_true", help="seconds of ours at 1, 2 and 4 times the pixels")
     parser.add_argument("--no-record", action="store_true", help="print only, keep no line in benchmarks/results")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="further config values")
     return parser.parse_args(arguments)
@@ -129,6 +150,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.device}, {args.threads} threads; {kernel_status()}")
     started = time.perf_counter()
+    if args.scaling:
+        print(f"{args.model}, {args.size} -> {args.output_size} and multiples, {args.dtype}:")
+        scaling = measure_scaling(args)
+        for times, seconds in scaling["seconds by pixels"].items():
+            print(f"  {times} times the pixels {seconds:8.3f} s, {scaling['ratios'][times]:.2f} times the cost")
+        if not args.no_record:
+            record("scaling", scaling)
+        return
     results = measure(args)
     print(f"{args.model} {args.size} -> {args.output_size}, ours in {args.dtype}, {results['segments']} segments:")
     for stage, seconds in results["our stages"].items():

@@ -1,15 +1,18 @@
 """A batch as one block of memory, from a worker to the process that trains.
 
 Sent tensor by tensor, every one of them costs a file descriptor and two system calls, which for small images takes
-longer than reading them. Here all tensors of a batch share one block, and the receiver's are views of it.
+longer than reading them. Here all tensors of a batch share one block, and the receiver's are views of it. Masks go as
+bits: the system clears every new page of shared memory, which costs far more than packing and unpacking them.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 _ALIGNMENT = 64  # bytes; a cache line
@@ -35,12 +38,16 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if type(obj) is not torch.Tensor or not _has_numpy_form(obj):
             return None
-        self.tensors.append(obj.contiguous().view(-1).view(torch.uint8).numpy().data)
+        flat = obj.contiguous().view(-1)
+        if obj.dtype == torch.bool:
+            self.tensors.append(np.packbits(flat.numpy()).data)
+        else:
+            self.tensors.append(flat.view(torch.uint8).numpy().data)
         return len(self.tensors) - 1, obj.dtype, tuple(obj.shape)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Tensors become views of the block, which torch knows by them to be pinned and in use."""
+    """Tensors become views of the block, which torch knows by them to be pinned and in use; masks are unpacked."""
 
     def __init__(self, packed: PackedBatch) -> None:
         data = packed.block.numpy().data
@@ -50,7 +57,15 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> torch.Tensor:
         place, dtype, shape = pid
         begin, end = self.packed.tensors[place]
-        return self.packed.block[begin:end].view(dtype).view(shape)
+        data = self.packed.block[begin:end]
+        return _unpack_mask(data, shape) if dtype == torch.bool else data.view(dtype).view(shape)
+
+
+def _unpack_mask(bits: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A bool tensor of that shape, pinned where its bits (bytes,) uint8 are."""
+    count = math.prod(shape)
+    mask = torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).view(torch.bool).view(shape)
+    return mask.pin_memory() if bits.is_pinned() else mask
 
 
 def _has_numpy_form(tensor: torch.Tensor) -> bool:

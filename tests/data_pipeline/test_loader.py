@@ -292,6 +292,20 @@ def test_mapped_dataset_gives_one_generator_per_position() -> None:
     assert len(dataset) == 1
 
 
+@pytest.mark.parametrize("shape", [(), (0, 3, 4), (2, 0, 5), (3, 5, 7), (1, 1), (2, 64, 64)])
+def test_pack_sends_masks_as_bits(shape: tuple[int, ...]) -> None:
+    masks = torch.rand(shape) > 0.5
+    packed = pack([masks, masks.flip(0) if shape else masks])
+    received = unpack(packed)
+    assert received[0].dtype == torch.bool
+    assert received[0].shape == shape
+    assert torch.equal(received[0], masks)
+    assert torch.equal(received[1], masks.flip(0) if shape else masks)
+    assert packed.block.nbytes <= 2 * (masks.numel() // 8 + 65)
+    received[0].logical_not_()  # writable
+    assert torch.equal(received[0], ~masks)
+
+
 def test_pack_round_trip() -> None:
     masks = torch.rand(3, 5, 7) > 0.5
     instances = Instances((5, 7), gt_masks=masks, gt_boxes=Boxes(torch.rand(3, 4)), gt_classes=torch.arange(3))
@@ -308,7 +322,7 @@ def test_pack_round_trip() -> None:
     packed = pack(batch)
     assert packed.block.is_shared()  # so that sending it does not copy it
     received = unpack(packed)
-    for tensor in (received[0]["image"], received[0]["instances"].gt_masks):
+    for tensor in (received[0]["image"], received[0]["instances"].gt_classes):
         assert tensor.untyped_storage().data_ptr() == packed.block.data_ptr()  # what is pinned stays known as such
     assert torch.equal(received[0]["image"], batch[0]["image"])
     assert torch.equal(received[0]["instances"].gt_masks, masks)
