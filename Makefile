@@ -9,7 +9,6 @@ FRAMES_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quic
 VIDEO_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart.yaml
 OPTS ?=
 NUM_PICTURES ?= 12
-BENCHMARKS ?= ms_deform_attn inference training data_loading evaluation
 NUM_VIDEOS ?= 4
 DETECTRON2_DATASETS ?= datasets
 export DETECTRON2_DATASETS
@@ -86,7 +85,16 @@ fix: $(STAMP)
 	$(PY) -m ruff format .
 
 bench: $(STAMP)
-	@for name in $(BENCHMARKS); do echo "== $$name"; $(PY) benchmarks/$$name.py || exit 1; done
+	$(PY) benchmarks/ms_deform_attn.py
+	$(PY) benchmarks/convolution.py
+	$(PY) benchmarks/inference.py
+	$(PY) benchmarks/inference.py --dtype bfloat16
+	$(PY) benchmarks/inference.py --model Swin-T
+	$(PY) benchmarks/inference.py --scaling
+	$(PY) benchmarks/memory.py
+	$(PY) benchmarks/training.py
+	$(PY) benchmarks/data_loading.py
+	$(PY) benchmarks/evaluation.py
 	$(PY) tools/make_model_zoo.py
 
 clean:

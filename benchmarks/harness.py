@@ -72,18 +72,23 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def record(benchmark: str, results: Mapping[str, Any]) -> None:
-    """Append results as one JSON line with date, machine, versions and commit to `results/<benchmark>.jsonl`."""
+def record(benchmark: str, results: Mapping[str, Any], *, variant: str = "") -> None:
+    """Append results as one JSON line with date, machine, versions and commit to a file in `results/`.
+
+    The file is named after the benchmark's script and, if there is one, the variant: of each file the last line counts.
+    """
+    name = f"{benchmark}_{variant}" if variant else benchmark
     line = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "benchmark": benchmark,
+        "benchmark": name,
+        "script": f"benchmarks/{benchmark}.py",
         "machine": describe_machine(),
         "versions": {"python": platform.python_version(), **_package_versions()},
         "commit": _commit(),
         "results": dict(results),
     }
     RESULTS_DIR.mkdir(exist_ok=True)
-    with open(RESULTS_DIR / f"{benchmark}.jsonl", "a", encoding="utf-8") as file:
+    with open(RESULTS_DIR / f"{name}.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -51,15 +51,19 @@ class StageClock:
         return {stage: sorted(times[1:])[len(times[1:]) // 2] for stage, times in self.seconds.items()}
 
 
-def run_theirs(model: Any, images: torch.Tensor, output_size: tuple[int, int], things: set[int]) -> Any:
-    """Transformers' forward pass and panoptic post-processing."""
+def run_theirs(pair: ModelPair, images: torch.Tensor, output_size: tuple[int, int]) -> Any:
+    """Transformers' forward pass and panoptic post-processing, with the thresholds of ours."""
     from transformers import Mask2FormerImageProcessor
 
-    outputs = model(pixel_values=images)
-    processor = Mask2FormerImageProcessor()
-    stuff = set(range(model.config.num_labels)) - things
-    return processor.post_process_panoptic_segmentation(
-        outputs, threshold=0.8, overlap_mask_area_threshold=0.8, label_ids_to_fuse=stuff, target_sizes=[output_size]
+    outputs = pair.theirs(pixel_values=images)
+    test = pair.cfg.MODEL.MASK_FORMER.TEST
+    stuff = set(range(pair.theirs.config.num_labels)) - (pair.ours.thing_ids() or set())
+    return Mask2FormerImageProcessor().post_process_panoptic_segmentation(
+        outputs,
+        threshold=test.OBJECT_MASK_THRESHOLD,
+        overlap_mask_area_threshold=test.OVERLAP_THRESHOLD,
+        label_ids_to_fuse=stuff,
+        target_sizes=[output_size],
     )
 
 
@@ -84,8 +88,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if not args.without_transformers:
         pair.theirs = convert_to_transformers(pair.ours, pair.cfg).to(args.device)
         difference = compare_outputs(pair, images)
-        things = pair.ours.thing_ids() or set()
-        functions["theirs"] = partial(run_theirs, pair.theirs, images, tuple(args.output_size), things)
+        functions["theirs"] = partial(run_theirs, pair, images, tuple(args.output_size))
     detected = len(run_ours(pair, sample, args)[0]["panoptic_seg"][1])
     clock = StageClock(pair.ours)
     seconds = take_turns(functions, runs=args.runs)
@@ -127,6 +130,10 @@ def run_ours(pair: ModelPair, sample: dict[str, Any], args: argparse.Namespace) 
         return pair.ours([sample])
 
 
+def _variant(args: argparse.Namespace) -> str:
+    return f"{Path(args.model).stem}_{args.dtype}".lower()
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="R50", help="R50, Swin-T or a config file")
@@ -156,7 +163,7 @@ def main() -> None:
         for times, seconds in scaling["seconds by pixels"].items():
             print(f"  {times} times the pixels {seconds:8.3f} s, {scaling['ratios'][times]:.2f} times the cost")
         if not args.no_record:
-            record("scaling", scaling)
+            record("inference", scaling, variant=f"scaling_{_variant(args)}")
         return
     results = measure(args)
     print(f"{args.model} {args.size} -> {args.output_size}, ours in {args.dtype}, {results['segments']} segments:")
@@ -168,7 +175,7 @@ def main() -> None:
         print(f"  logits differ by {results['largest difference']:.1e} of the largest")
         print_ratio("end to end", ours=results["seconds"]["ours"], theirs=results["seconds"]["theirs"])
     if not args.no_record:
-        record("inference", results)
+        record("inference", results, variant=_variant(args))
     print(f"  measured in {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
