@@ -152,6 +152,29 @@ def test_loss_equals_theirs_up_to_sampled_points(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
 
 
+@pytest.mark.parametrize("num_masks", [(3, 1), (2, 0)])
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_loss_equals_theirs_at_the_same_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_masks: tuple[int, ...], backbone: str
+) -> None:
+    def same_points(num_maps: int, num_points: int, *_: int, **__: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(num_points)
+        return torch.empty(1, num_points, 2).uniform_(generator=generator).expand(num_maps, -1, -1).contiguous()
+
+    theirs = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(saved(tmp_path, backbone)).eval()
+    ours = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
+    labels = _labels(num_masks)
+    monkeypatch.setattr(torch, "rand", same_points)
+    losses, gradients = [], []
+    for model in (theirs, ours):
+        loss = model(images(), **labels).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(model.class_predictor.weight.grad)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("num_masks", [(3, 0), (0, 0)])
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])
 def test_loss_trains_every_parameter(num_masks: tuple[int, ...], backbone: str) -> None:
