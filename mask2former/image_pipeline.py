@@ -15,7 +15,7 @@ import torch
 from mask2former.checkpoint import find_zoo_model, zoo_models
 from mask2former.checkpoint.transformers_config import read_class_names, read_transformers_folder
 from mask2former.config import CfgNode, get_cfg
-from mask2former.errors import ConfigError
+from mask2former.errors import CheckpointError, ConfigError
 from mask2former.image_input import ImageInput
 from mask2former.predictor import TASKS, Predictor
 from mask2former.structures import MetadataCatalog
@@ -88,7 +88,7 @@ def find_config(weights: str) -> CfgNode:
 
     Raises:
         ConfigError: there is none.
-        CheckpointError: an unknown name of the zoo, or the config of another model.
+        CheckpointError: no such file, an unknown name of the zoo, or the config of another model.
     """
     cfg, path = get_cfg(), Path(weights).expanduser()
     if weights.lower().startswith(_ZOO):
@@ -101,6 +101,8 @@ def find_config(weights: str) -> CfgNode:
     else:
         candidates = [path.with_suffix(".yaml"), path.parent / "config.yaml"]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None and "://" not in weights and not path.exists():
+        raise CheckpointError(f"{weights}: found no such file; expected a checkpoint, a folder or {_ZOO}NAME")
     if found is None:
         looked = " and ".join(str(candidate) for candidate in candidates)
         raise ConfigError(f"config: give the config of {weights}; none was found as {looked}")

@@ -151,6 +151,8 @@ def test_wrong_arguments_are_named(files: Path, image: np.ndarray, tmp_path: Pat
         mask2former.pipeline("depth", weights=files / "model.pth")
     with pytest.raises(ConfigError, match=r"expected a folder of transformers, found no config\.json"):
         mask2former.pipeline("semantic", weights=tmp_path)
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth: found no such file"):
+        mask2former.pipeline("semantic", weights=tmp_path / "nowhere.pth")
     with pytest.raises(CheckpointError, match="no such model in the zoo"):
         mask2former.pipeline("semantic", weights="zoo://coco/nothing")
     (tmp_path / "config.json").write_text('{"model_type": "detr"}')

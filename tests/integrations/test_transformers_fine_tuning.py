@@ -18,6 +18,7 @@ pytest.importorskip("accelerate", reason="needs the extra [transformers]")
 from mask2former.checkpoint import save_atomic  # noqa: E402
 from mask2former.config import get_cfg  # noqa: E402
 from mask2former.data.own_data import convert_own_data  # noqa: E402
+from mask2former.errors import ConfigError  # noqa: E402
 from mask2former.evaluation.average_precision import PrecisionTally  # noqa: E402
 from mask2former.evaluation.coco_matching import match_image  # noqa: E402
 from mask2former.integrations.transformers import fine_tuning, fine_tuning_data  # noqa: E402
@@ -253,6 +254,9 @@ def test_annotation_numbers_instances_of_learnt_classes(data: Path) -> None:
         (["--do_train", "--do_eval"], ("epoch", "epoch", True)),
         (["--do_train", "--do_eval", "--eval_strategy", "steps", "--eval_steps", "5"], ("steps", "steps", True)),
         (["--do_train", "--do_eval", "--eval_strategy", "no"], ("no", "epoch", False)),
+        (["--do_train", "--do_eval", "--evaluation_strategy=no"], ("no", "epoch", False)),
+        (["--do_train", "--do_eval", "--evaluation_strategy", "steps"], ("steps", "steps", True)),
+        (["--do_train", "--do_eval", "False"], ("no", "epoch", False)),
         (["--do_train"], ("no", "epoch", False)),
     ],
 )
@@ -261,6 +265,19 @@ def test_saving_follows_evaluating(options: list[str], expected: tuple[str, str,
     _, training = fine_tuning.parse_arguments(given)
     found = (training.eval_strategy.value, training.save_strategy.value, training.load_best_model_at_end)
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["eval_strategy", "evaluation_strategy"])
+def test_json_of_arguments_is_as_good_as_a_command_line(name: str, tmp_path: Path) -> None:
+    content = {"do_train": True, "do_eval": True, "dataset_name": "x", "output_dir": str(tmp_path), "use_cpu": True}
+    path = tmp_path / "arguments.json"
+    path.write_text(json.dumps({**content, name: "steps"}), encoding="utf-8")
+    _, training = fine_tuning.parse_arguments([str(path)])
+    assert (training.eval_strategy, training.save_strategy) == ("steps", "steps")
+    assert training.metric_for_best_model == "map"
+    path.write_text(json.dumps([1]), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"arguments\.json: expected an object of arguments, found list"):
+        fine_tuning.parse_arguments([str(path)])
 
 
 def test_labels_are_those_that_their_example_reads(data: Path) -> None:

@@ -267,6 +267,8 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
     load = Mask2FormerForUniversalSegmentation.from_pretrained
     with pytest.raises(CheckpointError, match="found no such folder"):
         load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"with preprocessor_config\.json, found no such folder"):
+        integration.Mask2FormerImageProcessor.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"found no config\.json"):
         load(tmp_path / "empty")
@@ -293,6 +295,9 @@ def test_folders_of_another_model_are_named(tmp_path: Path) -> None:
         Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"no usable config\.json: .*JSON"):
         Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
 
 

@@ -5,6 +5,7 @@ It takes the arguments of transformers' example for instance segmentation and al
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from mask2former.integrations.transformers.fine_tuning_evaluation import FineTun
 from mask2former.integrations.transformers.starting_model import StartRequest, load_start
 
 _SPLIT_SEED = 0  # of images held out where there is no validation split: the same at every run
+_RENAMED = {"evaluation_strategy": "eval_strategy"}  # as the example's own page still has it
+_TRUE = ("true", "t", "yes", "y", "1")  # as their parser reads them
 _BEST = {"load_best_model_at_end": True, "metric_for_best_model": "map", "greater_is_better": True}
 
 
@@ -88,10 +91,14 @@ def parse_arguments(argv: Sequence[str]) -> tuple[FineTuningArguments, transform
         ConfigError: arguments that are missing, refused or contradict each other.
     """
     parser: Any = transformers.HfArgumentParser((FineTuningArguments, transformers.TrainingArguments))
-    parser.set_defaults(**_defaults(argv))
-    is_json = len(argv) == 1 and argv[0].endswith(".json")
     try:
-        parsed = parser.parse_json_file(argv[0]) if is_json else parser.parse_args_into_dataclasses(list(argv))
+        if len(argv) == 1 and argv[0].endswith(".json"):
+            content = _read_json(Path(argv[0]))
+            parsed = parser.parse_dict({**_defaults(content), **content})
+        else:
+            options = _split_options(argv)
+            parser.set_defaults(**_defaults(_values(options)))
+            parsed = parser.parse_args_into_dataclasses(options)
     except (ValueError, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     arguments, training = parsed
@@ -101,11 +108,35 @@ def parse_arguments(argv: Sequence[str]) -> tuple[FineTuningArguments, transform
     return arguments, training
 
 
-def _defaults(argv: Sequence[str]) -> dict[str, Any]:
-    """What of `TrainingArguments` has another default here, given the options of a command line."""
-    strategy = next((argv[i + 1] for i, option in enumerate(argv[:-1]) if option == "--eval_strategy"), "epoch")
+def _read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected an object of arguments, found {type(content).__name__}")
+    return {str(_RENAMED.get(name, name)): value for name, value in content.items()}
+
+
+def _split_options(argv: Sequence[str]) -> list[str]:
+    """A command line with --option=value in two parts, and options by their present names."""
+    parts = [part for item in argv for part in (item.split("=", 1) if item.startswith("--") else [item])]
+    return [f"--{_RENAMED.get(part[2:], part[2:])}" if part.startswith("--") else part for part in parts]
+
+
+def _values(options: Sequence[str]) -> dict[str, Any]:
+    """The value of each option of a command line, True where none follows it."""
+    followers = [*options[1:], "--"]
+    return {
+        option[2:]: True if value.startswith("--") else value
+        for option, value in zip(options, followers, strict=True)
+        if option.startswith("--")
+    }
+
+
+def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `TrainingArguments` has another default here, given the values of options."""
+    strategy = given.get("eval_strategy", "epoch")
     values: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 20}
-    if {"--do_train", "--do_eval"} <= set(argv) and strategy != "no":  # what is evaluated is saved, or none is the best
+    is_on = all(str(given.get(name, False)).lower() in _TRUE for name in ("do_train", "do_eval"))
+    if is_on and strategy != "no":  # what is evaluated is saved, or none is the best
         values |= {"eval_strategy": strategy, "save_strategy": strategy, **_BEST}
     return values
 

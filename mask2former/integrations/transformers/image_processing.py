@@ -11,7 +11,9 @@ Letters: B batch, Q queries, K classes, N segments, H W image size, h w size of 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.models.mask2former.image_processing_mask2former import binary_mask_to_rle
 
 from mask2former.data.transforms import ResizeShortestEdge, ResizeTransform
-from mask2former.errors import ConfigError, InputError
+from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_image
 
 PARITIES = ("published", "transformers")
@@ -48,6 +50,18 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
             raise ConfigError(f"parity: expected one of {', '.join(PARITIES)}, found {parity!r}")
         super().__init__(**_with_reduce_labels(kwargs, reduce_labels))
         self.parity = parity
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As theirs.
+
+        Raises:
+            CheckpointError: a local folder that is not there, for which theirs names the rules of the hub.
+        """
+        path = Path(pretrained_model_name_or_path).expanduser()
+        if not path.exists() and (path.is_absolute() or str(pretrained_model_name_or_path).startswith(".")):
+            raise CheckpointError(f"{path}: expected a folder with preprocessor_config.json, found no such folder")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def is_exact(self) -> bool:

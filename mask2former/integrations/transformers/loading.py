@@ -120,7 +120,11 @@ def _resolve_config(cls: Any, config: Any, folder: Any, kwargs: dict[str, Any]) 
     """The config given or that of the folder, changed by what of `kwargs` are its keys; and the rest of these."""
     if config is not None and not isinstance(config, str | os.PathLike):
         return copy.deepcopy(config), kwargs
-    return cls.config_class.from_pretrained(folder if config is None else config, return_unused_kwargs=True, **kwargs)
+    where = folder if config is None else config
+    try:
+        return cls.config_class.from_pretrained(where, return_unused_kwargs=True, **kwargs)
+    except OSError as error:  # transformers' own words, of a file that is missing or damaged
+        raise ConfigError(f"{where}: no usable config.json: {str(error).strip().splitlines()[0]}") from error
 
 
 def _resolve_dtype(dtype: Any, config: Any, tensors: Mapping[str, Tensor]) -> torch.dtype:
