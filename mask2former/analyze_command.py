@@ -79,6 +79,7 @@ def run_analyze(args: argparse.Namespace) -> None:
     cfg = setup_config(args).clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.COMPILE, cfg.MODEL.PRECISION = "", "float32"
     model = build_model(cfg).eval()
     for task in tasks:
         print(f"\n{task}\n")

@@ -24,6 +24,7 @@ from mask2former.engine.optimizer import build_gradient_clipping, build_optimize
 from mask2former.engine.precision import Precision
 from mask2former.engine.trainer import Hook, Trainer
 from mask2former.errors import ConfigError
+from mask2former.modeling.compilation import CompiledStep
 
 BENCHMARK_DESCRIPTION = (
     "Time a config on this machine. data: the training loader; data_advanced: its parts; train: steps of one process; "
@@ -164,7 +165,7 @@ def time_training(cfg: CfgNode, args: argparse.Namespace) -> Report:
         trainer.hooks.append(_EndOfRun(timer, bar, warmup=args.warmup))
         trainer.train()
     known = sum(timer.median(stage) for stage in ("data", "model", "optimiser"))
-    rows = [(stage, timer.median(stage)) for stage in ("data", "backbone", "head", "losses")]
+    rows = [(stage, timer.median(stage)) for stage in ("data", *_stages(model), "losses")]
     rows.append(("gradients and rest", max(timer.median("whole step") - known, 0.0)))
     rows += [(stage, timer.median(stage)) for stage in ("optimiser", "whole step")]
     num_images = cfg.SOLVER.IMS_PER_BATCH
@@ -196,7 +197,7 @@ def time_inference(cfg: CfgNode, args: argparse.Namespace) -> Report:
             with timer.stage("data and model"):
                 model(next(iterator))
             end.count()
-    parts = ("backbone", "head", "post-processing")
+    parts = (*_stages(model), "post-processing")
     preparation = timer.median("model") - sum(timer.median(stage) for stage in parts)
     rows = [("data", timer.median("data")), ("preparation of inputs", max(preparation, 0.0))]
     rows += [(stage, timer.median(stage)) for stage in (*parts, "model", "data and model")]
@@ -241,6 +242,8 @@ class _EndOfRun(Hook):
 
 def _stages(model: Any) -> dict[str, tuple[Any, str]]:
     """The methods that a model's time is divided by; what is left of it prepares the inputs."""
+    if isinstance(getattr(model, "predict_pixels", None), CompiledStep):
+        return {"backbone and head": (model, "predict")}
     parts = {"backbone": ("backbone", "forward"), "head": ("sem_seg_head", "predict")}
     return {stage: (getattr(model, part, None), method) for stage, (part, method) in parts.items()}
 

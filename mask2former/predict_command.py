@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mask2former.config import get_cfg
 from mask2former.errors import InputError
 from mask2former.image_input import to_rgb_array
+from mask2former.modeling.inference_precision import PRECISIONS
 from mask2former.predict_inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, NamedFile, find_files, prepare_folder
 from mask2former.predict_outputs import draw_results, save_results
 from mask2former.predict_video import VideoOptions, find_videos, predict_camera, predict_videos
@@ -49,6 +50,9 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="0..1, hide what scores less (default: panoptic as the config says, instances "
         f"{DEFAULT_INSTANCE_THRESHOLD})",
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="what to compute in, by default MODEL.PRECISION; float16 needs a GPU"
     )
     parser.add_argument("--save-masks", action="store_true", help="also write the masks as PNG and json")
     parser.add_argument("--max-frames", type=int, metavar="N", help="of a video or camera: stop after so many")
@@ -90,7 +94,7 @@ def _build_predictor(args: argparse.Namespace) -> Predictor:
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     cfg.TEST.SEMANTIC_LABELS = True  # all that is drawn and saved
-    return Predictor(cfg, task=args.task, score_threshold=args.confidence_threshold)
+    return Predictor(cfg, task=args.task, score_threshold=args.confidence_threshold, precision=args.precision)
 
 
 def _predict_images(

@@ -47,16 +47,20 @@ class Predictor:
         task: str | Sequence[str] | None = None,
         score_threshold: float | None = None,
         augment: bool | None = None,
+        precision: str | None = None,
     ) -> None:
         """Build the model and load its weights.
 
         cfg: a config, which is not changed, or the path of a config file; the other arguments go before what it says.
             task: one or several of "panoptic", "instance", "semantic".
             score_threshold: 0..1, instances below it are dropped and panoptic segments must exceed it.
+            precision: "float32", "bfloat16" or, on a GPU, "float16".
             augment: the mean over copies of the image of other sizes and mirrored ones, those of TEST.AUG.
         Raises ConfigError for a wrong config or argument, CheckpointError for weights that cannot be used.
         """
         self.cfg = _resolve_config(cfg, weights=weights, device=device, task=task, score_threshold=score_threshold)
+        if precision is not None:
+            self.cfg = with_precision(self.cfg, precision)
         self.model = build_model(self.cfg).eval()
         if self.cfg.MODEL.WEIGHTS:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
@@ -165,6 +169,15 @@ class Predictor:
         transform = self._resize.sample(np.random.default_rng(0), (ordered.shape[0], ordered.shape[1]))
         resized = transform.apply_image(ordered)
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def with_precision(cfg: CfgNode, precision: str) -> CfgNode:
+    """A copy of a config that infers in `precision`."""
+    changed = cfg.clone()
+    changed.defrost()
+    changed.MODEL.PRECISION = precision
+    changed.freeze()
+    return changed
 
 
 def _to_arrays(frames: Iterable[ImageInput], channel_order: str) -> Iterator[np.ndarray]:

@@ -154,7 +154,7 @@ class MaskFormerWithTTA(SemanticSegmentorWithTTA):
         merged = _MergedResults(model.inference, model.thing_ids() if model.inference.panoptic else None)
         for copy in self.copy_maker.copies(sample):
             images, geometries = model.pad([copy.sample])
-            prediction = model.sem_seg_head.predict(model.features(images))[-1]
+            prediction = model.predict(images)[-1]
             with torch.autocast(model.device.type, enabled=False):
                 merged.add(prediction, geometries[0], is_mirrored=copy.is_mirrored)
         with torch.autocast(model.device.type, enabled=False):

@@ -189,3 +189,16 @@ def test_predictor_same_weights_same_results(tiny_cfg: CfgNode, image: np.ndarra
     torch.save({"model": first.model.state_dict()}, tmp_path / "weights.pth")
     second = Predictor(tiny_cfg, tmp_path / "weights.pth", task="semantic")
     assert torch.equal(first(image)["sem_seg"], second(image)["sem_seg"])
+
+
+def test_predictor_precision_goes_before_the_config(tiny_cfg: CfgNode, image: np.ndarray) -> None:
+    predictor = Predictor(tiny_cfg, task="semantic", precision="bfloat16")
+    results = predictor(image)["sem_seg"]
+    assert results.dtype == torch.float32
+    assert tiny_cfg.MODEL.PRECISION == "float32"
+    exact = Predictor(tiny_cfg, task="semantic")
+    exact.model.load_state_dict(predictor.model.state_dict())
+    difference = (exact(image)["sem_seg"] - results).abs().max()
+    assert 0 < difference < 0.1
+    with pytest.raises(ConfigError, match=r"MODEL\.PRECISION.*'double'"):
+        Predictor(tiny_cfg, precision="double")

@@ -44,7 +44,7 @@ def describe_tasks(cfg: CfgNode) -> str:
     return (
         f"evaluation: {', '.join(tasks) or 'no task'}; shortest edge {cfg.INPUT.MIN_SIZE_TEST}, longest at most "
         f"{cfg.INPUT.MAX_SIZE_TEST}; object mask threshold {test.OBJECT_MASK_THRESHOLD}, overlap threshold "
-        f"{test.OVERLAP_THRESHOLD}, {cfg.TEST.DETECTIONS_PER_IMAGE} detections an image"
+        f"{test.OVERLAP_THRESHOLD}, {cfg.TEST.DETECTIONS_PER_IMAGE} detections an image; {cfg.MODEL.PRECISION}"
     )
 
 

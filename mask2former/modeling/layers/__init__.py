@@ -1,7 +1,7 @@
 """Layers that several components share."""
 
 from mask2former.modeling.layers.attention import MultiheadAttention
-from mask2former.modeling.layers.checkpointing import run_checkpointed
+from mask2former.modeling.layers.checkpointing import checkpoint_activations, run_checkpointed
 from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm, init_xavier
 from mask2former.modeling.layers.drop_path import DropPath
 from mask2former.modeling.layers.linear import Linear, cast_once, linear
@@ -36,6 +36,7 @@ __all__ = [
     "TransformerEncoder",
     "TransformerOptions",
     "cast_once",
+    "checkpoint_activations",
     "fold_frozen_batch_norm",
     "freeze_batch_norm",
     "get_norm",

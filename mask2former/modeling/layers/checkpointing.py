@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
@@ -16,3 +17,11 @@ def run_checkpointed(step: Callable[..., Result], *args: Any, enabled: bool, **k
     if enabled and torch.is_grad_enabled():
         return checkpoint(step, *args, use_reentrant=False, **kwargs)
     return step(*args, **kwargs)
+
+
+def checkpoint_activations(module: nn.Module, *, enabled: bool = True) -> int:
+    """Has all parts of `module` that can run their layers so; returns how many there are."""
+    parts = [part for part in module.modules() if hasattr(part, "use_checkpoint")]
+    for part in parts:
+        part.use_checkpoint = enabled  # type: ignore[assignment]
+    return len(parts)

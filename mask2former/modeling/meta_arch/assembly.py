@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from mask2former.errors import ConfigError
+from mask2former.modeling.compilation import compile_model
 from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.inference_precision import parse_precision
+from mask2former.modeling.layers import checkpoint_activations
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.meta_arch.mask_former_head import ENCODED, MULTI_SCALE, PIXELS
 from mask2former.modeling.registry import (
@@ -28,14 +31,19 @@ _logger = logging.getLogger(__name__)
 
 
 def build_model(cfg: Any) -> nn.Module:
-    """The model of MODEL.META_ARCHITECTURE with random weights, on MODEL.DEVICE.
+    """The model of MODEL.META_ARCHITECTURE with random weights, on MODEL.DEVICE; MODEL.COMPILE has it compiled.
 
     Raises:
         ConfigError: a name is not registered, or parts do not fit.
     """
     _check_counts(cfg)
     meta_architecture = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, key="MODEL.META_ARCHITECTURE")
-    return build_from_config(meta_architecture, cfg).to(usable_device(cfg.MODEL.DEVICE))
+    device = usable_device(cfg.MODEL.DEVICE)
+    parse_precision(cfg.MODEL.PRECISION, device)
+    model = build_from_config(meta_architecture, cfg).to(device)
+    if cfg.MODEL.MASK_FORMER.USE_CHECKPOINT:
+        _checkpoint_decoders(model)
+    return compile_model(model, cfg.MODEL.COMPILE)
 
 
 def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
@@ -138,6 +146,15 @@ def usable_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"MODEL.DEVICE: this machine has {torch.cuda.device_count()} CUDA devices, found {name!r}")
     return device
+
+
+def _checkpoint_decoders(model: nn.Module) -> None:
+    head: Any = getattr(model, "sem_seg_head", None)
+    if head is None or not checkpoint_activations(head):
+        raise ConfigError(
+            "MODEL.MASK_FORMER.USE_CHECKPOINT: no decoder of this model can compute its layers again; expected "
+            "MSDeformAttnPixelDecoder or MultiScaleMaskedTransformerDecoder"
+        )
 
 
 def _check_counts(cfg: Any) -> None:

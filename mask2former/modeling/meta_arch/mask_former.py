@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.meta_arch.assembly import build_criterion
 from mask2former.modeling.meta_arch.inputs import count_frames, pad_targets
+from mask2former.modeling.meta_arch.mask_former_head import join_frames
 from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
 from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_clip, infer_image
 from mask2former.modeling.prediction import QueryPrediction
@@ -41,6 +42,8 @@ _OUTPUT_SIZE = (("height", -2), ("width", -1))
 class MaskFormer(SegmentationModel):
     """The published meta-architecture: list of dictionaries in; losses out in training, list of results otherwise."""
 
+    compiled_steps: ClassVar[Sequence[str]] = ("predict_pixels", "encode_frames", "decode_frames")
+
     def __init__(
         self,
         backbone: Any,
@@ -53,6 +56,7 @@ class MaskFormer(SegmentationModel):
         pixel_std: Sequence[float],
         dataset_names: Sequence[str] = (),
         channels_last: bool = False,
+        inference_dtype: torch.dtype | None = None,
         windows: WindowOptions | None = None,
     ) -> None:
         """`dataset_names`: the metadata of the first that knows its things says which classes are things.
@@ -67,6 +71,7 @@ class MaskFormer(SegmentationModel):
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
             channels_last=channels_last,
+            inference_dtype=inference_dtype,
         )
         self.criterion = criterion
         self.inference = inference
@@ -113,7 +118,7 @@ class MaskFormer(SegmentationModel):
         if num_frames is not None and not self.training:
             return [self._infer_clip(sample, num_frames=num_frames) for sample in batch]
         images, geometries = self.pad(batch)
-        predictions = self.sem_seg_head.predict(self.features(images, num_frames=num_frames))
+        predictions = self.predict(images, num_frames=num_frames)
         if self.training:
             return self.losses(predictions, batch, size=geometries[0].padded)
         return self.results(predictions[-1], geometries)
@@ -168,8 +173,17 @@ class MaskFormer(SegmentationModel):
     def _predict_clip(self, sample: dict[str, Any]) -> tuple[QueryPrediction, MaskGeometry]:
         """The final prediction (B = 1) of a clip, whose frames pass backbone and pixel decoder a few at a time."""
         images, (geometry,) = self.pad([sample])
-        parts = (self.features(part) for part in images.split(_FRAMES_AT_ONCE))
-        return self.sem_seg_head.predict_clip(parts, num_frames=len(images))[-1], geometry
+        with self.inference_precision():
+            parts = [self.encode_frames(part) for part in images.split(_FRAMES_AT_ONCE)]
+            return self.decode_frames(*join_frames(parts))[-1], geometry
+
+    def encode_frames(self, images: Tensor) -> tuple[Any, Tensor]:
+        """Some frames (T, 3, H, W) of a clip -> what queries will look at, and mask features (T, C, h, w)."""
+        return self.sem_seg_head.encode(self.features(images))
+
+    def decode_frames(self, inputs: Any, mask_features: Tensor) -> list[QueryPrediction]:
+        """Predictions (B = 1) of the clip that all these frames are, the final one last."""
+        return self.sem_seg_head.predictor(inputs, mask_features, num_frames=len(mask_features))
 
     def thing_ids(self) -> set[int] | None:
         """Contiguous ids of the classes that are things, by the first data set that knows; None: all are."""

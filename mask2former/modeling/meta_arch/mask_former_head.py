@@ -5,7 +5,7 @@ Letters: B batch, T frames, Q queries, K classes, C channels, H W size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,18 +57,9 @@ class MaskFormerHead(nn.Module):
             in_feature=self.transformer_in_feature,
         )
 
-    def predict_clip(self, parts: Iterable[dict[str, Tensor]], *, num_frames: int) -> list[QueryPrediction]:
-        """The same for clips whose frames come in parts, maps (N, C, h, w) by name: only what queries see is kept."""
-        maps = [
-            pixel_maps(part, pixel_decoder=self.pixel_decoder, in_feature=self.transformer_in_feature) for part in parts
-        ]
-        inputs, mask_features = zip(*maps, strict=True)
-        joined: Any = (
-            torch.cat(inputs)
-            if isinstance(inputs[0], Tensor)
-            else [torch.cat(level) for level in zip(*inputs, strict=True)]
-        )
-        return self.predictor(joined, torch.cat(mask_features), num_frames=num_frames)
+    def encode(self, features: dict[str, Tensor]) -> tuple[Any, Tensor]:
+        """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W)."""
+        return pixel_maps(features, pixel_decoder=self.pixel_decoder, in_feature=self.transformer_in_feature)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Maps (B, [T,] C, h, w) by name -> the published dictionary.
@@ -107,6 +98,14 @@ def pixel_maps(features: dict[str, Tensor], *, pixel_decoder: Any, in_feature: s
             f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE: {type(pixel_decoder).__name__} has no {in_feature!r}"
         )
     return inputs, mask_features
+
+
+def join_frames(parts: Sequence[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
+    """What `pixel_maps` gave of the frames of a clip, part by part, as it would give it of all."""
+    inputs, mask_features = zip(*parts, strict=True)
+    if isinstance(inputs[0], Tensor):
+        return torch.cat(inputs), torch.cat(mask_features)
+    return [torch.cat(level) for level in zip(*inputs, strict=True)], torch.cat(mask_features)
 
 
 def _as_dict(prediction: QueryPrediction, *, is_clip: bool) -> dict[str, Tensor]:

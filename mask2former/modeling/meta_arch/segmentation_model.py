@@ -5,13 +5,15 @@ Letters: B batch, T frames, C channels, H W size.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mask2former.modeling.backbone import build_backbone
+from mask2former.modeling.inference_precision import parse_precision
 from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.assembly import build_sem_seg_head
 from mask2former.modeling.meta_arch.inputs import pad_images, unfold_frames
@@ -20,6 +22,7 @@ from mask2former.modeling.meta_arch.inputs import pad_images, unfold_frames
 class SegmentationModel(nn.Module):
     """Backbone and head, the normalisation of pixels, and the layout of memory."""
 
+    compiled_steps: ClassVar[Sequence[str]] = ("predict_pixels",)  # see `compile_model`
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -32,16 +35,19 @@ class SegmentationModel(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         channels_last: bool = False,
+        inference_dtype: torch.dtype | None = None,
     ) -> None:
         """A negative `size_divisibility` stands for the backbone's.
 
         `channels_last`: the layout of all maps, in training too; inference on a CPU always takes it.
+        `inference_dtype`: what autocast brings inference to; None: what is on around the call.
         """
         super().__init__()
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
         self.channels_last = channels_last
+        self.inference_dtype = inference_dtype
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -57,6 +63,7 @@ class SegmentationModel(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "channels_last": cfg.MODEL.CHANNELS_LAST,
+            "inference_dtype": parse_precision(cfg.MODEL.PRECISION),
         }
 
     @classmethod
@@ -88,6 +95,21 @@ class SegmentationModel(nn.Module):
         if num_frames is None:
             return features
         return {name: unfold_frames(maps, num_frames) for name, maps in features.items()}
+
+    def predict(self, images: Tensor, *, num_frames: int | None = None) -> Any:
+        """What the head predicts, layer by layer, of images as `features` takes them."""
+        with self.inference_precision():
+            return self.predict_pixels(images, num_frames=num_frames)
+
+    def predict_pixels(self, images: Tensor, *, num_frames: int | None = None) -> Any:
+        """The same in the precision that is on."""
+        return self.sem_seg_head.predict(self.features(images, num_frames=num_frames))
+
+    def inference_precision(self) -> contextlib.AbstractContextManager[None]:
+        """The autocast of inference; in training, that around the call stays."""
+        if self.training or self.inference_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.inference_dtype)
 
     def _memory_format(self) -> torch.memory_format:
         """On CPUs convolutions of channels_last maps are the faster, and what follows wants tokens of channels."""

@@ -35,6 +35,7 @@ class SemanticSegmentor(SegmentationModel):
         loss_weight: float = 1.0,
         channels_last: bool = False,
         inference: InferenceOptions | None = None,
+        inference_dtype: torch.dtype | None = None,
     ) -> None:
         """`ignore_value` marks pixels of `sem_seg` that train nothing.
 
@@ -48,6 +49,7 @@ class SemanticSegmentor(SegmentationModel):
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
             channels_last=channels_last,
+            inference_dtype=inference_dtype,
         )
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
@@ -75,7 +77,7 @@ class SemanticSegmentor(SegmentationModel):
         if count_frames(batch) is not None:
             raise InputError(f"{type(self).__name__} takes images (3, H, W): found clips")
         images, geometries = self.pad(batch)
-        predictions = self.sem_seg_head.predict(self.features(images))
+        predictions = self.predict(images)
         if self.training:
             return self.losses(predictions, batch, size=geometries[0].padded)
         return self.results(predictions[-1], geometries)

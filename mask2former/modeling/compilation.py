@@ -1,0 +1,93 @@
+"""MODEL.COMPILE: what lies between pixels and logits as one graph for `torch.compile`.
+
+Methods of the model are replaced on the instance, no module is wrapped: names of the state dict stay, weights may be
+loaded after. Matching, losses and post-processing, which depend on what an image shows, are left as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mask2former.errors import ConfigError
+
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+
+
+class CompiledStep:
+    """A method that is compiled at its first call, and once more, for any size, at the first other size.
+
+    Copies and pickles of it compile anew. Within another compilation or an export it is the method itself.
+    """
+
+    def __init__(self, method: Callable[..., Any], mode: str) -> None:
+        self.method = method
+        self.mode = mode
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.method(*args, **kwargs)
+        if self._compiled is None:
+            self._compiled = torch.compile(self.method, mode=self.mode)
+        torch.compiler.cudagraph_mark_step_begin()
+        outputs = self._compiled(*args, **kwargs)
+        # The next run of a CUDA graph writes over the outputs of this one; training is through with them by then.
+        return outputs if self.mode == "default" or torch.is_grad_enabled() else _copy_cuda(outputs, {})
+
+    def __reduce__(self) -> tuple[type[CompiledStep], tuple[Callable[..., Any], str]]:
+        return CompiledStep, (self.method, self.mode)
+
+
+def compile_model(model: nn.Module, mode: str) -> nn.Module:
+    """Has `compiled_steps` of a model compiled; in place, an empty `mode` changes nothing; returns the model.
+
+    Raises:
+        ConfigError: an unknown mode, a model without such steps, or a machine without compiler.
+    """
+    if not mode:
+        return model
+    if mode not in COMPILE_MODES:
+        raise ConfigError(f'MODEL.COMPILE: expected "" or one of {", ".join(COMPILE_MODES)}; found {mode!r}')
+    steps = getattr(model, "compiled_steps", ())
+    if not steps:
+        raise ConfigError(f"MODEL.COMPILE: {type(model).__name__} names no compiled_steps; found {mode!r}, expected ''")
+    check_compiler(next(model.parameters()).device)
+    for name in steps:
+        setattr(model, name, CompiledStep(getattr(model, name), mode))
+    return model
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises ConfigError where `torch.compile` has nothing to make kernels of `device` with."""
+    advice = 'MODEL.COMPILE "" runs without'
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            raise ConfigError(f"MODEL.COMPILE: kernels for CUDA need the package triton, which is not there; {advice}")
+        return
+    wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(wanted.split()[0]) is None:
+        raise ConfigError(
+            f"MODEL.COMPILE: kernels for the CPU need a C++ compiler, found no {wanted} (CXX names another); {advice}"
+        )
+
+
+def _copy_cuda(value: Any, copies: dict[int, Tensor]) -> Any:
+    """The same structure with tensors of their own; what is one tensor stays one."""
+    if isinstance(value, Tensor):
+        if value.is_cuda and id(value) not in copies:
+            copies[id(value)] = value.clone()
+        return copies.get(id(value), value)
+    if isinstance(value, dict):
+        return {name: _copy_cuda(item, copies) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_copy_cuda(item, copies) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value

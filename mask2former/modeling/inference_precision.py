@@ -1,0 +1,32 @@
+"""MODEL.PRECISION: the type that inference computes in.
+
+Autocast chooses by operator. Float32 whatever the type are: places and weights of deformable attention, every softmax,
+norms' statistics, matching, losses and everything behind the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+
+from mask2former.errors import ConfigError
+
+_DTYPES: Mapping[str, torch.dtype | None] = MappingProxyType(
+    {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+)
+PRECISIONS = tuple(_DTYPES)
+
+
+def parse_precision(name: str, device: torch.device | None = None) -> torch.dtype | None:
+    """The type that MODEL.PRECISION names; None is float32 throughout.
+
+    Raises:
+        ConfigError: an unknown name, or float16 on a `device` without kernels for it.
+    """
+    if name not in _DTYPES:
+        raise ConfigError(f"MODEL.PRECISION: expected one of {', '.join(PRECISIONS)}; found {name!r}")
+    if name == "float16" and device is not None and device.type != "cuda":
+        raise ConfigError(f"MODEL.PRECISION: float16 is for CUDA, expected float32 or bfloat16 on a {device.type}")
+    return _DTYPES[name]
