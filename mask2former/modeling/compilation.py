@@ -22,7 +22,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 class CompiledStep:
-    """A method that is compiled at its first call, and once more, for any size, at the first other size.
+    """A method that is compiled at its first call, and a few times more, for any size, at the first other sizes.
 
     Copies and pickles of it compile anew. Within another compilation or an export it is the method itself.
     """

@@ -76,17 +76,19 @@ def test_pixels_to_logits_are_one_graph(backbone: str, training: bool, num_frame
         assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_other_sizes_share_one_more_graph_and_precisions_have_their_own() -> None:
+@pytest.mark.slow  # traces the model five times
+def test_many_sizes_share_few_graphs_and_precisions_have_their_own() -> None:
     model, backend = build_tiny("resnet").eval(), CountingBackend()
     compiled = torch.compile(model.predict_pixels, backend=backend, fullgraph=True)
     with torch.no_grad():
-        for size in ((64, 96), (96, 160), (160, 128), (128, 224)):
+        for size in ((64, 96), (96, 160), (160, 128), (128, 224), (192, 96), (96, 96)):
             images = torch.randn(1, 3, *size)
             assert_predictions_equal(compiled(images), model.predict_pixels(images), rtol=1e-3, atol=1e-4)
-        assert backend.num_graphs == 2
+        of_sizes = backend.num_graphs
+        assert of_sizes <= 4
         with torch.autocast("cpu", dtype=torch.bfloat16):
             (*_, last) = compiled(images)
-    assert backend.num_graphs == 3
+    assert backend.num_graphs == of_sizes + 1
     assert last.class_logits.dtype == torch.bfloat16
 
 
