@@ -85,7 +85,7 @@ def test_many_sizes_share_few_graphs_and_precisions_have_their_own() -> None:
             images = torch.randn(1, 3, *size)
             assert_predictions_equal(compiled(images), model.predict_pixels(images), rtol=1e-3, atol=1e-4)
         of_sizes = backend.num_graphs
-        assert of_sizes <= 4
+        assert of_sizes <= 4  # of any size, two: torch's convolution of tiny maps on a CPU goes by their size
         with torch.autocast("cpu", dtype=torch.bfloat16):
             (*_, last) = compiled(images)
     assert backend.num_graphs == of_sizes + 1
