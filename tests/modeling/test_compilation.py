@@ -19,6 +19,12 @@ from mask2former.modeling.prediction import QueryPrediction
 from tests.parity import fixture_config, load_fixture, register_metadata
 
 IMAGES, CLIP = None, 2
+REMAINING_CASES = (
+    ("resnet", False, IMAGES),
+    ("resnet", True, CLIP),
+    ("swin", True, IMAGES),
+    ("swin", False, CLIP),
+)
 # Tracing takes its time module by module; what the modules do is the same in few.
 SHALLOW = [
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.RES5_MULTI_GRID", [1, 1, 1]),
@@ -59,9 +65,16 @@ def assert_predictions_equal(found: list[QueryPrediction], expected: list[QueryP
         torch.testing.assert_close(ours.mask_logits(), theirs.mask_logits(), **tolerance)
 
 
-@pytest.mark.parametrize("num_frames", [IMAGES, CLIP])
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+@pytest.mark.parametrize(
+    ("backbone", "training", "num_frames"),
+    [
+        ("resnet", True, IMAGES),
+        ("resnet", False, CLIP),
+        ("swin", False, IMAGES),
+        ("swin", True, CLIP),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in REMAINING_CASES),
+    ],
+)
 def test_pixels_to_logits_are_one_graph(backbone: str, training: bool, num_frames: int | None) -> None:
     model = build_tiny(backbone, "MODEL.SWIN.DROP_PATH_RATE", 0.0).train(training)
     backend, images = CountingBackend(), torch.randn(2, 3, 64, 96)
