@@ -24,6 +24,7 @@ RECIPES = {
 }
 # In float32 the order of summation may put a mask logit next to zero on either side of the attention threshold.
 TOLERANCE = 2e-3
+_LEAST_SCORE = 0.8  # OBJECT_MASK_THRESHOLD of the recipes
 _SURENESS = 40.0  # how far the classes of random queries are drawn apart
 
 
@@ -81,6 +82,17 @@ def make_detections(model: Any, images: Tensor, *, num_detections: int) -> None:
     logits = model.sem_seg_head.predict(model.features(images))[-1].class_logits[0]  # (Q, K + 1)
     best = logits[:, :-1].amax(1).sort(descending=True).values
     classifier.bias[-1] += (best[num_detections - 1] + best[num_detections]) / 2 - logits[0, -1]
+    logits[:, -1] = (best[num_detections - 1] + best[num_detections]) / 2
+    while _count_sure(logits) < num_detections / 2:  # the best class must also leave the second far behind
+        logits *= 2
+        classifier.weight.mul_(2)
+        classifier.bias.mul_(2)
+
+
+def _count_sure(logits: Tensor) -> int:
+    """How many queries, of class logits (Q, K + 1), a panoptic result would take."""
+    scores, labels = logits.softmax(-1).max(-1)
+    return int(((scores > _LEAST_SCORE) & (labels < logits.shape[-1] - 1)).sum())
 
 
 @torch.no_grad()
