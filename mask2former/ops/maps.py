@@ -58,7 +58,8 @@ def add_resized(x: Tensor, above: Tensor) -> Tensor:
     if not is_map_written_over(x):
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         # A copy even where the layout is right: the stride of a single image's batch would mislead `interpolate`.
-        above = above.to(x.dtype, memory_format=layout, copy=True)
+        # Not in half precision where x alone has it: the sum is then rounded once.
+        above = above.to(memory_format=layout, copy=True)
         return F.interpolate(above, size=x.shape[-2:], mode="bilinear", align_corners=False).add_(x)
     library = native.cpu_library()
     assert library is not None
