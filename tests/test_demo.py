@@ -28,7 +28,9 @@ CONFIG = "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 class HalvesPredictor:
     """Finds a thing in the left half and stuff in the right half of every image."""
 
-    def __init__(self, cfg: Any, *, task: list[str] | None, score_threshold: float | None) -> None:
+    def __init__(
+        self, cfg: Any, *, task: list[str] | None, score_threshold: float | None, precision: str | None
+    ) -> None:
         self.task = task or ["panoptic"]
         self.metadata = Metadata("halves", thing_classes=["thing"], stuff_classes=["thing", "stuff"])
 
