@@ -22,7 +22,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from benchmarks.harness import now, print_ratio, record, take_turns
-from benchmarks.model_pair import ModelPair, build_pair, compare_outputs, convert_to_transformers, make_detections
+from benchmarks.model_pair import (
+    ModelPair,
+    add_pair_options,
+    build_pair,
+    compare_outputs,
+    convert_to_transformers,
+    make_detections,
+)
 from mask2former.ops import kernel_status
 
 SCALES = (1, 2, 4)
@@ -136,18 +143,11 @@ def _variant(args: argparse.Namespace) -> str:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="R50", help="R50, Swin-T or a config file")
+    add_pair_options(parser)
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("H", "W"))
     parser.add_argument("--output-size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
     parser.add_argument("--detections", type=int, default=12)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="ours; theirs is float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--without-transformers", action="store_true")
     parser.add_argument("--scaling", action="store_true", help="seconds of ours at 1, 2 and 4 times the pixels")
-    parser.add_argument("--no-record", action="store_true", help="print only, keep no line in benchmarks/results")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="further config values")
     return parser.parse_args(arguments)
 
 

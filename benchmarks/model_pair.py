@@ -6,6 +6,7 @@ detections: random ones would detect nothing, and post-processing would be timed
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,18 @@ class ModelPair:
     cfg: Any
     ours: Any
     theirs: Any
+
+
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """What the benchmarks that put both models side by side are told alike."""
+    parser.add_argument("--model", default="R50", help="R50, Swin-T or a config file")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="ours; theirs is float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--without-transformers", action="store_true")
+    parser.add_argument("--no-record", action="store_true", help="print only, keep no line in benchmarks/results")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="further config values")
 
 
 def build_pair(

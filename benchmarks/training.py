@@ -25,7 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from benchmarks.harness import now, print_ratio, record, take_turns
-from benchmarks.model_pair import build_pair, compare_outputs
+from benchmarks.model_pair import add_pair_options, build_pair, compare_outputs
 from mask2former.engine.optimizer import build_optimizer
 from mask2former.ops import kernel_status
 from mask2former.structures import Instances
@@ -202,18 +202,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="R50", help="R50, Swin-T or a config file")
+    add_pair_options(parser)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--objects", type=int, default=12)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="ours; theirs is float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--without-transformers", action="store_true")
-    parser.add_argument("--no-record", action="store_true", help="print only, keep no line in benchmarks/results")
     parser.add_argument("--memory-of", choices=("ours", "theirs"), help=argparse.SUPPRESS)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="further config values")
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ from mask2former.checkpoint.transformers_config import read_class_names, read_tr
 from mask2former.config import CfgNode, get_cfg
 from mask2former.errors import CheckpointError, ConfigError
 from mask2former.image_input import ImageInput
-from mask2former.predictor import TASKS, Predictor
+from mask2former.predictor import TASKS, Predictor, copy_config
 from mask2former.structures import MetadataCatalog
 from mask2former.visualization.overlays import class_name
 
@@ -79,7 +79,8 @@ def pipeline(
     if task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
     weights = _full_address(weights)
-    cfg = _with_scores(find_config(weights) if config is None else config)
+    cfg = copy_config(find_config(weights) if config is None else config)
+    cfg.TEST.SEMANTIC_LABELS = False  # results say how sure they are
     if score_threshold is None and task == "instance":
         score_threshold = _INSTANCE_THRESHOLD
     predictor = Predictor(cfg, weights, device=device, task=task, score_threshold=score_threshold, precision=precision)
@@ -110,18 +111,6 @@ def find_config(weights: str) -> CfgNode:
         looked = " and ".join(str(candidate) for candidate in candidates)
         raise ConfigError(f"config: give the config of {weights}; none was found as {looked}")
     cfg.merge_from_file(str(found))
-    return cfg
-
-
-def _with_scores(config: CfgNode | str | os.PathLike[str]) -> CfgNode:
-    """The config, with which semantic results say how sure they are."""
-    cfg = get_cfg()
-    if isinstance(config, CfgNode):
-        cfg = config.clone()
-        cfg.defrost()
-    else:
-        cfg.merge_from_file(os.fspath(config))
-    cfg.TEST.SEMANTIC_LABELS = False
     return cfg
 
 

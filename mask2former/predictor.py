@@ -58,9 +58,9 @@ class Predictor:
             augment: the mean over copies of the image of other sizes and mirrored ones, those of TEST.AUG.
         Raises ConfigError for a wrong config or argument, CheckpointError for weights that cannot be used.
         """
-        self.cfg = _resolve_config(cfg, weights=weights, device=device, task=task, score_threshold=score_threshold)
-        if precision is not None:
-            self.cfg = with_precision(self.cfg, precision)
+        self.cfg = _resolve_config(
+            cfg, weights=weights, device=device, task=task, score_threshold=score_threshold, precision=precision
+        )
         self.model = build_model(self.cfg).eval()
         if self.cfg.MODEL.WEIGHTS:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
@@ -171,15 +171,6 @@ class Predictor:
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
-def with_precision(cfg: CfgNode, precision: str) -> CfgNode:
-    """A copy of a config that infers in `precision`."""
-    changed = cfg.clone()
-    changed.defrost()
-    changed.MODEL.PRECISION = precision
-    changed.freeze()
-    return changed
-
-
 def _to_arrays(frames: Iterable[ImageInput], channel_order: str) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB, all of one size."""
     size: tuple[int, ...] | None = None
@@ -208,6 +199,17 @@ def _find_metadata(cfg: CfgNode) -> Metadata:
     return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
 
 
+def copy_config(cfg: CfgNode | str | os.PathLike[str]) -> CfgNode:
+    """A config, or the one of a file, as a copy that can be changed."""
+    if isinstance(cfg, (str, os.PathLike)):
+        read = get_cfg()
+        read.merge_from_file(os.fspath(cfg))
+        return read
+    copied = cfg.clone()
+    copied.defrost()
+    return copied
+
+
 def _resolve_config(
     cfg: CfgNode | str | os.PathLike[str],
     *,
@@ -215,17 +217,15 @@ def _resolve_config(
     device: str | torch.device | None,
     task: str | Sequence[str] | None,
     score_threshold: float | None,
+    precision: str | None,
 ) -> CfgNode:
-    if isinstance(cfg, (str, os.PathLike)):
-        resolved = get_cfg()
-        resolved.merge_from_file(os.fspath(cfg))
-    else:
-        resolved = cfg.clone()
-    resolved.defrost()
+    resolved = copy_config(cfg)
     if weights is not None:
         resolved.MODEL.WEIGHTS = os.fspath(weights)
     if device is not None:
         resolved.MODEL.DEVICE = str(device)
+    if precision is not None:
+        resolved.MODEL.PRECISION = precision
     test = resolved.MODEL.MASK_FORMER.TEST
     if task is not None:
         tasks = [task] if isinstance(task, str) else list(task)

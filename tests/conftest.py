@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 # Before torch is imported: worker processes started by tests inherit these.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -27,6 +29,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def draw_shapes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Draws a small shapes data set, ShapesParameters by keyword, and returns the root of data sets that it lies in."""
+    from mask2former.data.shapes.parameters import ShapesParameters
+    from mask2former.data.shapes.prepare import prepare_shapes
+
+    def draw(**parameters: Any) -> Path:
+        root = tmp_path_factory.mktemp("data")
+        small = {"num_train": 4, "num_val": 2, "num_train_videos": 0, "num_val_videos": 0, "size": (32, 32)}
+        prepare_shapes(root / "shapes", ShapesParameters(**{**small, **parameters}), num_workers=1)
+        return root
+
+    return draw
 
 
 @pytest.fixture(autouse=True)

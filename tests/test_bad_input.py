@@ -15,8 +15,6 @@ import pytest
 import torch
 
 from mask2former.cli import main, train_main
-from mask2former.data.shapes.parameters import ShapesParameters
-from mask2former.data.shapes.prepare import prepare_shapes
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = REPOSITORY / "configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml"
@@ -66,14 +64,8 @@ class Payload:
 
 
 @pytest.fixture(scope="session")
-def prepared_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared") / "shapes"
-    prepare_shapes(
-        folder,
-        ShapesParameters(num_train=4, num_val=2, num_train_videos=0, num_val_videos=0, size=(32, 32)),
-        num_workers=1,
-    )
-    return folder
+def prepared_shapes(draw_shapes: Callable[..., Path]) -> Path:
+    return draw_shapes() / "shapes"
 
 
 @pytest.fixture

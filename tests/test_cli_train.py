@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ import torch
 
 from mask2former.checkpoint import load_state
 from mask2former.cli import main, run_cli, train_main
-from mask2former.data.shapes.parameters import ShapesParameters
-from mask2former.data.shapes.prepare import prepare_shapes
 from mask2former.errors import ConfigError, NonFiniteError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -33,11 +32,8 @@ TINY = """
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    sizes = {"num_train": 6, "num_val": 2, "num_train_videos": 0, "num_val_videos": 0, "size": (32, 32)}
-    prepare_shapes(root / "shapes", ShapesParameters(**sizes), num_workers=1)
-    return root
+def data_root(draw_shapes: Callable[..., Path]) -> Path:
+    return draw_shapes(num_train=6)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,6 @@ import pytest
 from PIL import Image
 
 from mask2former.cli import main
-from mask2former.data.shapes.parameters import ShapesParameters
-from mask2former.data.shapes.prepare import prepare_shapes
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml")
@@ -27,11 +26,8 @@ TINY = """
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    sizes = {"num_train": 2, "num_val": 2, "num_train_videos": 1, "num_val_videos": 1, "size": (48, 64)}
-    prepare_shapes(root / "shapes", ShapesParameters(**sizes), num_workers=1)
-    return root
+def data_root(draw_shapes: Callable[..., Path]) -> Path:
+    return draw_shapes(num_train=2, num_train_videos=1, num_val_videos=1, size=(48, 64))
 
 
 @pytest.fixture(autouse=True)

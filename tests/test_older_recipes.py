@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mask2former.cli import train_main
-from mask2former.data.shapes.parameters import ShapesParameters
-from mask2former.data.shapes.prepare import prepare_shapes
 
 RECIPES = Path(__file__).parents[1] / "configs/ade20k/semantic-segmentation"
 NUM_CLASSES = 13
@@ -25,11 +24,8 @@ TINY = """
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    sizes = {"num_train": 4, "num_val": 2, "num_train_videos": 0, "num_val_videos": 0, "size": (48, 64)}
-    prepare_shapes(root / "shapes", ShapesParameters(**sizes), num_workers=1)
-    return root
+def data_root(draw_shapes: Callable[..., Path]) -> Path:
+    return draw_shapes(size=(48, 64))
 
 
 @pytest.mark.parametrize(

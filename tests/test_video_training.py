@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from mask2former.cli import train_main
 from mask2former.config import CfgNode, get_cfg
 from mask2former.data import DatasetCatalog, build_train_loader
 from mask2former.data.clip_mapper import ClipMapper
-from mask2former.data.shapes.parameters import ShapesParameters
-from mask2former.data.shapes.prepare import prepare_shapes
 
 REPOSITORY = Path(__file__).parents[1]
 VIDEO_CONFIG = REPOSITORY / "configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart.yaml"
@@ -36,11 +35,8 @@ TINY = """
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    sizes = {"num_train": 4, "num_val": 1, "num_train_videos": 2, "num_val_videos": 2, "size": (32, 32)}
-    prepare_shapes(root / "shapes", ShapesParameters(**sizes, num_frames=(3, 5)), num_workers=1)
-    return root
+def data_root(draw_shapes: Callable[..., Path]) -> Path:
+    return draw_shapes(num_val=1, num_train_videos=2, num_val_videos=2, num_frames=(3, 5))
 
 
 @pytest.fixture(autouse=True)

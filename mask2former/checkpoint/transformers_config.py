@@ -171,19 +171,24 @@ def read_transformers_folder(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no ``config.json``, one that is damaged, or one of another model.
     """
-    values = config_from_transformers(_read_json(folder / "config.json"), source=str(folder / "config.json"))
+    values = config_from_transformers(read_json_object(folder / "config.json"), source=str(folder / "config.json"))
     if (folder / "preprocessor_config.json").is_file():
-        values |= _image_values(_read_json(folder / "preprocessor_config.json"))
+        values |= _image_values(read_json_object(folder / "preprocessor_config.json"))
     return values
 
 
 def read_class_names(folder: Path) -> list[str]:
     """The names of a folder's classes in the order of their ids; empty where it does not say them."""
-    names = _read_json(folder / "config.json").get("id2label") or {}
+    names = read_json_object(folder / "config.json").get("id2label") or {}
     return [str(names[index]) for index in sorted(names, key=int)]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """What a json file of a folder of transformers holds.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no json object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

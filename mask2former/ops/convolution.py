@@ -127,8 +127,7 @@ def _winograd_conv3x3(x: Tensor, transformed: Tensor, *, scale: Tensor, shift: T
         status |= library.m2f_winograd_output(
             products.data_ptr(), products.stride(0), *epilogue, height, width, out_channels, *place
         )
-    if status:
-        raise MemoryError("conv3x3: not enough memory for the kernel's working space")
+    native.check_status(status)
     return output
 
 

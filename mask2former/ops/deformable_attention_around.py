@@ -23,6 +23,7 @@ from mask2former.ops.deformable_attention_arguments import (
 )
 from mask2former.ops.deformable_attention_cpu import forward_cpu, serves_cpu
 from mask2former.ops.deformable_attention_cuda import CUDA_DTYPES, backward_cuda, forward_cuda
+from mask2former.ops.eager import is_eager_cpu_inference
 
 
 def ms_deform_attn_around(
@@ -35,13 +36,17 @@ def ms_deform_attn_around(
     offsets: (B, Q, M, L, P, 2) in pixels of each level. logits: (B, Q, M, L, P) of a softmax over all points of a head.
     On CUDA, and on a CPU without gradients, neither locations nor weights are ever stored.
     """
-    is_traced = torch.jit.is_tracing()
     is_uniform = _is_uniform(value, offsets, logits) and centres.device == value.device
-    if value.is_cuda and is_uniform and value.dtype in CUDA_DTYPES and not (centres.requires_grad or is_traced):
+    if (
+        value.is_cuda
+        and is_uniform
+        and value.dtype in CUDA_DTYPES
+        and not (centres.requires_grad or torch.jit.is_tracing())
+    ):
         shapes = flatten_shapes(spatial_shapes)
         by_head = value.transpose(1, 2).contiguous().transpose(1, 2)  # neighbouring pixels of a head side by side
         return torch.ops.mask2former.ms_deform_attn_around(by_head, shapes, centres, offsets, logits)
-    if value.is_cpu and is_uniform and not (torch.compiler.is_compiling() or torch.is_grad_enabled() or is_traced):
+    if is_uniform and is_eager_cpu_inference(value):
         output = _forward_around_cpu(value, flatten_shapes(spatial_shapes), centres, offsets, logits)
         if output is not None:
             return output

@@ -49,7 +49,7 @@ def forward_cpu(
         None if centres is None else centres.data_ptr(),
         torch.get_num_threads(),
     )
-    _raise_if_out_of_memory(status)
+    native.check_status(status)
     return output
 
 
@@ -76,14 +76,9 @@ def backward_cpu(
         *sizes_of(value, locations),
         torch.get_num_threads(),
     )
-    _raise_if_out_of_memory(status)
+    native.check_status(status)
     return grads
 
 
 def _library_for(value: Tensor) -> ctypes.CDLL | None:
     return native.cpu_library() if value.dtype in _DTYPES and value.shape[1] <= MAX_TOKENS else None
-
-
-def _raise_if_out_of_memory(status: int) -> None:
-    if status:
-        raise MemoryError("ms_deform_attn: not enough memory for the kernel's working space")

@@ -46,7 +46,7 @@ def group_norm_relu_(x: Tensor, *, num_groups: int, weight: Tensor, bias: Tensor
     shift = bias.double() - scale * mean.repeat_interleave(channels // num_groups, dim=1)
     scale, shift = scale.float(), shift.float()
     status |= library.m2f_map_affine(kind, x.data_ptr(), scale.data_ptr(), shift.data_ptr(), int(relu), *place, threads)
-    _check(status)
+    native.check_status(status)
     return x
 
 
@@ -66,7 +66,7 @@ def add_resized(x: Tensor, above: Tensor) -> Tensor:
     num, channels, height, width = x.shape
     above = above.to(x.dtype).contiguous(memory_format=torch.channels_last)
     sizes = (num, height, width, channels, above.shape[2], above.shape[3])
-    _check(
+    native.check_status(
         library.m2f_map_add_resized(_DTYPES[x.dtype], x.data_ptr(), above.data_ptr(), *sizes, torch.get_num_threads())
     )
     return x
@@ -80,8 +80,3 @@ def _merge_moments(moments: Tensor, *, pixels: int, block: int, width: int) -> t
     mean = (counts * means).sum(1, keepdim=True) / pixels  # (N, 1, G)
     spread = spreads + counts * width * (means - mean).square()
     return mean.squeeze(1), spread.sum(1) / (pixels * width)
-
-
-def _check(status: int) -> None:
-    if status:
-        raise MemoryError("not enough memory for the kernel's working space")

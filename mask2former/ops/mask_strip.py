@@ -84,6 +84,5 @@ def mask_strip(maps: Tensor, strip: slice, *, rows: Bands, columns: Bands, least
         *(strip.start, strip.stop, size[2], least_logit),
         *(probs.data_ptr(), masks.data_ptr(), sums.data_ptr(), torch.get_num_threads()),
     )
-    if status:
-        raise MemoryError("not enough memory for the kernel's working space")
+    native.check_status(status)
     return MaskStrip(probs, masks, areas=sums[:, 1], inside_sums=sums[:, 0])

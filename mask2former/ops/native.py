@@ -61,6 +61,12 @@ def cuda_library() -> ctypes.CDLL | None:
     return library
 
 
+def check_status(status: int) -> None:
+    """Raises MemoryError where a function of the CPU library returned that its working space could not be had."""
+    if status:
+        raise MemoryError("not enough memory for the kernel's working space")
+
+
 def kernel_status() -> str:
     """One line on which implementation of the native operators serves each kind of device."""
     library, problem = _load_cpu_library()

@@ -54,8 +54,7 @@ def joint_histogram(
         *(argument for ids in lists for argument in (ids.ctypes.data, len(ids))),
         joint.ctypes.data,
     )
-    if status:
-        raise MemoryError("not enough memory for the kernel's working space")
+    native.check_status(status)
     return joint
 
 

@@ -218,6 +218,13 @@ def bitmasks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
     return [{"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in encoded]
 
 
+def mask_to_box_xywh(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the tightest box around a mask (H, W) bool that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    y0, y1, x0, x1 = int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
+    return x0, y0, x1 - x0 + 1, y1 - y0 + 1
+
+
 def masks_to_boxes_xyxy(masks: torch.Tensor) -> torch.Tensor:
     """Boxes (N, 4) float32 around masks (N, H, W) bool: x1, y1 one past the last pixel; zeros for an empty mask."""
     num_masks, height, width = masks.shape

@@ -7,6 +7,7 @@ import pickle
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,6 @@ from detectron2.utils.visualizer import Visualizer
 from mask2former import evaluation
 from mask2former.data import DatasetMapper as OurMapper
 from mask2former.data import register_builtin_datasets
-from mask2former.data.shapes.parameters import ShapesParameters
-from mask2former.data.shapes.prepare import prepare_shapes
 from mask2former.errors import ConfigError, InputError
 from mask2former.integrations import detectron2 as integration
 from mask2former.integrations.detectron2 import instances_from_detectron2
@@ -51,11 +50,8 @@ PRESETS = {
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    sizes = {"num_train": 4, "num_val": 2, "num_train_videos": 0, "num_val_videos": 0, "size": (32, 32)}
-    prepare_shapes(root / "shapes", ShapesParameters(**sizes), num_workers=1)
-    return root
+def drawn(draw_shapes: Callable[..., Path]) -> Path:
+    return draw_shapes()
 
 
 @pytest.fixture(autouse=True)

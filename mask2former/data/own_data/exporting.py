@@ -25,7 +25,7 @@ from mask2former.data.own_data.dataset import (
 from mask2former.data.own_data.samples import BACKGROUND, Region, Sample
 from mask2former.data.preparation.files import encode_png, write_json, write_picture
 from mask2former.errors import DatasetError
-from mask2former.structures import bitmasks_to_rles, id_to_rgb
+from mask2former.structures import bitmasks_to_rles, id_to_rgb, mask_to_box_xywh
 
 Parts = Mapping[str, Iterable[Sample]]
 
@@ -57,7 +57,7 @@ def write_coco_panoptic(folder: Path, parts: Parts, classes: Sequence[DataClass]
         ids, infos = np.zeros(sample.size, dtype=np.int32), []
         for number, region in enumerate(sample.regions(), start=1):
             ids[region.mask] = number
-            area, box = int(region.mask.sum()), _box_xywh(region.mask)
+            area, box = int(region.mask.sum()), list(mask_to_box_xywh(region.mask))
             infos.append({"id": number, "category_id": region.class_id, "area": area, "bbox": box, "iscrowd": 0})
         png = f"{image['id']:012d}.png"
         write_picture(folder / "annotations" / f"panoptic_{image['part']}" / png, id_to_rgb(ids))
@@ -146,19 +146,13 @@ def _instance(image_id: int, region: Region) -> dict[str, Any]:
         "category_id": region.class_id,
         "segmentation": rle,
         "area": int(coco_mask.area(rle)),
-        "bbox": _box_xywh(region.mask),
+        "bbox": list(mask_to_box_xywh(region.mask)),
         "iscrowd": 0,
     }
 
 
-def _box_xywh(mask: np.ndarray) -> list[int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
-
-
 def _shape(region: Region, label: str) -> dict[str, Any]:
-    x, y, width, height = _box_xywh(region.mask)
+    x, y, width, height = mask_to_box_xywh(region.mask)
     crop = region.mask[y : y + height, x : x + width].astype(np.uint8) * 255
     return {
         "label": label,

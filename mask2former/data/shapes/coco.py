@@ -7,9 +7,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from mask2former.data.shapes.scene import Scene, mask_to_bbox_xywh
+from mask2former.data.shapes.scene import Scene
 from mask2former.data.shapes.video import Video
-from mask2former.structures import bitmasks_to_rles, polygons_to_bitmask
+from mask2former.structures import bitmasks_to_rles, mask_to_box_xywh, polygons_to_bitmask
 
 # One instance in this many is written as polygons (where they are exact), so that both forms occur.
 _POLYGON_PERIOD = 8
@@ -72,7 +72,7 @@ def track_entries(video: Video, video_id: int) -> list[dict[str, Any]]:
                 "width": width,
                 "length": num_frames,
                 "segmentations": [r if s else None for r, s in zip(bitmasks_to_rles(masks), seen, strict=True)],
-                "bboxes": [list(mask_to_bbox_xywh(m)) if s else None for m, s in zip(masks, seen, strict=True)],
+                "bboxes": [list(mask_to_box_xywh(m)) if s else None for m, s in zip(masks, seen, strict=True)],
                 "areas": [int(np.count_nonzero(m)) if s else None for m, s in zip(masks, seen, strict=True)],
             }
         )

@@ -14,6 +14,7 @@ from mask2former.data.shapes.light import Light, develop, sample_camera, sample_
 from mask2former.data.shapes.placement import Placed, Stage, min_visible_pixels, place_things
 from mask2former.data.shapes.things import Patch, Style, cast_shadow, paint, sample_style
 from mask2former.errors import DatasetError
+from mask2former.structures import mask_to_box_xywh
 
 MIN_SIDE = 32
 _COLOR_JITTER = 26
@@ -110,7 +111,7 @@ def _label(rng: np.random.Generator, ground: Ground, stage: Stage) -> tuple[np.n
     for category, mask, iscrowd in parts:
         segment_id = _sample_id(rng, category, taken={segment.id for segment in segments})
         ids[mask] = segment_id
-        segments.append(Segment(segment_id, category, iscrowd, int(np.count_nonzero(mask)), mask_to_bbox_xywh(mask)))
+        segments.append(Segment(segment_id, category, iscrowd, int(np.count_nonzero(mask)), mask_to_box_xywh(mask)))
     return ids, tuple(segments)
 
 
@@ -122,10 +123,3 @@ def _sample_id(rng: np.random.Generator, category: ShapeClass, taken: set[int]) 
         segment_id = r + 256 * g + 65536 * b
         if segment_id not in taken:
             return int(segment_id)
-
-
-def mask_to_bbox_xywh(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The tightest box around a mask (H, W) that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    y0, y1, x0, x1 = int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
-    return x0, y0, x1 - x0 + 1, y1 - y0 + 1

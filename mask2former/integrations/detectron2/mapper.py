@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from mask2former.data.clip_mapper import ClipMapper
 from mask2former.data.mapper import DatasetMapper as OurDatasetMapper
@@ -15,7 +14,7 @@ from mask2former.data.transforms import Augmentation, AugmentationList
 from mask2former.errors import ConfigError
 from mask2former.integrations.detectron2.augmentations import DetectronAugmentation
 from mask2former.integrations.detectron2.structures import instances_to_detectron2
-from mask2former.structures import Instances
+from mask2former.modeling.meta_arch.inputs import label_map_of
 
 
 class DatasetMapper:
@@ -50,7 +49,7 @@ class DatasetMapper:
             return sample
         found = sample["instances"]
         if self.is_semantic:
-            sample["sem_seg"] = _label_map(found, ignore_label=self.mapper.ignore_label)
+            sample["sem_seg"] = label_map_of(found, fill=self.mapper.ignore_label)
         is_clip = isinstance(found, list)
         sample["instances"] = [instances_to_detectron2(f) for f in found] if is_clip else instances_to_detectron2(found)
         return sample
@@ -58,11 +57,3 @@ class DatasetMapper:
 
 def _as_ours(augmentation: Any) -> Augmentation:
     return augmentation if isinstance(augmentation, Augmentation) else DetectronAugmentation(augmentation)
-
-
-def _label_map(targets: Instances, *, ignore_label: int) -> torch.Tensor:
-    """Class ids (H, W) int64 of targets that do not overlap."""
-    labels = torch.full(targets.image_size, ignore_label, dtype=torch.int64)
-    for mask, label in zip(targets.gt_masks, targets.gt_classes.tolist(), strict=True):
-        labels.masked_fill_(mask, label)
-    return labels

@@ -23,6 +23,7 @@ from mask2former.modeling import MaskFormerHead, MSDeformAttnPixelDecoder, SetCr
 from mask2former.modeling.backbone import build_backbone
 from mask2former.modeling.backbone.swin import SwinStage
 from mask2former.modeling.backbone.window_attention import WindowAttention, relative_position_index, shift_masks
+from mask2former.modeling.layers import checkpoint_activations
 from mask2former.modeling.meta_arch.assembly import build_criterion
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import build_from_config
@@ -80,9 +81,7 @@ class Mask2FormerPreTrainedModel(PretrainedFolder, PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
         """Swin's blocks and the layers of both decoders are computed again; never by PyTorch's older, reentrant way."""
         self.gradient_checkpointing = enable
-        for module in self.modules():
-            if hasattr(module, "use_checkpoint"):
-                module.use_checkpoint = enable
+        checkpoint_activations(self, enabled=enable)
 
     def _wanted(self, **flags: bool | None) -> list[bool]:
         """Each flag as given, by the config where it is None."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 
 from mask2former.checkpoint import load_weights
 from mask2former.checkpoint.conversion import write_transformers
+from mask2former.checkpoint.transformers_config import read_json_object
 from mask2former.config import CfgNode, get_cfg
-from mask2former.errors import ConfigError
+from mask2former.errors import CheckpointError, ConfigError
 from mask2former.integrations.transformers.configuration import Mask2FormerConfig
 from mask2former.integrations.transformers.image_processing import Mask2FormerImageProcessor
 from mask2former.integrations.transformers.modeling import Mask2FormerForUniversalSegmentation
@@ -87,11 +87,9 @@ def _build(
     path = Path(request.config_name).expanduser()
     path = path / "config.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config_name {path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"--config_name {path}: no valid json: {error}") from error
+        content = read_json_object(path)
+    except CheckpointError as error:
+        raise ConfigError(f"--config_name {error}") from error
     norms = True if request.train_batch_norms is None else request.train_batch_norms
     config = Mask2FormerConfig.from_dict({**content, **_labels(label2id), "train_batch_norms": norms})
     return Mask2FormerForUniversalSegmentation(config), _resizing(Mask2FormerImageProcessor(), size)

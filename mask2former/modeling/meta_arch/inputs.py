@@ -110,6 +110,15 @@ def pad_label_maps(
     return padded.to(device)
 
 
+def label_map_of(targets: Instances, *, fill: int) -> Tensor:
+    """Class ids (H, W) int64 on the host, of which the last target covers the others; `fill` where there is none."""
+    masks = _bitmaps(targets).cpu()
+    labels = torch.full(masks.shape[1:], fill, dtype=torch.int64)
+    for mask, label in zip(masks, targets.gt_classes.tolist(), strict=True):
+        labels.masked_fill_(mask, label)
+    return labels
+
+
 def _label_map(sample: dict[str, Any], name: str, *, ignore_value: int) -> Tensor:
     """Class ids (H, W) int64 of one sample, IGNORED where none is known."""
     if "sem_seg" in sample:
@@ -119,11 +128,7 @@ def _label_map(sample: dict[str, Any], name: str, *, ignore_value: int) -> Tenso
         return labels.masked_fill(labels == ignore_value, IGNORED)
     if "instances" not in sample:
         raise DatasetError(f"{name}: training needs 'sem_seg' or 'instances', found keys {sorted(sample)}")
-    masks = _bitmaps(sample["instances"]).cpu()
-    labels = torch.full(masks.shape[1:], IGNORED, dtype=torch.int64)
-    for mask, label in zip(masks, sample["instances"].gt_classes.tolist(), strict=True):
-        labels.masked_fill_(mask, label)
-    return labels
+    return label_map_of(sample["instances"], fill=IGNORED)
 
 
 def _stack_frames(frames: Sequence[Instances]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.layers import Linear, SizeCache, cast_once, run_checkpointed
-from mask2former.ops import ms_deform_attn_around
+from mask2former.ops import is_eager_cpu_inference, ms_deform_attn_around
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -143,7 +143,7 @@ def _tiles_of(tokens: Tensor) -> list[slice] | None:
     tokens, it goes through the main memory a dozen times, and each time into pages that the system has yet to clear.
     """
     num_batch, num_tokens = tokens.shape[:2]
-    if not tokens.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not is_eager_cpu_inference(tokens):
         return None
     size = max(1, _TILE_TOKENS // num_batch)
     return [slice(start, start + size) for start in range(0, num_tokens, size)]
