@@ -62,8 +62,8 @@ def saved_config(output: Path) -> CfgNode:
 
 def write_datasets_folder(root: Path) -> Path:
     """The scenes of COCO panoptic in the columns of the library datasets."""
-    library = pytest.importorskip("datasets", reason="needs the extra [transformers]")
-    library.config.HF_DATASETS_CACHE = root.with_name("cache")
+    config = pytest.importorskip("datasets.config", reason="needs the extra [transformers]")
+    config.HF_DATASETS_CACHE = root.with_name("cache")
     convert_own_data(trees.write_coco_panoptic(root.with_name("original")), root, target="datasets")
     return root
 

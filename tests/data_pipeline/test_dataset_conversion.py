@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from mask2former.data.own_data.samples import Sample
 from mask2former.errors import DatasetError
 from tests.data_pipeline import own_data_trees as trees
 
-library = pytest.importorskip("datasets", reason="needs the extra [transformers]")
+# Without the library, the folder datasets/ is what the name stands for.
+pytest.importorskip("datasets.config", reason="needs the extra [transformers]")
+library = importlib.import_module("datasets")
 
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "coco-instances": trees.write_coco_instances,

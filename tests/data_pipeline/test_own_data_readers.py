@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.data.own_data import OwnDataset, read_own_data, segment_masks
+from mask2former.data.own_data import OwnDataset, datasets_library, read_own_data, segment_masks
 from mask2former.errors import DatasetError
 from mask2former.structures import segmentation_to_bitmask
 from tests.data_pipeline import own_data_trees as trees
@@ -351,3 +353,10 @@ def test_coco_part_that_is_none_is_not_passed_over(write: Any, part: str, messag
         read_own_data(root)
     with pytest.raises(DatasetError, match=message if part == "valid" else "neither COCO"):
         read_own_data(train)
+
+
+def test_a_folder_named_datasets_is_not_taken_for_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", ModuleType("datasets"))
+    monkeypatch.setitem(sys.modules, "datasets.config", None)
+    with pytest.raises(DatasetError, match=r"datasets is not installed: pip install 'mask2former\[transformers\]'"):
+        datasets_library._library()

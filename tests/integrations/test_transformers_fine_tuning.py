@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 
 from tests.integrations import tiny_transformers as tiny
 
-library = pytest.importorskip("datasets", reason="needs the extra [transformers]")
+# Without the library, the folder datasets/ is what the name stands for.
+pytest.importorskip("datasets.config", reason="needs the extra [transformers]")
+library = importlib.import_module("datasets")
 pytest.importorskip("accelerate", reason="needs the extra [transformers]")
 
 from mask2former.checkpoint import save_atomic  # noqa: E402
