@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mask2former.modeling.mask_geometry import MaskGeometry, MaskResizer
 from mask2former.modeling.prediction import QueryPrediction, multiply_masks
-from mask2former.ops import MaskStrip
+from mask2former.ops import MaskStrip, mask_winners
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
 _AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
@@ -192,7 +192,7 @@ class _PanopticTask:
         self.overlap_threshold = options.overlap_threshold
         self.mask_threshold = options.mask_threshold
         device = class_probs.device
-        self.weights = scores[torch.tensor(kept, dtype=torch.long, device=device)][:, None, None]
+        self.weights = scores[torch.tensor(kept, dtype=torch.long, device=device)]
         self.size = size
         # Twice the pixel's winner among the kept, plus 1 inside its own mask; in the end the ids.
         self.winners = torch.empty(size, dtype=torch.int32, device=device)
@@ -200,12 +200,10 @@ class _PanopticTask:
         self.areas = torch.zeros(len(kept), dtype=torch.long, device=device)  # pixels of each kept mask
 
     def add(self, strip: slice, seen: MaskStrip) -> None:
-        winner = (seen.probs * self.weights).argmax(dim=0)  # (S, W)
-        inside = seen.probs.gather(0, winner[None])[0] >= self.mask_threshold
-        numbers = 2 * winner + inside
-        self.winners[strip] = numbers
-        self.won += numbers.flatten().bincount(minlength=len(self.won))
-        self.areas += (seen.probs >= self.mask_threshold).sum((1, 2))
+        winners = mask_winners(seen.probs, self.weights, threshold=self.mask_threshold)
+        self.winners[strip] = winners.numbers
+        self.won += winners.won
+        self.areas += winners.areas
 
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
         """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mask2former.ops import is_eager_cpu_inference
+
 
 class QueryPrediction(NamedTuple):
     """class_logits (B, Q, K + 1), the last is "no object"; mask_embed (B, Q, C); mask_features (B, T, C, H, W)."""
@@ -39,8 +41,17 @@ class QueryPrediction(NamedTuple):
 def multiply_masks(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
     """Mask logits (B, Q, T, H, W) of embeddings (B, Q, C) and features (B, T, C, H, W)."""
     height, width = mask_features.shape[-2:]
-    logits = mask_embed[:, None] @ mask_features.flatten(3)  # (B, 1, Q, C) @ (B, T, C, HW) -> (B, T, Q, HW)
+    logits = multiply_maps(mask_embed[:, None], mask_features.flatten(3))  # (B, T, Q, HW)
     return logits.transpose(1, 2).unflatten(-1, (height, width))  # (B, Q, T, H, W)
+
+
+def multiply_maps(embed: Tensor, maps: Tensor) -> Tensor:
+    """Embeddings (..., Q, C) times maps (..., C, S), of which leading dimensions may be spread: (..., Q, S)."""
+    if maps.shape[:-2].numel() == 1 and is_eager_cpu_inference(maps):
+        # Several matrices in bfloat16 are first copied where channels lie side by side, one matrix is not: a quarter
+        # of the time.
+        return (embed.flatten(0, -2) @ maps.flatten(0, -2)).unflatten(0, (*maps.shape[:-2], -1))
+    return embed @ maps
 
 
 def share_features(predictions: Sequence[QueryPrediction]) -> bool:

@@ -1,22 +1,26 @@
 """Operators with native kernels behind them, and point sampling."""
 
+from mask2former.ops.attention import is_attention_faster, masked_attention
 from mask2former.ops.convolution import WinogradWeight, conv3x3, is_winograd_faster
 from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_reference
 from mask2former.ops.deformable_attention_around import ms_deform_attn_around
 from mask2former.ops.eager import is_eager_cpu_inference
 from mask2former.ops.maps import add_resized, group_norm_relu_, is_map_written_over
 from mask2former.ops.mask_strip import MaskStrip, bands_of, is_mask_strip_fused, mask_strip, mask_strip_of
+from mask2former.ops.mask_winners import MaskWinners, mask_winners
 from mask2former.ops.native import kernel_status
 from mask2former.ops.panoptic_maps import joint_histogram, unfilter_ids
 from mask2former.ops.point_sampling import point_sample, sample_uncertain_points
 
 __all__ = [
     "MaskStrip",
+    "MaskWinners",
     "WinogradWeight",
     "add_resized",
     "bands_of",
     "conv3x3",
     "group_norm_relu_",
+    "is_attention_faster",
     "is_eager_cpu_inference",
     "is_map_written_over",
     "is_mask_strip_fused",
@@ -25,6 +29,8 @@ __all__ = [
     "kernel_status",
     "mask_strip",
     "mask_strip_of",
+    "mask_winners",
+    "masked_attention",
     "ms_deform_attn",
     "ms_deform_attn_around",
     "ms_deform_attn_reference",

@@ -1,7 +1,7 @@
 """Multi-head attention that takes a boolean mask for all heads.
 
 Parameters are named as those of `nn.MultiheadAttention`, which published checkpoints hold; the product itself is
-PyTorch's fused attention.
+PyTorch's fused attention, for inference on a CPU our own.
 
 Letters: B batch, Q queries, S tokens, C channels, M heads, D channels of a head.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.layers.linear import linear
+from mask2former.ops import is_attention_faster, masked_attention
 
 
 class MultiheadAttention(nn.Module):
@@ -37,13 +38,14 @@ class MultiheadAttention(nn.Module):
         """`attend_mask` (B, 1, Q, S) bool is True where a query sees a token; each row needs one that it sees."""
         query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
         query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
-        heads = _attend(
-            self._split_heads(linear(query, query_weight, query_bias)),
-            self._split_heads(linear(key, key_weight, key_bias)),
-            self._split_heads(linear(value, value_weight, value_bias)),
-            attend_mask,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        query = linear(query, query_weight, query_bias)
+        key = linear(key, key_weight, key_bias)
+        value = linear(value, value_weight, value_bias)
+        dropout = self.dropout if self.training else 0.0
+        if not dropout and is_attention_faster(query, key, self.num_heads):
+            return self.out_proj(masked_attention(query, key, value, attend_mask, num_heads=self.num_heads))
+        query, key, value = (self._split_heads(x) for x in (query, key, value))
+        heads = _attend(query, key, value, attend_mask, dropout=dropout)
         return self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, M, Q, D) -> (B, Q, C)
 
     def _split_heads(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
 from mask2former.modeling.layers import MLP, PositionEmbeddingSine, cast_once, run_checkpointed
-from mask2former.modeling.prediction import QueryPrediction
+from mask2former.modeling.prediction import QueryPrediction, multiply_maps
 from mask2former.modeling.registry import TRANSFORMER_DECODER_REGISTRY
 from mask2former.modeling.transformer_decoder.attention import (
     CrossAttentionLayer,
@@ -158,7 +158,7 @@ def resize_to_tokens(mask_features: Tensor, size: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def attention_mask(mask_embed: Tensor, features_at_level: Tensor) -> Tensor:
     """Where each query attends, (B, 1, Q, S) bool: mask probability at least one half, by embeddings (B, Q, C)."""
-    attend_mask = mask_embed @ features_at_level >= 0  # (B, Q, C) @ (B, C, S); sigmoid(x) < 0.5 is x < 0
+    attend_mask = multiply_maps(mask_embed, features_at_level) >= 0  # sigmoid(x) < 0.5 is x < 0
     # Parity: a row that is masked everywhere attends everywhere (test_transformer_decoder_empty_masks_attend_all).
     attend_mask = attend_mask | ~attend_mask.any(dim=-1, keepdim=True)
     return attend_mask[:, None]

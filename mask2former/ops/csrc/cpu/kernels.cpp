@@ -1,4 +1,5 @@
 // Compiled once per instruction set, with M2F_KERNELS naming the table and M2F_VECTOR_BYTES its register width.
+#include "attention.h"
 #include "backward.h"
 #include "forward.h"
 #include "maps.h"
@@ -49,6 +50,12 @@ void map_add_resized(const m2f::MapProblem& pb, int64_t batch, int64_t y, void* 
   add_resized_row<float>(pb, batch, y, blended);
 }
 
+void attention(const m2f::AttentionProblem& pb, int64_t batch, int64_t head, int64_t begin, int64_t end,
+               void* scratch) {
+  if (pb.dtype == m2f::kBFloat16) return attention_of<bfloat16>(pb, batch, head, begin, end, scratch);
+  attention_of<float>(pb, batch, head, begin, end, scratch);
+}
+
 #define M2F_STRING(x) #x
 #define M2F_NAME(x) M2F_STRING(x)
 #define M2F_JOIN(a, b) a##b
@@ -59,4 +66,6 @@ void map_add_resized(const m2f::MapProblem& pb, int64_t batch, int64_t y, void* 
 extern "C" const m2f::Kernels M2F_TABLE(M2F_KERNELS) = {M2F_NAME(M2F_KERNELS), forward_scratch, backward_scratch,
                                                         forward_tile, backward_slice, winograd_input,
                                                         winograd_output, map_moments, map_affine,
-                                                        map_add_resized, mask_scratch, mask_strip};
+                                                        map_add_resized, mask_scratch, mask_strip,
+                                                        winners_scratch, winners_block, attention_scratch,
+                                                        attention};

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int kAbiVersion = 5;
+constexpr int kAbiVersion = 6;
 
 using m2f::kernels;
 using m2f::Kernels;

@@ -1,5 +1,5 @@
-// C interface of the passes over maps and masks. Arguments are checked by the caller; see MapProblem and MaskProblem in
-// problem.h for layouts. All return 0, or 1 when memory ran out.
+// C interface of the passes over maps and masks. Arguments are checked by the caller; see MapProblem, MaskProblem and
+// WinnerProblem in problem.h for layouts. All return 0, or 1 when memory ran out.
 #include "library.h"
 #include "parallel.h"
 
@@ -7,9 +7,11 @@ namespace {
 
 using m2f::MapProblem;
 using m2f::MaskProblem;
+using m2f::WinnerProblem;
 
 constexpr int64_t kMomentPixels = 64;  // of a block, which is read twice and stays in the cache meanwhile
 constexpr int64_t kAffinePixels = 512;
+constexpr int64_t kWinnerPixels = 8192;
 
 struct Blocks {
   const MapProblem& problem;
@@ -47,6 +49,18 @@ void add_resized_task(const void* context, int64_t index, void* scratch) {
 
 void mask_task(const void* context, int64_t index, void* scratch) {
   m2f::kernels->mask_strip(*static_cast<const MaskProblem*>(context), index, scratch);
+}
+
+struct WinnerBlocks {
+  const WinnerProblem& problem;
+  int64_t* counts;
+};
+
+void winners_task(const void* context, int64_t index, void* scratch) {
+  const WinnerBlocks& call = *static_cast<const WinnerBlocks*>(context);
+  const int64_t begin = index * kWinnerPixels, end = begin + kWinnerPixels, pixels = call.problem.pixels;
+  m2f::kernels->winners_block(call.problem, begin, end < pixels ? end : pixels,
+                              call.counts + index * 3 * call.problem.masks, scratch);
 }
 
 int status_of(bool done) { return done ? 0 : m2f::kOutOfMemory; }
@@ -89,4 +103,16 @@ M2F_EXPORT int m2f_mask_strip(const float* maps, int64_t masks, int64_t map_heig
   const MaskProblem pb = {maps,        map_height, map_width, row_first, row_weights, row_taps, column_first, column_weights,
                           column_taps, begin,      end,       width,     least_logit, probs,    insides,      sums};
   return status_of(m2f::run_tasks(masks, threads, m2f::kernels->mask_scratch(pb), mask_task, &pb));
+}
+
+// How many pixels a block of m2f_winners has.
+M2F_EXPORT int64_t m2f_winner_pixels() { return kWinnerPixels; }
+
+// counts: (blocks, 3 * masks).
+M2F_EXPORT int m2f_winners(const float* probs, const float* weights, int64_t masks, int64_t pixels, float threshold,
+                           int32_t* numbers, int64_t* counts, int threads) {
+  const WinnerProblem pb = {probs, weights, masks, pixels, threshold, numbers};
+  const WinnerBlocks call = {pb, counts};
+  const int64_t blocks = (pixels + kWinnerPixels - 1) / kWinnerPixels;
+  return status_of(m2f::run_tasks(blocks, threads, m2f::kernels->winners_scratch(pb), winners_task, &call));
 }

@@ -1,4 +1,5 @@
-// Masks at the output's size: two interpolations, the sigmoid, the decision and its sums in one pass over a strip of rows.
+// Masks at the output's size: two interpolations, the sigmoid, the decision and its sums in one pass over a strip of rows;
+// and whose each pixel is where masks may not overlap.
 #pragma once
 
 #include "problem.h"
@@ -81,6 +82,59 @@ void mask_strip(const m2f::MaskProblem& pb, int64_t mask, void* scratch) {
   }
   pb.sums[2 * mask] = static_cast<float>(total);
   pb.sums[2 * mask + 1] = static_cast<float>(area);
+}
+
+// The lanes of pixel p on: which mask has the largest product of probability and weight, the first of equal ones (NaN is
+// the largest, as in torch), and whether the pixel is inside it. Adds the pixels inside each mask to `areas`.
+template <int N>
+M2F_INLINE Vec<int32_t, N> winners_at(const m2f::WinnerProblem& pb, int64_t p, Vec<int32_t, N> is_pixel,
+                                      Vec<int32_t, N>* areas) {
+  typedef Vec<float, N> Float;
+  typedef Vec<int32_t, N> Int;
+  const size_t bytes = static_cast<size_t>(pb.pixels - p < N ? pb.pixels - p : N) * sizeof(float);
+  Float best = {};
+  Int number = {};
+  for (int64_t g = 0; g < pb.masks; ++g) {
+    Float prob = {};
+    const float* from = pb.probs + g * pb.pixels + p;
+    if (bytes == sizeof(prob)) {  // a size known to the compiler
+      memcpy(&prob, from, sizeof(prob));
+    } else {
+      memcpy(&prob, from, bytes);
+    }
+    const Float score = prob * pb.weights[g];
+    const Int inside = (prob >= pb.threshold) & is_pixel;
+    const Int wins = g == 0 ? Int{} - 1 : (score > best) | ((score != score) & (best == best));
+    best = wins ? score : best;
+    number = wins ? Int{} + static_cast<int32_t>(2 * g) - inside : number;
+    areas[g] -= inside;
+  }
+  return number;
+}
+
+void winners_block(const m2f::WinnerProblem& pb, int64_t begin, int64_t end, int64_t* counts, void* scratch) {
+  constexpr int N = lanes<float, 16>();
+  typedef Vec<int32_t, N> Int;
+  Int* areas = static_cast<Int*>(scratch);
+  Int lane;
+  for (int i = 0; i < N; ++i) lane[i] = i;
+  for (int64_t g = 0; g < pb.masks; ++g) areas[g] = Int{};
+  for (int64_t i = 0; i < 3 * pb.masks; ++i) counts[i] = 0;
+  for (int64_t p = begin; p < end; p += N) {
+    const int64_t left = end - p < N ? end - p : N;
+    const Int numbers = winners_at<N>(pb, p, lane < static_cast<int32_t>(left), areas);
+    for (int64_t i = 0; i < left; ++i) {
+      pb.numbers[p + i] = numbers[i];
+      ++counts[numbers[i]];
+    }
+  }
+  for (int64_t g = 0; g < pb.masks; ++g) {
+    for (int i = 0; i < N; ++i) counts[2 * pb.masks + g] += areas[g][i];
+  }
+}
+
+size_t winners_scratch(const m2f::WinnerProblem& pb) {
+  return static_cast<size_t>(pb.masks) * lanes<float, 16>() * sizeof(int32_t);
 }
 
 }  // namespace

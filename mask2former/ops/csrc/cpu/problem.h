@@ -75,6 +75,29 @@ struct MaskProblem {
   float* sums;                // (masks, 2): probabilities inside the mask, and how many pixels these are
 };
 
+// Which of several masks each pixel goes to; see masks.h.
+struct WinnerProblem {
+  const float* probs;    // (masks, pixels)
+  const float* weights;  // (masks)
+  int64_t masks, pixels;
+  float threshold;   // from which probability on a pixel is inside a mask
+  int32_t* numbers;  // (pixels): twice the mask, plus one inside it
+};
+
+// Attention of queries (B, Q, M * D) to keys and values (B, S, M * D), float32 or bfloat16; see attention.h. D is a
+// multiple of 32.
+struct AttentionProblem {
+  int dtype;
+  const void* query;
+  const void* key;
+  const void* value;
+  const uint8_t* seen;  // (B, Q, S), not zero where a query sees a token; null: everywhere
+  float* output;        // like query
+  float scale;          // of the scores
+  int64_t batch, heads, channels, queries, tokens;
+  int64_t query_block;  // queries of one task
+};
+
 struct Kernels {
   const char* name;
   // Bytes of 64-byte aligned scratch that one thread needs.
@@ -94,6 +117,12 @@ struct Kernels {
   void (*map_add_resized)(const MapProblem&, int64_t batch, int64_t y, void* scratch);
   size_t (*mask_scratch)(const MaskProblem&);
   void (*mask_strip)(const MaskProblem&, int64_t mask, void* scratch);
+  size_t (*winners_scratch)(const WinnerProblem&);
+  // Of the pixels [begin, end); counts: pixels of each number, 2 * masks, then pixels inside each mask.
+  void (*winners_block)(const WinnerProblem&, int64_t begin, int64_t end, int64_t* counts, void* scratch);
+  size_t (*attention_scratch)(const AttentionProblem&);
+  // Of the queries [begin, end) of one head.
+  void (*attention)(const AttentionProblem&, int64_t batch, int64_t head, int64_t begin, int64_t end, void* scratch);
 };
 
 }  // namespace m2f

@@ -1,0 +1,61 @@
+"""Attention of a few queries to many tokens, with one boolean mask for all heads, on the CPU for inference.
+
+torch's fused attention multiplies 32 queries with 512 tokens at a time, too little for its matrix product; here a block
+of tokens meets all queries while it is in the cache, and what no query of a group sees is skipped.
+Letters: B batch, Q queries, S tokens, M heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mask2former.ops import native
+from mask2former.ops.eager import is_eager_cpu_inference
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 2}  # DType in csrc/cpu/problem.h
+_CHANNEL_MULTIPLE = 32  # two registers of the widest instruction set
+_MIN_TOKENS = 64  # below, torch's attention is as fast
+
+
+def is_attention_faster(query: Tensor, key: Tensor, num_heads: int) -> bool:
+    """Whether `masked_attention` has a faster way than torch for queries (B, Q, M D) and keys (B, S, M D)."""
+    if not is_eager_cpu_inference(query) or query.dtype not in _DTYPES or key.dtype != query.dtype:
+        return False
+    if query.shape[-1] // num_heads % _CHANNEL_MULTIPLE or key.shape[1] < _MIN_TOKENS or not query.numel():
+        return False
+    return native.cpu_library() is not None
+
+
+def masked_attention(
+    query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None = None, *, num_heads: int
+) -> Tensor:
+    """Softmax attention: queries (B, Q, M D), keys and values (B, S, M D) -> (B, Q, M D) float32.
+
+    Only where `is_attention_faster`. Scores and sums are float32, whatever the type of the arguments is.
+
+    Args:
+        query: projected queries, the channels of each head side by side.
+        key, value: projected tokens, likewise.
+        attend_mask: (B, 1, Q, S) bool, True where a query sees a token; NaN for a query that sees none.
+        num_heads: M.
+
+    Raises:
+        MemoryError: there is none for the kernel's working space.
+    """
+    library = native.cpu_library()
+    assert library is not None
+    num_batch, num_queries, width = query.shape
+    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    channels = width // num_heads
+    seen = None if attend_mask is None else attend_mask.expand(num_batch, 1, num_queries, key.shape[1]).contiguous()
+    output = torch.empty_like(query, dtype=torch.float32)
+    status = library.m2f_attention(
+        _DTYPES[query.dtype],
+        *(query.data_ptr(), key.data_ptr(), value.data_ptr(), None if seen is None else seen.data_ptr()),
+        *(output.data_ptr(), channels**-0.5),
+        *(num_batch, num_heads, channels, num_queries, key.shape[1]),
+        torch.get_num_threads(),
+    )
+    native.check_status(status)
+    return output
