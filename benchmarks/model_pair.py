@@ -27,6 +27,7 @@ RECIPES = {
 TOLERANCE = 2e-3
 _LEAST_SCORE = 0.8  # OBJECT_MASK_THRESHOLD of the recipes
 _SURENESS = 40.0  # how far the classes of random queries are drawn apart
+_MOST_DOUBLINGS = 20  # makes a query sure whose two best logits are 2e-6 apart; float32 tells nothing nearer
 
 
 @dataclass
@@ -86,7 +87,10 @@ def convert_to_transformers(ours: nn.Module, cfg: Any) -> nn.Module:
 def make_detections(model: Any, images: Tensor, *, num_detections: int) -> None:
     """Changes the classifier so that about `num_detections` queries are sure of a class on normalised `images`.
 
-    Images are (1, 3, H, W). To be done before conversion.
+    Images are (1, 3, H, W). To be done in float32, before conversion and before the model is prepared for inference.
+
+    Raises:
+        RuntimeError: the best classes of too many queries tie.
     """
     predictor = model.sem_seg_head.predictor
     classifier = predictor.class_embed
@@ -96,10 +100,16 @@ def make_detections(model: Any, images: Tensor, *, num_detections: int) -> None:
     best = logits[:, :-1].amax(1).sort(descending=True).values
     classifier.bias[-1] += (best[num_detections - 1] + best[num_detections]) / 2 - logits[0, -1]
     logits[:, -1] = (best[num_detections - 1] + best[num_detections]) / 2
-    while _count_sure(logits) < num_detections / 2:  # the best class must also leave the second far behind
+    for _ in range(_MOST_DOUBLINGS):
+        if _count_sure(logits) >= num_detections / 2:  # the best class must also leave the second far behind
+            return
         logits *= 2
         classifier.weight.mul_(2)
         classifier.bias.mul_(2)
+    raise RuntimeError(
+        f"expected {num_detections / 2:g} queries that are sure of a class, found {_count_sure(logits)}: the best "
+        "classes of the others tie, as they may in half precision"
+    )
 
 
 def _count_sure(logits: Tensor) -> int:
