@@ -3,16 +3,16 @@
     python benchmarks/inference.py [--model R50|Swin-T|CONFIG] [--size H W] [--output-size H W] [--dtype bfloat16]
     python benchmarks/inference.py --scaling      ours alone, at once, twice and four times the pixels of both sizes
 
-Both models have the same weights and take turns in one process. Theirs is always float32 as it comes.
+Both models have the same weights and take turns in one process. Ours is prepared as the predictor prepares it; theirs
+is always float32 as it comes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from benchmarks.model_pair import (
     convert_to_transformers,
     make_detections,
 )
+from mask2former import prepare_for_inference
 from mask2former.ops import kernel_status
 
 SCALES = (1, 2, 4)
@@ -74,15 +75,9 @@ def run_theirs(pair: ModelPair, images: torch.Tensor, output_size: tuple[int, in
     )
 
 
-@contextlib.contextmanager
-def our_precision(device: str, dtype: str) -> Iterator[None]:
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        yield
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of both, of our stages, and their ratio."""
-    pair = build_pair(args.model, device=args.device, with_transformers=False, opts=tuple(args.opts))
+    pair = build_ours(args)
     sample = {
         "image": torch.randint(256, (3, *args.size), dtype=torch.uint8),
         "height": args.output_size[0],
@@ -90,13 +85,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     images, _ = pair.ours.pad([sample])
     make_detections(pair.ours, images, num_detections=args.detections)
-    functions: dict[str, Callable[[], Any]] = {"ours": partial(run_ours, pair, sample, args)}
+    functions: dict[str, Callable[[], Any]] = {"ours": partial(pair.ours, [sample])}
     difference = None
     if not args.without_transformers:
         pair.theirs = convert_to_transformers(pair.ours, pair.cfg).to(args.device)
         difference = compare_outputs(pair, images)
         functions["theirs"] = partial(run_theirs, pair, images, tuple(args.output_size))
-    detected = len(run_ours(pair, sample, args)[0]["panoptic_seg"][1])
+    prepare_for_inference(pair.ours)
+    detected = len(pair.ours([sample])[0]["panoptic_seg"][1])
     clock = StageClock(pair.ours)
     seconds = take_turns(functions, runs=args.runs)
     return {
@@ -115,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_scaling(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of our model by how many times the pixels of input and output there are, and their ratios to once."""
-    pair = build_pair(args.model, device=args.device, with_transformers=False, opts=tuple(args.opts))
+    ours = build_ours(args).ours
     functions: dict[str, Callable[[], Any]] = {}
     for times in SCALES:
         height, width = (round(side * times**0.5 / 32) * 32 for side in args.size)
@@ -123,18 +119,19 @@ def measure_scaling(args: argparse.Namespace) -> dict[str, Any]:
         output = [round(side * times**0.5) for side in args.output_size]
         sample = {"image": image, "height": output[0], "width": output[1]}
         if times == 1:
-            make_detections(pair.ours, pair.ours.pad([sample])[0], num_detections=args.detections)
-        functions[str(times)] = partial(run_ours, pair, sample, args)
+            make_detections(ours, ours.pad([sample])[0], num_detections=args.detections)
+            prepare_for_inference(ours)
+        functions[str(times)] = partial(ours, [sample])
     seconds = take_turns(functions, runs=args.runs)
     ratios = {times: value / seconds["1"] for times, value in seconds.items()}
     sizes = {"model": args.model, "size": args.size, "output_size": args.output_size, "dtype": args.dtype}
     return {**sizes, "device": args.device, "seconds by pixels": seconds, "ratios": ratios}
 
 
-def run_ours(pair: ModelPair, sample: dict[str, Any], args: argparse.Namespace) -> Any:
-    """Image in, results of all three tasks out."""
-    with our_precision(args.device, args.dtype):
-        return pair.ours([sample])
+def build_ours(args: argparse.Namespace) -> ModelPair:
+    """Our model alone, which infers in the type that was asked for."""
+    opts = ("MODEL.PRECISION", args.dtype, *args.opts)
+    return build_pair(args.model, device=args.device, with_transformers=False, opts=opts)
 
 
 def _variant(args: argparse.Namespace) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from mask2former.config import CfgNode, add_maskformer2_config, get_cfg
     from mask2former.image_pipeline import pipeline
+    from mask2former.modeling import prepare_for_inference
     from mask2former.predictor import Predictor
     from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
 
@@ -26,6 +27,7 @@ __all__ = [
     "build_model",
     "get_cfg",
     "pipeline",
+    "prepare_for_inference",
 ]
 
 _MODULE_OF = {
@@ -34,6 +36,7 @@ _MODULE_OF = {
     "add_maskformer2_config": "mask2former.config",
     "get_cfg": "mask2former.config",
     "pipeline": "mask2former.image_pipeline",
+    "prepare_for_inference": "mask2former.modeling",
 }
 
 

@@ -21,7 +21,7 @@ from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import ConfigError, InputError
 from mask2former.frame_tracker import FrameTracker
 from mask2former.image_input import ImageInput, to_rgb_array
-from mask2former.modeling import MaskFormer, build_model
+from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
 from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
 from mask2former.structures import Metadata
 from mask2former.test_time_augmentation import with_test_time_augmentation
@@ -32,6 +32,8 @@ VIDEO_ARCHITECTURE = "VideoMaskFormer"  # looks at several frames at once
 
 class Predictor:
     """Predicts single images, in lists too, and clips.
+
+    `model` is prepared for inference (`prepare_for_inference`): weights are loaded before, and it is not one to save.
 
     Example:
         predictor = Predictor("configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml", "model_final.pkl")
@@ -66,6 +68,7 @@ class Predictor:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
         else:
             logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
+        prepare_for_inference(self.model)
         is_augmented = self.cfg.TEST.AUG.ENABLED if augment is None else augment
         self._infer = with_test_time_augmentation(self.cfg, self.model) if is_augmented else self.model
         self.metadata = _find_metadata(self.cfg)

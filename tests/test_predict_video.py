@@ -21,7 +21,7 @@ from mask2former.predict_video import VideoOptions, find_videos, predict_camera,
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
 from mask2former.video_files import VideoSource, VideoWriter
 from mask2former.visualization import draw_instances
-from tests.parity import fill_model, fixture_config, load_fixture, register_metadata
+from tests.parity import build_fixture_model, fixture_config, load_fixture, register_metadata
 
 QUICKSTART = "configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml"
 TINY = [
@@ -46,14 +46,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def video_predictor() -> Predictor:
+def video_predictor(tmp_path: Path) -> Predictor:
     fixture = load_fixture("tiny_video")
     cfg = fixture_config(fixture)
-    cfg.MODEL.WEIGHTS = ""
     cfg.INPUT.MIN_SIZE_TEST, cfg.TEST.VIDEO.WINDOW, cfg.TEST.VIDEO.OVERLAP = 48, 4, 2
-    predictor = Predictor(cfg)
-    fill_model(predictor.model, fixture.seed)
-    return predictor
+    torch.save({"model": build_fixture_model(fixture).state_dict()}, tmp_path / "weights.pth")
+    return Predictor(cfg, tmp_path / "weights.pth")
 
 
 def test_predictor_video_by_windows_gives_every_frame_in_order(video_predictor: Predictor) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mask2former.errors import ConfigError
-from mask2former.modeling import MaskFormer, build_model
+from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
 from mask2former.modeling.compilation import CompiledStep, check_compiler, compile_model
 from mask2former.modeling.prediction import QueryPrediction
 from tests.parity import fixture_config, load_fixture, register_metadata
@@ -127,6 +127,18 @@ def test_compiled_model_has_the_same_names_results_and_losses(eager_compile: lis
     for found, expected in zip(model.eval()([sample]), plain.eval()([sample])):
         torch.testing.assert_close(found["sem_seg"], expected["sem_seg"], rtol=1e-3, atol=1e-3)
     assert eager_compile == ["reduce-overhead"]
+
+
+def test_prepared_model_compiles_and_predicts_the_same(eager_compile: list[str | None]) -> None:
+    options = ("MODEL.PRECISION", "bfloat16", "MODEL.COMPILE")
+    model, plain = (build_tiny("resnet", *options, mode).eval() for mode in ("default", ""))
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        found, expected = (prepare_for_inference(each).predict(images)[0] for each in (model, plain))
+    assert eager_compile == ["default"]
+    assert found.class_logits.dtype == torch.bfloat16
+    assert_predictions_equal([found], [expected], rtol=0.05, atol=0.05)
 
 
 def test_compiled_clips_equal_plain_ones_whatever_their_parts(

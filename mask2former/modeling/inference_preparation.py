@@ -1,0 +1,63 @@
+"""A model that will only infer: what every image would pay for again is done once.
+
+Batch norms are merged into the convolutions before them, and with MODEL.PRECISION bfloat16 or float16 weights take the
+type to which autocast would bring them at each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from mask2former.modeling.layers import Conv2d, Linear, MultiheadAttention, freeze_batch_norm
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+# What autocast casts of these, on CPUs and GPUs, is all that they hold themselves. Types are compared exactly: a
+# subclass may do something else with its weights before it calls the operator.
+_CAST_LAYERS = frozenset({Conv2d, Linear, MultiheadAttention, nn.Conv2d, nn.ConvTranspose2d, nn.Linear})
+_KNOWN_PACKAGES = ("mask2former", "torch")
+
+
+def prepare_for_inference(model: ModelT) -> ModelT:
+    """Does once what inference does at each call, in place; returns the model. A second time changes nothing.
+
+    Afterwards a model of `build_model` can neither be trained nor saved as a checkpoint: the state dict has other names
+    and types. Load weights first. Results in half precision are the same bits as with merged norms alone; in float32
+    they are those of before up to rounding. Modules of other packages, such as networks of timm, are left as they are.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    if model.training:
+        raise ValueError("prepare_for_inference: expected a model in evaluation mode, found one in training mode")
+    modules = list(_known_modules(model))
+    for module in modules:
+        if type(module) is Conv2d:
+            freeze_batch_norm(module)  # in evaluation its statistics are constant anyway
+            module.fold_norm()
+    dtype = getattr(model, "inference_dtype", None)
+    if isinstance(dtype, torch.dtype):  # after merging, which is done in float32
+        for module in modules:
+            if type(module) in _CAST_LAYERS:
+                _cast_parameters(module, dtype)
+    return model
+
+
+def _known_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` and all below it, but for those that others wrote: they may read their weights in any way."""
+    if type(module).__module__.partition(".")[0] not in _KNOWN_PACKAGES:
+        return
+    yield module
+    for child in module.children():
+        yield from _known_modules(child)
+
+
+def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Brings the float32 parameters of the module itself to `dtype`; autocast leaves others as they are, too."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if parameter.dtype == torch.float32:
+            setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
