@@ -1,4 +1,4 @@
-"""Group norm and the sum of a feature pyramid, written over the map they are given, for inference on the CPU.
+"""Group norm, and the sums of a feature pyramid and of a residual block, written over a map, for inference on the CPU.
 
 A map of 1/4 of an image has 50 MB; each further one costs the time in which the system clears as much memory, several
 times that of the computation. Letters: N batch, C channels, G groups, P pixels, H W size, h w size of a smaller map.
@@ -68,6 +68,27 @@ def add_resized(x: Tensor, above: Tensor) -> Tensor:
     sizes = (num, height, width, channels, above.shape[2], above.shape[3])
     native.check_status(
         library.m2f_map_add_resized(_DTYPES[x.dtype], x.data_ptr(), above.data_ptr(), *sizes, torch.get_num_threads())
+    )
+    return x
+
+
+def add_product_relu_(x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """ReLU of x (N, O, H, W), which is written over, plus the 1 x 1 convolution of `factor` (N, I, H, W).
+
+    weight: (O, I); bias: (O,). All float32. Raises MemoryError where there is none for the kernel's working space.
+    """
+    assert is_map_written_over(x)
+    assert x.dtype == factor.dtype == weight.dtype == torch.float32
+    library = native.cpu_library()
+    assert library is not None
+    num, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).view(-1, channels)  # (NHW, O), the same memory
+    rows.addmm_(factor.permute(0, 2, 3, 1).reshape(len(rows), -1), weight.T)
+    shift = bias.expand(num, -1).contiguous()
+    place = (num, height * width, channels, torch.get_num_threads())
+    scale = torch.ones_like(shift)
+    native.check_status(
+        library.m2f_map_affine(_DTYPES[x.dtype], x.data_ptr(), scale.data_ptr(), shift.data_ptr(), 1, *place)
     )
     return x
 

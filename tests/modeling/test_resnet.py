@@ -197,3 +197,21 @@ def test_resnet_refuses_options_by_key(options: dict[str, Any], key: str) -> Non
     cfg.MODEL.BACKBONE.NAME = "build_resnet_deeplab_backbone"
     with pytest.raises(ConfigError, match=rf"MODEL\.RESNETS\.{key}: .*found"):
         build_backbone(cfg)
+
+
+@pytest.mark.parametrize("stem_channels", [16, 64])
+def test_inference_writes_over_no_feature_that_was_handed_out(stem_channels: int) -> None:
+    model = ResNet(
+        depth=50,
+        stem_out_channels=stem_channels,
+        res2_out_channels=64,  # the width of the wider stem, on which the first block has no convolution
+        width_per_group=16,
+        out_features=("stem", "res2", "res3", "res4", "res5"),
+    ).eval()
+    fill_model(model, 5)
+    image = torch.randn(2, 3, 70, 90).contiguous(memory_format=torch.channels_last)
+    expected = model(image)  # with gradients, which need all maps
+    with torch.no_grad():
+        found = model(image)
+    for name, feature in found.items():
+        assert_close_to_peak(feature, expected[name].detach(), tolerance=1e-5)

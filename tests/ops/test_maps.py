@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former.ops import add_resized, group_norm_relu_, is_map_written_over
+from mask2former.ops import add_product_relu_, add_resized, group_norm_relu_, is_map_written_over
 
 SIZES = [(1, 16, 1, 1), (2, 32, 5, 13), (1, 48, 9, 8), (3, 64, 17, 4)]
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8}
@@ -99,3 +99,14 @@ def test_maps_that_cannot_be_written_over() -> None:
     assert not is_map_written_over(make_map((0, 16, 4, 4)))
     with torch.enable_grad():
         assert not is_map_written_over(make_map((1, 16, 4, 4)))
+
+
+@pytest.mark.usefixtures("instruction_set")
+@torch.no_grad()
+def test_residual_sum_is_written_over_its_map() -> None:
+    x, factor = (torch.randn(2, c, 9, 7).contiguous(memory_format=torch.channels_last) for c in (32, 5))
+    weight, bias = torch.randn(32, 5), torch.randn(32)
+    expected = F.relu(x.double() + F.conv2d(factor.double(), weight.double()[:, :, None, None], bias.double()))
+    found = add_product_relu_(x, factor, weight, bias)
+    assert found is x
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

@@ -99,6 +99,8 @@ class BottleneckBlock(nn.Module):
     `stride_in_1x1` puts the stride into the first convolution, as the original weights have it, else into the second.
     """
 
+    owns_input: bool = False  # whether inference may write over x: nobody but the block before has it
+
     def __init__(
         self,
         in_channels: int,
@@ -120,9 +122,11 @@ class BottleneckBlock(nn.Module):
         self.conv3 = _conv(width, out_channels, 1, norm=norm, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv3(self.conv2(self.conv1(x)))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out)
+        hidden = self.conv2(self.conv1(x))
+        total = x if self.shortcut is None else self.shortcut(x)
+        if total is x and not self.owns_input:
+            return F.relu_(self.conv3(hidden).add_(x))
+        return self.conv3.add_over(total, hidden)
 
 
 def _shortcut(in_channels: int, out_channels: int, *, stride: int, norm: NormSpec) -> Conv2d | None:
@@ -147,8 +151,10 @@ def _stage(
     dilations: Sequence[int],
 ) -> nn.Sequential:
     """One block for each dilation; the first changes channels and size."""
-    blocks = [block(in_channels, out_channels, stride=stride, dilation=dilations[0])]
-    blocks += [block(out_channels, out_channels, stride=1, dilation=dilation) for dilation in dilations[1:]]
+    blocks: list[Any] = [block(in_channels, out_channels, stride=stride, dilation=dilations[0])]
+    for dilation in dilations[1:]:
+        blocks.append(block(out_channels, out_channels, stride=1, dilation=dilation))
+        blocks[-1].owns_input = True
     return nn.Sequential(*blocks)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.layers.norms import FrozenBatchNorm2d, GroupNorm
-from mask2former.ops import WinogradWeight, conv3x3, is_map_written_over, is_winograd_faster
+from mask2former.ops import WinogradWeight, add_product_relu_, conv3x3, is_map_written_over, is_winograd_faster
 
 _RELUS = (F.relu, F.relu_)
 
@@ -56,7 +56,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         norm, activation = self.norm, self.activation
-        if self._is_plain_3x3() and is_winograd_faster(x, self.weight):
+        if self._is_plain(3) and is_winograd_faster(x, self.weight):
             is_affine = norm is None or isinstance(norm, FrozenBatchNorm2d)
             relu = is_affine and activation in _RELUS  # spares a pass over the map
             scale, shift = self._affine_terms()
@@ -68,10 +68,22 @@ class Conv2d(nn.Conv2d):
             x = self._conv_forward(x, self.weight, self.bias)
         return _finish(x, norm, activation)
 
-    def _is_plain_3x3(self) -> bool:
-        """Whether it is what `conv3x3` computes."""
+    def add_over(self, total: Tensor, x: Tensor) -> Tensor:
+        """ReLU of `total` plus what this layer, which has no activation, makes of x; may be written over `total`.
+
+        In half precision maps are small enough for memory to be used again, and it gains nothing.
+        """
+        is_affine = isinstance(self.norm, (FrozenBatchNorm2d, type(None)))
+        if self._is_plain(1) and is_affine and x.dtype == total.dtype == torch.float32:
+            weight, bias = (self.weight, self.bias) if self.norm is None else self.folded_terms()
+            if bias is not None and is_map_written_over(total):
+                return add_product_relu_(total, x, weight.flatten(1), bias)
+        return F.relu_(self(x).add_(total))
+
+    def _is_plain(self, size: int) -> bool:
+        """Whether it is a convolution of size x size that keeps the map's size, as those written by ourselves are."""
         geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
-        return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+        return geometry == ((size, size), (1, 1), (size // 2, size // 2), (1, 1), 1, "zeros")
 
     def _affine_terms(self) -> tuple[Tensor | None, Tensor | None]:
         """What the products are multiplied with, and what is added to them: frozen batch norm's terms and the bias."""
