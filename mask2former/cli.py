@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 something given is wrong, or training diverged; 2 wrong us
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import os
 import sys
@@ -16,6 +17,7 @@ from mask2former.errors import ConfigError, InputError, NonFiniteError
 
 EXIT_WRONG_INPUT = 1
 EXIT_INTERRUPTED = 130  # as shells report the signal of Ctrl-C
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +37,19 @@ def predict_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(build_parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> int:
-    limit_spinning()  # first: parsers import the commands, and those import torch
+    tune_process()  # first: parsers import the commands, and those import torch
     args = build_parser().parse_args(argv)
     return run_cli(lambda: args.run(args), verbose=args.verbose)
 
 
-def limit_spinning() -> None:
-    """Lets idle threads of GNU OpenMP sleep early; must run before torch is imported, and yields to the user's choice.
+def tune_process() -> None:
+    """What a command does to its whole process; must run before torch is imported, and yields to the user's choice."""
+    _limit_spinning()
+    _keep_freed_memory()
+
+
+def _limit_spinning() -> None:
+    """Lets idle threads of GNU OpenMP sleep early.
 
     By default they spin for milliseconds. With as many threads as cores, one other busy process (a data worker is
     enough) then holds up every parallel region: measured on two cores, 5.6 s a step instead of 0.4 s. What waking
@@ -49,6 +57,23 @@ def limit_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep up to 1 GiB of freed memory for the next use.
+
+    By itself it hands pieces of more than 32 MiB to the system at once, which clears each page before it gives it out
+    again: measured on two cores, 12 % of the time of an image and 3 to 15 % of a training step. Pieces of more than
+    256 MiB still go. MALLOC_* or GLIBC_TUNABLES in the environment, and preloaded libraries, overrule this.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ) or "LD_PRELOAD" in os.environ:
+        return
+    try:
+        set_option = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # no glibc
+        return
+    set_option(_M_TRIM_THRESHOLD, 1 << 30)
+    set_option(_M_MMAP_THRESHOLD, 1 << 28)
 
 
 def run_cli(function: Callable[[], Any], *, verbose: bool = False) -> int:

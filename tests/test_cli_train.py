@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -286,3 +287,33 @@ cli.{command}
         [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "1000", done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc manages memory")
+@pytest.mark.parametrize(("environment", "is_kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_commands_keep_freed_memory_unless_told_otherwise(environment: dict[str, str], is_kept: bool) -> None:
+    # A piece of 64 MiB that is freed stays mapped, so that the next one has its address and costs no fault.
+    code = """
+import ctypes, resource
+from mask2former import cli
+cli.tune_process()
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    piece = libc.malloc(ctypes.c_size_t(64 << 20))
+    ctypes.memset(piece, 1, 64 << 20)
+    libc.free(piece)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults < 1000)
+"""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC", "GLIBC", "LD_PRE"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == str(is_kept), done.stderr

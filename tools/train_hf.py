@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.cli import limit_spinning
+from mask2former.cli import tune_process
 
 if __name__ == "__main__":
-    limit_spinning()  # before torch is imported
+    tune_process()  # before torch is imported
     try:
         from mask2former.integrations.transformers.fine_tuning import main
     except ModuleNotFoundError as error:
