@@ -5,7 +5,13 @@ from mask2former.ops.convolution import WinogradWeight, conv3x3, is_winograd_fas
 from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_reference
 from mask2former.ops.deformable_attention_around import ms_deform_attn_around
 from mask2former.ops.eager import is_eager_cpu_inference
-from mask2former.ops.maps import add_product_relu_, add_resized, group_norm_relu_, is_map_written_over
+from mask2former.ops.maps import (
+    add_layer_norm_,
+    add_product_relu_,
+    add_resized,
+    group_norm_relu_,
+    is_map_written_over,
+)
 from mask2former.ops.mask_strip import MaskStrip, bands_of, is_mask_strip_fused, mask_strip, mask_strip_of
 from mask2former.ops.mask_winners import MaskWinners, mask_winners
 from mask2former.ops.native import kernel_status
@@ -16,6 +22,7 @@ __all__ = [
     "MaskStrip",
     "MaskWinners",
     "WinogradWeight",
+    "add_layer_norm_",
     "add_product_relu_",
     "add_resized",
     "bands_of",

@@ -1,4 +1,4 @@
-"""Group norm, and the sums of a feature pyramid and of a residual block, written over a map, for inference on the CPU.
+"""Norms, and the sums of a feature pyramid and of residual blocks, written over a map, for inference on the CPU.
 
 A map of 1/4 of an image has 50 MB; each further one costs the time in which the system clears as much memory, several
 times that of the computation. Letters: N batch, C channels, G groups, P pixels, H W size, h w size of a smaller map.
@@ -90,6 +90,23 @@ def add_product_relu_(x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor) -
     native.check_status(
         library.m2f_map_affine(_DTYPES[x.dtype], x.data_ptr(), scale.data_ptr(), shift.data_ptr(), 1, *place)
     )
+    return x
+
+
+def add_layer_norm_(x: Tensor, y: Tensor, *, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm with `weight` and `bias` (C,) of x + y, written over x (B, Q, C) float32, also a view of some tokens.
+
+    Only without gradients. Raises MemoryError where there is none for the kernel's working space.
+    """
+    library = native.cpu_library() if is_eager_cpu_inference(x) else None
+    is_dense = x.stride()[1:] == (x.shape[2], 1)
+    types = (x.dtype, weight.dtype, bias.dtype)
+    if library is None or not is_dense or x.shape[2] % _CHANNEL_MULTIPLE or set(types) != {torch.float32}:
+        return x.copy_(F.layer_norm(x + y, x.shape[2:], weight, bias, eps))
+    y = (y if y.dtype in _DTYPES else y.float()).contiguous()
+    places = (x.data_ptr(), y.data_ptr(), weight.data_ptr(), bias.data_ptr())
+    sizes = (*x.shape, x.stride(0))
+    native.check_status(library.m2f_add_norm(_DTYPES[y.dtype], *places, eps, *sizes, torch.get_num_threads()))
     return x
 
 

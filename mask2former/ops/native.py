@@ -18,7 +18,7 @@ CUDA_LIBRARY = "libm2f_ops_cuda.so"
 BUILD_COMMAND = "python -m mask2former.ops.build"
 
 # kAbiVersion in csrc, raised with every change of a function or its arguments.
-_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 6, 2
+_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 7, 2
 _Types: TypeAlias = "list[type[ctypes._SimpleCData[Any]]]"
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIZES = [_INT64] * 7  # B, S, M, D, Q, L, P
@@ -36,6 +36,7 @@ _WINOGRAD_OUTPUT: _Types = [_POINTER, _INT64, _POINTER, _POINTER, _INT, _POINTER
 _MOMENTS: _Types = [_INT, _POINTER, _POINTER, *[_INT64] * 4]  # dtype, map and result, then N, P, C, groups
 _AFFINE: _Types = [_INT, _POINTER, _POINTER, _POINTER, _INT, *[_INT64] * 3]
 _ADD_RESIZED: _Types = [_INT, _POINTER, _POINTER, *[_INT64] * 6]
+_ADD_NORM: _Types = [_INT, *[_POINTER] * 4, ctypes.c_float, *[_INT64] * 4]  # then B, rows, C, stride
 _TAPS: _Types = [_POINTER, _POINTER, _INT64]  # first places, weights, how many weights a place has
 _MASK_STRIP: _Types = [_POINTER, *[_INT64] * 3, *_TAPS, *_TAPS, *[_INT64] * 3, ctypes.c_float, *[_POINTER] * 3]
 _WINNERS: _Types = [_POINTER, _POINTER, _INT64, _INT64, ctypes.c_float, _POINTER, _POINTER]
@@ -104,6 +105,7 @@ def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
     library.m2f_map_moments.argtypes = [*_MOMENTS, _INT]
     library.m2f_map_affine.argtypes = [*_AFFINE, _INT]
     library.m2f_map_add_resized.argtypes = [*_ADD_RESIZED, _INT]
+    library.m2f_add_norm.argtypes = [*_ADD_NORM, _INT]
     library.m2f_mask_strip.argtypes = [*_MASK_STRIP, _INT]
     library.m2f_winner_pixels.restype = _INT64
     library.m2f_winners.argtypes = [*_WINNERS, _INT]

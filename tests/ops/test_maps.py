@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former.ops import add_product_relu_, add_resized, group_norm_relu_, is_map_written_over
+from mask2former.ops import add_layer_norm_, add_product_relu_, add_resized, group_norm_relu_, is_map_written_over
 
 SIZES = [(1, 16, 1, 1), (2, 32, 5, 13), (1, 48, 9, 8), (3, 64, 17, 4)]
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8}
@@ -110,3 +110,27 @@ def test_residual_sum_is_written_over_its_map() -> None:
     found = add_product_relu_(x, factor, weight, bias)
     assert found is x
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("instruction_set")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [16, 80, 256])
+@torch.no_grad()
+def test_norm_of_a_sum_is_written_over_some_of_the_tokens(dtype: torch.dtype, channels: int) -> None:
+    tokens, update = 3 * torch.randn(2, 200, channels) + 5, torch.randn(2, 131, channels).to(dtype)
+    weight, bias = torch.randn(channels), torch.randn(channels)
+    before, part = tokens.clone(), tokens[:, 10:141]
+    expected = F.layer_norm(part.double() + update.double(), (channels,), weight.double(), bias.double(), 1e-5)
+    found = add_layer_norm_(part, update, weight=weight, bias=bias, eps=1e-5)
+    assert found.data_ptr() == part.data_ptr()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(tokens[:, :10], before[:, :10])
+    assert torch.equal(tokens[:, 141:], before[:, 141:])
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(7, torch.float32), (32, torch.float64)])
+@torch.no_grad()
+def test_norm_of_a_sum_of_any_width_and_type(channels: int, dtype: torch.dtype) -> None:
+    tokens, update, weight, bias = (torch.randn(*size, channels, dtype=dtype) for size in ((1, 5), (1, 5), (), ()))
+    expected = F.layer_norm(tokens + update, (channels,), weight, bias, 1e-5)
+    torch.testing.assert_close(add_layer_norm_(tokens, update, weight=weight, bias=bias, eps=1e-5), expected)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.layers import Linear, SizeCache, cast_once, run_checkpointed
-from mask2former.ops import is_eager_cpu_inference, ms_deform_attn_around
+from mask2former.ops import add_layer_norm_, is_eager_cpu_inference, ms_deform_attn_around
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -96,25 +96,33 @@ class MSDeformAttnEncoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
-    def forward(self, tokens: Tensor, position: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
-        """`tokens` (B, S, C), `position` (1, S, C); `centres` and `shapes` as in `MSDeformAttn`."""
+    def forward(
+        self, tokens: Tensor, position: Tensor, *, centres: Tensor, shapes: Shapes, over: bool = False
+    ) -> Tensor:
+        """`tokens` (B, S, C), `position` (1, S, C); `centres` and `shapes` as in `MSDeformAttn`.
+
+        With `over` inference on a CPU may write its result over the tokens.
+        """
         heads = self.self_attn.heads_of(tokens)
         tiles = _tiles_of(tokens)
         if tiles is None:
-            return self._update(tokens, position, heads, centres=centres, shapes=shapes)
-        updated = torch.empty_like(tokens, dtype=torch.promote_types(tokens.dtype, self.norm2.weight.dtype))
+            attended = self.self_attn.attend(tokens + position, heads, centres=centres, shapes=shapes)
+            tokens = self.norm1(tokens + self.dropout(attended))
+            return self.norm2(tokens + self.dropout(self._feed_forward(tokens)))
+        dtype = torch.promote_types(tokens.dtype, self.norm2.weight.dtype)
+        updated = tokens if over and tokens.dtype == dtype else tokens.to(dtype, copy=True)
         for tile in tiles:
-            updated[:, tile] = self._update(
-                tokens[:, tile], position[:, tile], heads, centres=centres[tile], shapes=shapes
-            )
+            self._update_(updated[:, tile], position[:, tile], heads, centres=centres[tile], shapes=shapes)
         return updated
 
-    def _update(self, tokens: Tensor, position: Tensor, heads: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
-        """The layer's output for some of the tokens, (B, Q, C): beside `heads` a token needs nothing of the others."""
+    def _update_(self, tokens: Tensor, position: Tensor, heads: Tensor, *, centres: Tensor, shapes: Shapes) -> None:
+        """Writes over some tokens (B, Q, C) what the layer makes of them; of the others they need `heads` alone."""
         attended = self.self_attn.attend(tokens + position, heads, centres=centres, shapes=shapes)
-        tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
-        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
+        _add_norm_(tokens, self.dropout(attended), norm=self.norm1)
+        _add_norm_(tokens, self.dropout(self._feed_forward(tokens)), norm=self.norm2)
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        return self.linear2(self.dropout(F.relu(self.linear1(tokens), inplace=True)))
 
 
 class MSDeformAttnEncoder(nn.Module):
@@ -130,10 +138,15 @@ class MSDeformAttnEncoder(nn.Module):
         """`tokens` (B, S, C), `position` (1, S, C), `shapes` the (H, W) of each level in the order of the tokens."""
         key = (tuple(shapes), tokens.device)
         centres = self._centres.get(key, lambda: pixel_centres(shapes, device=tokens.device))
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             enabled = self.use_checkpoint and self.training
-            tokens = run_checkpointed(layer, tokens, position, enabled=enabled, centres=centres, shapes=shapes)
+            options = {"centres": centres, "shapes": shapes, "over": index > 0}
+            tokens = run_checkpointed(layer, tokens, position, enabled=enabled, **options)
         return tokens
+
+
+def _add_norm_(tokens: Tensor, update: Tensor, *, norm: nn.LayerNorm) -> None:
+    add_layer_norm_(tokens, update, weight=norm.weight, bias=norm.bias, eps=norm.eps)
 
 
 def _tiles_of(tokens: Tensor) -> list[slice] | None:

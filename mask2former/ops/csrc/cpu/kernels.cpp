@@ -50,6 +50,11 @@ void map_add_resized(const m2f::MapProblem& pb, int64_t batch, int64_t y, void* 
   add_resized_row<float>(pb, batch, y, blended);
 }
 
+void add_norm_rows(const m2f::AddNormProblem& pb, int64_t begin, int64_t end) {
+  if (pb.dtype == m2f::kBFloat16) return add_norm_rows_of<bfloat16>(pb, begin, end);
+  add_norm_rows_of<float>(pb, begin, end);
+}
+
 void attention(const m2f::AttentionProblem& pb, int64_t batch, int64_t head, int64_t begin, int64_t end,
                void* scratch) {
   if (pb.dtype == m2f::kBFloat16) return attention_of<bfloat16>(pb, batch, head, begin, end, scratch);
@@ -66,6 +71,6 @@ void attention(const m2f::AttentionProblem& pb, int64_t batch, int64_t head, int
 extern "C" const m2f::Kernels M2F_TABLE(M2F_KERNELS) = {M2F_NAME(M2F_KERNELS), forward_scratch, backward_scratch,
                                                         forward_tile, backward_slice, winograd_input,
                                                         winograd_output, map_moments, map_affine,
-                                                        map_add_resized, mask_scratch, mask_strip,
+                                                        map_add_resized, add_norm_rows, mask_scratch, mask_strip,
                                                         winners_scratch, winners_block, attention_scratch,
                                                         attention};

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int kAbiVersion = 6;
+constexpr int kAbiVersion = 7;
 
 using m2f::kernels;
 using m2f::Kernels;

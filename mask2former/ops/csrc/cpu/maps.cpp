@@ -1,16 +1,18 @@
-// C interface of the passes over maps and masks. Arguments are checked by the caller; see MapProblem, MaskProblem and
-// WinnerProblem in problem.h for layouts. All return 0, or 1 when memory ran out.
+// C interface of the passes over maps and masks. Arguments are checked by the caller; see MapProblem, AddNormProblem,
+// MaskProblem and WinnerProblem in problem.h for layouts. All return 0, or 1 when memory ran out.
 #include "library.h"
 #include "parallel.h"
 
 namespace {
 
+using m2f::AddNormProblem;
 using m2f::MapProblem;
 using m2f::MaskProblem;
 using m2f::WinnerProblem;
 
 constexpr int64_t kMomentPixels = 64;  // of a block, which is read twice and stays in the cache meanwhile
 constexpr int64_t kAffinePixels = 512;
+constexpr int64_t kNormRows = 64;
 constexpr int64_t kWinnerPixels = 8192;
 
 struct Blocks {
@@ -49,6 +51,17 @@ void add_resized_task(const void* context, int64_t index, void* scratch) {
 
 void mask_task(const void* context, int64_t index, void* scratch) {
   m2f::kernels->mask_strip(*static_cast<const MaskProblem*>(context), index, scratch);
+}
+
+struct NormBlocks {
+  const AddNormProblem& problem;
+  int64_t rows;  // of all batch items
+};
+
+void add_norm_task(const void* context, int64_t index, void*) {
+  const NormBlocks& call = *static_cast<const NormBlocks*>(context);
+  const int64_t begin = index * kNormRows, end = begin + kNormRows;
+  m2f::kernels->add_norm_rows(call.problem, begin, end < call.rows ? end : call.rows);
 }
 
 struct WinnerBlocks {
@@ -93,6 +106,13 @@ M2F_EXPORT int m2f_map_add_resized(int dtype, void* map, const void* above, int6
                          above_height, above_width};
   const size_t scratch = static_cast<size_t>(above_width * channels) * sizeof(float);
   return status_of(m2f::run_tasks(batch * height, threads, scratch, add_resized_task, &pb));
+}
+
+M2F_EXPORT int m2f_add_norm(int dtype, float* x, const void* y, const float* weight, const float* bias, float eps,
+                            int64_t batch, int64_t rows, int64_t channels, int64_t stride, int threads) {
+  const AddNormProblem pb = {dtype, x, y, weight, bias, eps, rows, channels, stride};
+  const NormBlocks call = {pb, batch * rows};
+  return status_of(m2f::run_tasks((call.rows + kNormRows - 1) / kNormRows, threads, 0, add_norm_task, &call));
 }
 
 M2F_EXPORT int m2f_mask_strip(const float* maps, int64_t masks, int64_t map_height, int64_t map_width,

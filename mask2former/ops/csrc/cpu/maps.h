@@ -1,5 +1,6 @@
 // Passes over a channels_last map (N, H, W, C) in place, float or bfloat16, computed in float: moments of groups of
-// channels, an affine map of each channel, and adding a smaller map brought to size. C is a multiple of 16.
+// channels, an affine map of each channel, and adding a smaller map brought to size; and adding tokens to others with the
+// norm of the sums. C is a multiple of 16.
 #pragma once
 
 #include "problem.h"
@@ -87,6 +88,36 @@ void add_resized_row(const m2f::MapProblem& pb, int64_t batch, int64_t y, float*
       const Vec<float, N> left = load<N>(blended + columns.first * C + c);
       const Vec<float, N> added = left + columns.weight * (load<N>(blended + columns.second * C + c) - left);
       store<N>(row + x * C + c, load<N>(row + x * C + c) + added);
+    }
+  }
+}
+
+// x = layer norm of x + y, for the rows [begin, end) counted over all batch items.
+template <class T>
+void add_norm_rows_of(const m2f::AddNormProblem& pb, int64_t begin, int64_t end) {
+  constexpr int N = lanes<float, 16>();
+  const int64_t C = pb.channels;
+  for (int64_t i = begin; i < end; ++i) {
+    float* x = pb.x + i / pb.rows * pb.stride + i % pb.rows * C;
+    const T* y = static_cast<const T*>(pb.y) + i * C;
+    Vec<float, N> sums = {}, squares = {};
+    for (int64_t c = 0; c < C; c += N) {
+      const Vec<float, N> value = load<N>(x + c) + load<N>(y + c);
+      store<N>(x + c, value);
+      sums += value;
+    }
+    float mean = 0, variance = 0;
+    for (int lane = 0; lane < N; ++lane) mean += sums[lane];
+    mean /= static_cast<float>(C);
+    for (int64_t c = 0; c < C; c += N) {
+      const Vec<float, N> centred = load<N>(x + c) - mean;
+      squares += centred * centred;
+    }
+    for (int lane = 0; lane < N; ++lane) variance += squares[lane];
+    const float factor = 1.0f / __builtin_sqrtf(variance / static_cast<float>(C) + pb.eps);
+    for (int64_t c = 0; c < C; c += N) {
+      const Vec<float, N> normed = (load<N>(x + c) - mean) * factor;
+      store<N>(x + c, normed * load<N>(pb.weight + c) + load<N>(pb.bias + c));
     }
   }
 }

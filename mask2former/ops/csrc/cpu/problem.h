@@ -57,6 +57,18 @@ struct MapProblem {
   int64_t above_height, above_width;
 };
 
+// Tokens x (batch, rows, channels), float32, its batch items `stride` apart, that become the layer norm of x + y; y
+// (batch, rows, channels) is float32 or bfloat16. See maps.h.
+struct AddNormProblem {
+  int dtype;  // of y
+  float* x;
+  const void* y;
+  const float* weight;  // (channels), as the next
+  const float* bias;
+  float eps;
+  int64_t rows, channels, stride;
+};
+
 // Masks at the output's size in a strip of its rows; see masks.h.
 // Output row y is the sum over t of row_weights[y * row_taps + t] times map row row_first[y] + t, columns likewise.
 struct MaskProblem {
@@ -115,6 +127,7 @@ struct Kernels {
   void (*map_affine)(const MapProblem&, int64_t batch, int64_t begin, int64_t end);
   // One row; scratch for a row of the map above.
   void (*map_add_resized)(const MapProblem&, int64_t batch, int64_t y, void* scratch);
+  void (*add_norm_rows)(const AddNormProblem&, int64_t begin, int64_t end);
   size_t (*mask_scratch)(const MaskProblem&);
   void (*mask_strip)(const MaskProblem&, int64_t mask, void* scratch);
   size_t (*winners_scratch)(const WinnerProblem&);
