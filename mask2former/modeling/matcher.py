@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mask2former.errors import NonFiniteError
 from mask2former.modeling.losses import class_costs, dice_costs, sigmoid_ce_costs
-from mask2former.modeling.prediction import QueryPrediction
+from mask2former.modeling.prediction import QueryPrediction, share_features
 from mask2former.ops import point_sample
 
 UNMATCHED = -1
@@ -75,15 +75,21 @@ class HungarianMatcher:
 
 def _logits_at_points(predictions: Sequence[QueryPrediction], image: int, points_xy: Tensor) -> Tensor:
     """Mask logits (L, Q, TP): features are sampled first and multiplied after, once for all layers that share them."""
-    sampled: dict[int, Tensor] = {}
-    logits = []
-    for prediction in predictions:
-        features = prediction.mask_features
-        if id(features) not in sampled:
-            points = point_sample(features[image].float(), points_xy.expand(features.shape[1], -1, -1))  # (T, C, P)
-            sampled[id(features)] = points.transpose(0, 1).flatten(1)  # (C, TP)
-        logits.append(prediction.mask_embed[image].float() @ sampled[id(features)])
-    return torch.stack(logits)
+    embeds = torch.stack([prediction.mask_embed[image] for prediction in predictions]).float()  # (L, Q, C)
+    if share_features(predictions):
+        points = _features_at_points(predictions[0], image, points_xy)
+        return (embeds.flatten(0, 1) @ points).unflatten(0, embeds.shape[:2])
+    layers = [
+        embed @ _features_at_points(prediction, image, points_xy)
+        for embed, prediction in zip(embeds, predictions, strict=True)
+    ]
+    return torch.stack(layers)
+
+
+def _features_at_points(prediction: QueryPrediction, image: int, points_xy: Tensor) -> Tensor:
+    features = prediction.mask_features[image].float()  # (T, C, H, W)
+    points = point_sample(features, points_xy.expand(len(features), -1, -1))  # (T, C, P)
+    return points.transpose(0, 1).flatten(1)  # (C, TP)
 
 
 def _assign(costs: np.ndarray, predictions: Sequence[QueryPrediction], image: int) -> np.ndarray:

@@ -1,10 +1,16 @@
 """Operators with native kernels behind them, and point sampling."""
 
 from mask2former.ops.attention import is_attention_faster, masked_attention
-from mask2former.ops.convolution import WinogradWeight, conv3x3, is_winograd_faster
+from mask2former.ops.convolution import (
+    WinogradWeight,
+    conv3x3,
+    is_trained_winograd_faster,
+    is_winograd_faster,
+    trained_conv3x3,
+)
 from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_reference
 from mask2former.ops.deformable_attention_around import ms_deform_attn_around
-from mask2former.ops.eager import is_eager_cpu_inference
+from mask2former.ops.eager import is_eager_cpu, is_eager_cpu_inference
 from mask2former.ops.maps import (
     add_layer_norm_,
     add_product_relu_,
@@ -29,9 +35,11 @@ __all__ = [
     "conv3x3",
     "group_norm_relu_",
     "is_attention_faster",
+    "is_eager_cpu",
     "is_eager_cpu_inference",
     "is_map_written_over",
     "is_mask_strip_fused",
+    "is_trained_winograd_faster",
     "is_winograd_faster",
     "joint_histogram",
     "kernel_status",
@@ -44,5 +52,6 @@ __all__ = [
     "ms_deform_attn_reference",
     "point_sample",
     "sample_uncertain_points",
+    "trained_conv3x3",
     "unfilter_ids",
 ]

@@ -1,4 +1,4 @@
-"""3x3 convolution of channels_last maps on the CPU by Winograd's minimal filtering (arXiv:1509.09308), for inference.
+"""3x3 convolution of channels_last maps on the CPU by Winograd's minimal filtering (arXiv:1509.09308).
 
 F(4x4, 3x3): a quarter of the direct convolution's multiplications, in 36 matrix products between two transforms (see
 csrc/cpu/winograd.h). It is about 2e-6 of the largest output away from float64, torch's convolution 0.7 to 1.7e-6.
@@ -7,12 +7,15 @@ Letters: N batch, C channels (I in, O out), H W height and width, S tiles of 4 x
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mask2former.ops import native
-from mask2former.ops.eager import is_eager_cpu_inference
+from mask2former.ops.eager import is_eager_cpu, is_eager_cpu_inference
 
 _TILE = 4  # kTile in csrc/cpu/winograd.h, whose kP and kQ are the next two
 _P, _Q = 0.75, 1.5
@@ -25,6 +28,7 @@ _STRIP_BYTES = 28 * 2**20
 # Below these the direct convolution is as fast (see benchmarks/convolution.py).
 _MIN_CHANNELS = 64
 _MIN_TILES = 48
+_MIN_TILES_TRAINED = 1024  # in training the weight is transformed at each call, forward and backward
 
 
 class WinogradWeight:
@@ -54,14 +58,21 @@ def is_winograd_faster(x: Tensor, weight: Tensor) -> bool:
 
     Never where a gradient or a graph of the operators may be wanted: it is no operator that torch could see.
     """
-    if not is_eager_cpu_inference(x) or torch.is_autocast_enabled("cpu"):
-        return False
-    if x.dtype != torch.float32 or weight.dtype != torch.float32:
+    return is_eager_cpu_inference(x) and _is_served(x, weight, min_tiles=_MIN_TILES)
+
+
+def is_trained_winograd_faster(x: Tensor, weight: Tensor) -> bool:
+    """The same of `trained_conv3x3`, whose gradients torch sees."""
+    return is_eager_cpu(x) and torch.is_grad_enabled() and _is_served(x, weight, min_tiles=_MIN_TILES_TRAINED)
+
+
+def _is_served(x: Tensor, weight: Tensor, *, min_tiles: int) -> bool:
+    if torch.is_autocast_enabled("cpu") or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
     channels = weight.shape[:2]
     if min(channels) < _MIN_CHANNELS or any(number % _CHANNEL_MULTIPLE for number in channels):
         return False
-    if _num_tiles(x) < _MIN_TILES or not x.is_contiguous(memory_format=torch.channels_last):
+    if _num_tiles(x) < min_tiles or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return native.cpu_library() is not None
 
@@ -89,6 +100,40 @@ def conv3x3(
         weight = weight * scale[:, None, None, None]
     output = F.conv2d(x, weight, shift, padding=1)
     return F.relu(output) if relu else output
+
+
+def trained_conv3x3(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolution of stride 1 and padding 1 with gradients: (N, I, H, W) -> (N, O, H, W).
+
+    Only where `is_trained_winograd_faster`; forward and the gradient of x, itself such a convolution, take half the
+    time, the gradient of the weight is torch's.
+    """
+    return _TrainedConvolution.apply(x, weight)
+
+
+class _TrainedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _convolve(grad.contiguous(memory_format=torch.channels_last), weight.flip(2, 3).transpose(0, 1))
+        if ctx.needs_input_grad[1]:
+            options = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, not transposed, groups
+            wanted = [False, True, False]
+            grad_weight = torch.ops.aten.convolution_backward(grad, x, weight, None, *options, wanted)[1]
+        return grad_x, grad_weight
+
+
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    num = weight.shape[0]
+    return _winograd_conv3x3(x, transform_weight(weight), scale=x.new_ones(num), shift=x.new_zeros(num), relu=False)
 
 
 def transform_weight(weight: Tensor) -> Tensor:

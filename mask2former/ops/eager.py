@@ -7,8 +7,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
-def is_eager_cpu_inference(x: Tensor) -> bool:
-    """Whether no gradient of `x` on the CPU and no graph of the operators may be wanted."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+def is_eager_cpu(x: Tensor) -> bool:
+    """Whether `x` is on the CPU and no graph of the operators may be wanted but autograd's."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return x.device.type == "cpu" and type(x) is Tensor and not is_in_torch_dispatch_mode()
+
+
+def is_eager_cpu_inference(x: Tensor) -> bool:
+    """The same where gradients cannot be wanted either."""
+    return not torch.is_grad_enabled() and is_eager_cpu(x)

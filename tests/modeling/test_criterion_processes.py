@@ -33,6 +33,8 @@ def build_tiny_model() -> nn.Module:
     cfg.merge_from_list(["MODEL.MASK_FORMER.DEC_LAYERS", 3, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", NUM_POINTS])
     model = build_model(cfg).train()
     fill_model(model, 5)
+    model.double()  # convolutions sum in another order for another number of images
+    model.criterion.float()  # which computes in float32 in any case
     return model
 
 
@@ -42,7 +44,7 @@ def build_batch(rank: int) -> list[dict[str, Any]]:
     def sample(count: int) -> dict[str, Any]:
         classes = torch.randint(NUM_CLASSES, (count,), generator=generator)
         masks = torch.rand(count, 64, 64, generator=generator) > 0.5
-        image = torch.randint(256, (3, 64, 64), generator=generator).float()
+        image = torch.randint(256, (3, 64, 64), generator=generator).double()
         return {"image": image, "instances": Instances((64, 64), gt_classes=classes, gt_masks=masks)}
 
     return [sample(count) for count in COUNTS[rank]]
@@ -107,7 +109,7 @@ def test_two_processes_give_losses_and_gradients_of_one(processes: list[Any]) ->
     scale = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
     for name, gradient in expected_gradients.items():
         assert torch.equal(gradients[name], second_gradients[name]), name
-        assert (gradients[name] - gradient).abs().max() <= 1e-5 * scale, name
+        assert (gradients[name] - gradient).abs().max() <= 1e-6 * scale, name
 
 
 def test_processes_stay_in_step_when_one_meets_a_value_that_is_not_finite(processes: list[Any]) -> None:

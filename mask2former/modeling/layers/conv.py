@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.layers.norms import FrozenBatchNorm2d, GroupNorm
-from mask2former.ops import WinogradWeight, add_product_relu_, conv3x3, is_map_written_over, is_winograd_faster
+from mask2former.ops import (
+    WinogradWeight,
+    add_product_relu_,
+    conv3x3,
+    is_map_written_over,
+    is_trained_winograd_faster,
+    is_winograd_faster,
+    trained_conv3x3,
+)
 
 _RELUS = (F.relu, F.relu_)
 
@@ -62,6 +70,8 @@ class Conv2d(nn.Conv2d):
             scale, shift = self._affine_terms()
             x = conv3x3(x, self.weight, scale=scale, shift=shift, relu=relu, kept=self._winograd_weight)
             norm, activation = None if is_affine else norm, None if relu else activation
+        elif self.bias is None and self._is_plain(3) and is_trained_winograd_faster(x, self.weight):
+            x = trained_conv3x3(x, self.weight)
         elif self._is_folding_cheaper(x):
             x, norm = self._conv_forward(x, *self.folded_terms()), None
         else:

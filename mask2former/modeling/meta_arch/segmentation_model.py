@@ -39,7 +39,7 @@ class SegmentationModel(nn.Module):
     ) -> None:
         """A negative `size_divisibility` stands for the backbone's.
 
-        `channels_last`: the layout of all maps, in training too; inference on a CPU always takes it.
+        `channels_last`: the layout of all maps; on a CPU it is that in any case.
         `inference_dtype`: what autocast brings inference to; None: what is on around the call.
         """
         super().__init__()
@@ -49,7 +49,7 @@ class SegmentationModel(nn.Module):
         self.channels_last = channels_last
         self.inference_dtype = inference_dtype
         if channels_last:
-            self.backbone.to(memory_format=torch.channels_last)
+            self.to(memory_format=torch.channels_last)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -62,7 +62,8 @@ class SegmentationModel(nn.Module):
             "sem_seg_head": sem_seg_head,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "channels_last": cfg.MODEL.CHANNELS_LAST,
+            # On CPUs convolutions of this layout are the faster, and what follows wants tokens of channels.
+            "channels_last": cfg.MODEL.CHANNELS_LAST or torch.device(cfg.MODEL.DEVICE).type == "cpu",
             "inference_dtype": parse_precision(cfg.MODEL.PRECISION),
         }
 
@@ -112,6 +113,5 @@ class SegmentationModel(nn.Module):
         return torch.autocast(self.device.type, dtype=self.inference_dtype)
 
     def _memory_format(self) -> torch.memory_format:
-        """On CPUs convolutions of channels_last maps are the faster, and what follows wants tokens of channels."""
-        is_cpu_inference = self.device.type == "cpu" and not torch.is_grad_enabled()
-        return torch.channels_last if self.channels_last or is_cpu_inference else torch.contiguous_format
+        is_wanted = self.channels_last or self.device.type == "cpu"
+        return torch.channels_last if is_wanted else torch.contiguous_format

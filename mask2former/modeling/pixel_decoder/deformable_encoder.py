@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Linear, SizeCache, cast_once, run_checkpointed
+from mask2former.modeling.layers import Linear, SizeCache, cast_once, feed_forward, run_checkpointed
 from mask2former.ops import add_layer_norm_, is_eager_cpu_inference, ms_deform_attn_around
 
 Shapes = Sequence[tuple[int, int]]
@@ -122,7 +122,9 @@ class MSDeformAttnEncoderLayer(nn.Module):
         _add_norm_(tokens, self.dropout(self._feed_forward(tokens)), norm=self.norm2)
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(tokens), inplace=True)))
+        if self.training and self.dropout.p:
+            return self.linear2(self.dropout(F.relu(self.linear1(tokens), inplace=True)))
+        return feed_forward(tokens, self.linear1, self.linear2)
 
 
 class MSDeformAttnEncoder(nn.Module):
