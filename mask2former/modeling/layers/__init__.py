@@ -4,6 +4,7 @@ from mask2former.modeling.layers.attention import MultiheadAttention
 from mask2former.modeling.layers.checkpointing import checkpoint_activations, run_checkpointed
 from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm, init_xavier
 from mask2former.modeling.layers.drop_path import DropPath
+from mask2former.modeling.layers.hooks import has_hooks
 from mask2former.modeling.layers.linear import Linear, cast_once, linear
 from mask2former.modeling.layers.mlp import MLP
 from mask2former.modeling.layers.norms import (
@@ -40,6 +41,7 @@ __all__ = [
     "fold_frozen_batch_norm",
     "freeze_batch_norm",
     "get_norm",
+    "has_hooks",
     "init_xavier",
     "linear",
     "run_checkpointed",
