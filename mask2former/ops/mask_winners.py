@@ -40,9 +40,9 @@ def _winners_of_one_pass(probs: Tensor, weights: Tensor, *, threshold: float) ->
     library = native.cpu_library()
     assert library is not None
     num_masks, num_pixels = len(probs), probs[0].numel()
-    numbers = torch.empty(probs.shape[1:], dtype=torch.int32)
+    numbers = torch.empty(probs.shape[1:], dtype=torch.int32, device=probs.device)
     num_blocks = -(-num_pixels // library.m2f_winner_pixels())
-    counts = torch.empty((num_blocks, 3 * num_masks), dtype=torch.int64)
+    counts = torch.empty((num_blocks, 3 * num_masks), dtype=torch.int64, device=probs.device)
     status = library.m2f_winners(
         *(probs.data_ptr(), weights.data_ptr(), num_masks, num_pixels, threshold),
         *(numbers.data_ptr(), counts.data_ptr(), torch.get_num_threads()),
