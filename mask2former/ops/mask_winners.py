@@ -26,10 +26,20 @@ class MaskWinners(NamedTuple):
 def mask_winners(probs: Tensor, weights: Tensor, *, threshold: float) -> MaskWinners:
     """Each pixel goes to the first mask with the largest product of probability (G, S, W) and weight (G,).
 
-    threshold: the probability from which on a pixel is inside a mask. Raises MemoryError.
+    threshold: the probability from which on a pixel is inside a mask.
+
+    Raises:
+        ValueError: there is no mask, or not one weight for each.
+        MemoryError: there is none for the kernel's working space.
     """
+    if probs.ndim != 3 or not len(probs):
+        raise ValueError(f"probs must have shape (G, S, W) with G of at least 1, got {tuple(probs.shape)}")
+    if weights.shape != probs.shape[:1] or weights.device != probs.device:
+        raise ValueError(
+            f"weights must have shape ({len(probs)},) on {probs.device}, got {tuple(weights.shape)} on {weights.device}"
+        )
     if is_eager_cpu_inference(probs) and probs.dtype == torch.float32 and native.cpu_library() is not None:
-        return _winners_of_one_pass(probs.contiguous(), weights.contiguous(), threshold=threshold)
+        return _winners_of_one_pass(probs.contiguous(), weights.float().contiguous(), threshold=threshold)
     winner = (probs * weights[:, None, None]).argmax(dim=0)
     numbers = 2 * winner + (probs.gather(0, winner[None])[0] >= threshold)
     won = numbers.flatten().bincount(minlength=2 * len(probs))
