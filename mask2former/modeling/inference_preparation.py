@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mask2former.modeling.layers import Conv2d, Linear, MultiheadAttention, freeze_batch_norm
+from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -26,8 +27,9 @@ def prepare_for_inference(model: ModelT) -> ModelT:
     """Does once what inference does at each call, in place; returns the model. A second time changes nothing.
 
     Afterwards a model of `build_model` can neither be trained nor saved as a checkpoint: the state dict has other names
-    and types. Load weights first. Results in half precision are the same bits as with merged norms alone; in float32
-    they are those of before up to rounding. Modules of other packages, such as networks of timm, are left as they are.
+    and types. Load weights first: `train()` and `load_weights` refuse it. Results in half precision are the same bits
+    as with merged norms alone; in float32 they are those of before up to rounding. Modules of other packages, such as
+    networks of timm, are left as they are.
 
     Raises:
         ValueError: the model is in training mode.
@@ -39,6 +41,8 @@ def prepare_for_inference(model: ModelT) -> ModelT:
         if type(module) is Conv2d:
             freeze_batch_norm(module)  # in evaluation its statistics are constant anyway
             module.fold_norm()
+        elif isinstance(module, SegmentationModel):
+            module.is_prepared = True
     dtype = getattr(model, "inference_dtype", None)
     if isinstance(dtype, torch.dtype):  # after merging, which is done in float32
         for module in modules:
