@@ -1,7 +1,7 @@
 """A model that will only infer: what every image would pay for again is done once.
 
-Batch norms are merged into the convolutions before them, and with MODEL.PRECISION bfloat16 or float16 weights take the
-type to which autocast would bring them at each call.
+Batch norms are merged into the convolutions before them, Swin's tables of position bias are gathered, and with
+MODEL.PRECISION bfloat16 or float16 weights take the type to which autocast would bring them at each call.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from mask2former.modeling.backbone.window_attention import WindowAttention
 from mask2former.modeling.layers import Conv2d, Linear, MultiheadAttention, freeze_batch_norm
 from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
 
@@ -44,10 +45,11 @@ def prepare_for_inference(model: ModelT) -> ModelT:
         elif isinstance(module, SegmentationModel):
             module.is_prepared = True
     dtype = getattr(model, "inference_dtype", None)
-    if isinstance(dtype, torch.dtype):  # after merging, which is done in float32
-        for module in modules:
-            if type(module) in _CAST_LAYERS:
-                _cast_parameters(module, dtype)
+    for module in modules:  # after merging, which is done in float32
+        if isinstance(module, WindowAttention):
+            module.keep_bias(dtype=dtype)
+        elif type(module) in _CAST_LAYERS and isinstance(dtype, torch.dtype):
+            _cast_parameters(module, dtype)
     return model
 
 

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mask2former.checkpoint import load_weights
 from mask2former.errors import CheckpointError
 from mask2former.modeling import build_model, prepare_for_inference
+from mask2former.modeling.backbone.window_attention import WindowAttention
 from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, Linear, get_norm
 from tests.parity import assert_close_to_peak, fill_model, fixture_config, load_fixture, register_metadata
 
@@ -195,3 +196,19 @@ def test_prepared_model_refuses_training_and_weights(tmp_path: Path) -> None:
         assert not refusing.eval().training
     with pytest.raises(CheckpointError, match="prepared for inference"):
         load_weights(model, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_position_bias_is_gathered_once_and_results_keep_their_bits(precision: str) -> None:
+    model = build("swin_panoptic", "MODEL.PRECISION", precision)
+    prepared = prepare_for_inference(copy.deepcopy(model))
+    attentions = [module for module in prepared.modules() if isinstance(module, WindowAttention)]
+    assert len(attentions) > 0
+    for module in attentions:
+        assert module.position_bias() is module.position_bias()
+        assert module.position_bias().dtype == getattr(torch, precision)
+    assert not any("kept_bias" in name for name in prepared.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode(), model.inference_precision():
+        expected, found = model.features(images), prepared.features(images)
+    assert all(torch.equal(found[name], maps) for name, maps in expected.items())
