@@ -18,6 +18,8 @@ from mask2former.errors import ConfigError, InputError, NonFiniteError
 EXIT_WRONG_INPUT = 1
 EXIT_INTERRUPTED = 130  # as shells report the signal of Ctrl-C
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_KEPT_BYTES, _PIECE_BYTES = 1 << 30, 1 << 28
+_OLD_PIECE_BYTES = 1 << 25  # the most that glibc takes before 2.35
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +66,8 @@ def _keep_freed_memory() -> None:
 
     By itself it hands pieces of more than 32 MiB to the system at once, which clears each page before it gives it out
     again: measured on two cores, 12 % of the time of an image and 3 to 15 % of a training step. Pieces of more than
-    256 MiB still go. MALLOC_* or GLIBC_TUNABLES in the environment, and preloaded libraries, overrule this.
+    256 MiB (32 MiB in an old glibc) still go. MALLOC_* or GLIBC_TUNABLES in the environment, and preloaded libraries,
+    overrule this.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ) or "LD_PRELOAD" in os.environ:
         return
@@ -72,8 +75,15 @@ def _keep_freed_memory() -> None:
         set_option = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # no glibc
         return
-    set_option(_M_TRIM_THRESHOLD, 1 << 30)
-    set_option(_M_MMAP_THRESHOLD, 1 << 28)
+    _set_thresholds(set_option)
+
+
+def _set_thresholds(set_option: Callable[[int, int], int]) -> None:
+    """By glibc's mallopt, which returns 0 for a value that it refuses."""
+    # Once one of the two is set, glibc no longer raises the other by itself: with that of trimming alone, each piece of
+    # more than 128 KiB would come from the system anew.
+    if any(set_option(_M_MMAP_THRESHOLD, size) for size in (_PIECE_BYTES, _OLD_PIECE_BYTES)):
+        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def run_cli(function: Callable[[], Any], *, verbose: bool = False) -> int:

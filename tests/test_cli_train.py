@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from mask2former import cli
 from mask2former.checkpoint import load_state
 from mask2former.cli import main, run_cli, train_main
 from mask2former.errors import ConfigError, NonFiniteError
@@ -317,3 +318,22 @@ print(faults < 1000)
         check=False,
     )
     assert done.stdout.strip() == str(is_kept), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("largest_piece", "expected"),
+    [
+        (1 << 40, [(-3, 1 << 28), (-1, 1 << 30)]),
+        (1 << 25, [(-3, 1 << 28), (-3, 1 << 25), (-1, 1 << 30)]),  # as before glibc 2.35
+        (0, [(-3, 1 << 28), (-3, 1 << 25)]),
+    ],
+)
+def test_what_is_kept_follows_the_pieces_that_glibc_takes(largest_piece: int, expected: list[tuple[int, int]]) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def mallopt(option: int, value: int) -> int:
+        calls.append((option, value))
+        return int(option == -1 or value <= largest_piece)
+
+    cli._set_thresholds(mallopt)
+    assert calls == expected

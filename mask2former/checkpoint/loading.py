@@ -64,7 +64,8 @@ def load_weights(model: nn.Module, path: str | Path, *, resize_queries: bool = F
     copied and the others keep their initial values; without it the queries count as of another shape.
 
     Raises:
-        CheckpointError: the file cannot be read safely, or no parameter of the model is in it.
+        CheckpointError: the file cannot be read safely, no parameter of the model is in it, or the model was prepared
+            for inference.
     """
     state = load_state(path)
     tensors, own = to_tensors(find_weights(state)), model.state_dict()
@@ -142,8 +143,10 @@ def load_state_dict(model: nn.Module, weights: Mapping[str, Any], *, source: str
     """Copies those weights whose name and shape fit; tensors of another shape keep their initial values.
 
     Raises:
-        CheckpointError: no parameter of the model is in the checkpoint.
+        CheckpointError: no parameter of the model is in the checkpoint, or the model was prepared for inference.
     """
+    if any(getattr(module, "is_prepared", False) for module in model.modules()):
+        raise CheckpointError(f"{source}: the model was prepared for inference, which merged its weights: load before")
     tensors = to_tensors(weights)
     own = model.state_dict()
     mismatched = {

@@ -1,7 +1,7 @@
 """A model that will only infer: what every image would pay for again is done once.
 
-Batch norms are merged into the convolutions before them, and with MODEL.PRECISION bfloat16 or float16 weights take the
-type to which autocast would bring them at each call.
+Batch norms are merged into the convolutions before them, Swin's tables of position bias are gathered, and with
+MODEL.PRECISION bfloat16 or float16 weights take the type to which autocast would bring them at each call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from mask2former.modeling.backbone.window_attention import WindowAttention
 from mask2former.modeling.layers import Conv2d, Linear, MultiheadAttention, freeze_batch_norm
+from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -26,8 +28,9 @@ def prepare_for_inference(model: ModelT) -> ModelT:
     """Does once what inference does at each call, in place; returns the model. A second time changes nothing.
 
     Afterwards a model of `build_model` can neither be trained nor saved as a checkpoint: the state dict has other names
-    and types. Load weights first. Results in half precision are the same bits as with merged norms alone; in float32
-    they are those of before up to rounding. Modules of other packages, such as networks of timm, are left as they are.
+    and types. Load weights first: `train()` and `load_weights` refuse it. Results in half precision are the same bits
+    as with merged norms alone; in float32 they are those of before up to rounding. Modules of other packages, such as
+    networks of timm, are left as they are.
 
     Raises:
         ValueError: the model is in training mode.
@@ -39,11 +42,14 @@ def prepare_for_inference(model: ModelT) -> ModelT:
         if type(module) is Conv2d:
             freeze_batch_norm(module)  # in evaluation its statistics are constant anyway
             module.fold_norm()
+        elif isinstance(module, SegmentationModel):
+            module.is_prepared = True
     dtype = getattr(model, "inference_dtype", None)
-    if isinstance(dtype, torch.dtype):  # after merging, which is done in float32
-        for module in modules:
-            if type(module) in _CAST_LAYERS:
-                _cast_parameters(module, dtype)
+    for module in modules:  # after merging, which is done in float32
+        if isinstance(module, WindowAttention):
+            module.keep_bias(dtype=dtype)
+        elif type(module) in _CAST_LAYERS and isinstance(dtype, torch.dtype):
+            _cast_parameters(module, dtype)
     return model
 
 

@@ -85,7 +85,8 @@ class MaskResizer:
 
 def _interpolation(source: int, padded: int, image: int, target: int) -> Tensor:
     """The matrix (target, source) of one axis: `source` places enlarged to `padded`, cut to `image`, made `target`."""
-    enlarged = _resize_line(torch.eye(source)[None], padded)  # (1, source, padded): each place by itself
+    places = torch.eye(source, dtype=torch.float32, device="cpu")
+    enlarged = _resize_line(places[None], padded)  # (1, source, padded): each place by itself
     return _resize_line(enlarged[..., :image], target)[0].T.contiguous()
 
 

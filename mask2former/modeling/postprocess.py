@@ -260,7 +260,8 @@ class _InstanceTask:
         self.score_threshold = options.score_threshold
         # Room for one mask an instance; the first are those of the queries until the order is known.
         self.masks = torch.empty((len(pairs), *size), dtype=torch.bool, device=device)
-        self.sums = torch.zeros((2, len(self.queries)), device=device)  # probabilities inside each mask, its pixels
+        # Probabilities inside each mask, and its pixels.
+        self.sums = torch.zeros((2, len(self.queries)), dtype=torch.float32, device=device)
 
     def add(self, strip: slice, seen: MaskStrip) -> None:
         self.masks[: len(self.queries), strip] = seen.masks

@@ -50,7 +50,8 @@ def multiply_maps(embed: Tensor, maps: Tensor) -> Tensor:
     if maps.shape[:-2].numel() == 1 and is_eager_cpu_inference(maps):
         # Several matrices in bfloat16 are first copied where channels lie side by side, one matrix is not: a quarter
         # of the time.
-        return (embed.flatten(0, -2) @ maps.flatten(0, -2)).unflatten(0, (*maps.shape[:-2], -1))
+        leading = torch.broadcast_shapes(embed.shape[:-2], maps.shape[:-2])
+        return (embed.flatten(0, -2) @ maps.flatten(0, -2)).view(*leading, embed.shape[-2], maps.shape[-1])
     return embed @ maps
 
 

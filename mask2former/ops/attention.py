@@ -7,6 +7,8 @@ Letters: B batch, Q queries, S tokens, M heads, D channels of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,12 +39,14 @@ def masked_attention(
     Args:
         query: projected queries, the channels of each head side by side.
         key, value: projected tokens, likewise.
-        attend_mask: (B, 1, Q, S) bool, True where a query sees a token; NaN for a query that sees none.
+        attend_mask: (B or 1, 1, Q, S) bool, True where a query sees a token; NaN for a query that sees none.
         num_heads: M.
 
     Raises:
+        ValueError: a shape, dtype or device is another.
         MemoryError: there is none for the kernel's working space.
     """
+    _check_arguments(query, key, value, attend_mask, num_heads=num_heads)
     library = native.cpu_library()
     assert library is not None
     num_batch, num_queries, width = query.shape
@@ -59,3 +63,23 @@ def masked_attention(
     )
     native.check_status(status)
     return output
+
+
+def _check_arguments(query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None, *, num_heads: int) -> None:
+    if query.ndim != 3 or query.dtype not in _DTYPES or not query.is_cpu or query.shape[2] % num_heads:
+        found = f"{tuple(query.shape)} of {query.dtype} on {query.device}"
+        raise ValueError(f"query must be (B, Q, {num_heads} D) of float32 or bfloat16 on the CPU, got {found}")
+    num_batch, num_queries, width = query.shape
+    for name, tokens in (("key", key), ("value", value)):
+        expected = (num_batch, key.shape[1], width) if key.ndim == 3 else (num_batch, "S", width)
+        _check_tensor(name, tokens, shapes=[expected], dtype=query.dtype)
+    if attend_mask is not None:
+        shapes = [(num, 1, num_queries, key.shape[1]) for num in sorted({num_batch, 1}, reverse=True)]
+        _check_tensor("attend_mask", attend_mask, shapes=shapes, dtype=torch.bool)
+
+
+def _check_tensor(name: str, tensor: Tensor, *, shapes: Sequence[tuple[int | str, ...]], dtype: torch.dtype) -> None:
+    if tuple(tensor.shape) not in shapes or tensor.dtype != dtype or not tensor.is_cpu:
+        expected = " or ".join(str(shape) for shape in shapes)
+        found = f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+        raise ValueError(f"{name} must be {expected} of {dtype} on the CPU, got {found}")

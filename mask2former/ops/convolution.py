@@ -143,7 +143,7 @@ def transform_weight(weight: Tensor) -> Tensor:
     rows = [(1 / (_P * _Q) ** 2, 0.0, 0.0), *((1 / n, p / n, p**2 / n) for p, n in points), (0.0, 0.0, 1.0)]
     # A tensor made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad():
-        matrix = torch.tensor(rows, dtype=torch.float64)  # (6, 3)
+        matrix = torch.tensor(rows, dtype=torch.float64, device=weight.device)  # (6, 3)
         taps = weight.double().permute(2, 3, 1, 0).flatten(0, 1)  # (O, I, 3, 3) -> (9, I, O)
         transformed = torch.kron(matrix, matrix) @ taps.flatten(1)  # (36, 9) @ (9, IO)
         return transformed.to(weight.dtype).unflatten(1, taps.shape[1:])
@@ -155,7 +155,7 @@ def _winograd_conv3x3(x: Tensor, transformed: Tensor, *, scale: Tensor, shift: T
     num, _, height, width = x.shape
     in_channels, out_channels = transformed.shape[1:]
     size = (num, out_channels, height, width)
-    output = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
+    output = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     scale, shift = scale.to(x.dtype).contiguous(), shift.to(x.dtype).contiguous()
     num_tiles = _num_tiles(x)
     strip = _strip_tiles(num_tiles, max(in_channels, out_channels))
@@ -181,7 +181,7 @@ def _transformed_buffer(num_tiles: int, channels: int) -> Tensor:
     together: at a distance of a power of two they would drive each other out of the cache.
     """
     lines = num_tiles * channels // _CHANNEL_MULTIPLE
-    buffer = torch.empty((_NUM_PRODUCTS, (lines | 1) * _CHANNEL_MULTIPLE), dtype=torch.float32)
+    buffer = torch.empty((_NUM_PRODUCTS, (lines | 1) * _CHANNEL_MULTIPLE), dtype=torch.float32, device="cpu")
     return buffer[:, : num_tiles * channels].unflatten(1, (num_tiles, channels))
 
 

@@ -37,7 +37,7 @@ def group_norm_relu_(x: Tensor, *, num_groups: int, weight: Tensor, bias: Tensor
     num, channels = x.shape[:2]
     pixels, threads, kind = x.shape[2] * x.shape[3], torch.get_num_threads(), _DTYPES[x.dtype]
     block = library.m2f_map_moment_pixels()
-    moments = torch.empty((num, -(-pixels // block), num_groups, 2), dtype=torch.float64)
+    moments = torch.empty((num, -(-pixels // block), num_groups, 2), dtype=torch.float64, device=x.device)
     place = (num, pixels, channels)
     status = library.m2f_map_moments(kind, x.data_ptr(), moments.data_ptr(), *place, num_groups, threads)
     mean, var = _merge_moments(moments, pixels=pixels, block=block, width=channels // num_groups)  # (N, G)

@@ -44,7 +44,7 @@ def bands_of(matrix: Tensor) -> Bands:
     last = size - 1 - used.flip(1).long().argmax(1)
     num_taps = int((last - first).max()) + 1 if len(matrix) else 1
     first = first.clamp(max=size - num_taps)  # the last places, too, are within the map
-    taps = first[:, None] + torch.arange(num_taps)
+    taps = first[:, None] + torch.arange(num_taps, device=first.device)
     return Bands(first.int(), matrix.gather(1, taps).contiguous())
 
 

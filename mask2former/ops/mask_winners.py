@@ -26,10 +26,20 @@ class MaskWinners(NamedTuple):
 def mask_winners(probs: Tensor, weights: Tensor, *, threshold: float) -> MaskWinners:
     """Each pixel goes to the first mask with the largest product of probability (G, S, W) and weight (G,).
 
-    threshold: the probability from which on a pixel is inside a mask. Raises MemoryError.
+    threshold: the probability from which on a pixel is inside a mask.
+
+    Raises:
+        ValueError: there is no mask, or not one weight for each.
+        MemoryError: there is none for the kernel's working space.
     """
+    if probs.ndim != 3 or not len(probs):
+        raise ValueError(f"probs must have shape (G, S, W) with G of at least 1, got {tuple(probs.shape)}")
+    if weights.shape != probs.shape[:1] or weights.device != probs.device:
+        raise ValueError(
+            f"weights must have shape ({len(probs)},) on {probs.device}, got {tuple(weights.shape)} on {weights.device}"
+        )
     if is_eager_cpu_inference(probs) and probs.dtype == torch.float32 and native.cpu_library() is not None:
-        return _winners_of_one_pass(probs.contiguous(), weights.contiguous(), threshold=threshold)
+        return _winners_of_one_pass(probs.contiguous(), weights.float().contiguous(), threshold=threshold)
     winner = (probs * weights[:, None, None]).argmax(dim=0)
     numbers = 2 * winner + (probs.gather(0, winner[None])[0] >= threshold)
     won = numbers.flatten().bincount(minlength=2 * len(probs))
@@ -40,9 +50,9 @@ def _winners_of_one_pass(probs: Tensor, weights: Tensor, *, threshold: float) ->
     library = native.cpu_library()
     assert library is not None
     num_masks, num_pixels = len(probs), probs[0].numel()
-    numbers = torch.empty(probs.shape[1:], dtype=torch.int32)
+    numbers = torch.empty(probs.shape[1:], dtype=torch.int32, device=probs.device)
     num_blocks = -(-num_pixels // library.m2f_winner_pixels())
-    counts = torch.empty((num_blocks, 3 * num_masks), dtype=torch.int64)
+    counts = torch.empty((num_blocks, 3 * num_masks), dtype=torch.int64, device=probs.device)
     status = library.m2f_winners(
         *(probs.data_ptr(), weights.data_ptr(), num_masks, num_pixels, threshold),
         *(numbers.data_ptr(), counts.data_ptr(), torch.get_num_threads()),

@@ -36,6 +36,21 @@ def test_feed_forward_serves_frozen_layers_other_types_and_half_precision() -> N
     assert feed_forward(x.detach().double(), first.double(), second.double()).dtype == torch.float64
 
 
+def test_feed_forward_calls_layers_that_are_more_than_a_product() -> None:
+    class Adapter(Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
+
+    x, first, second = torch.randn(5, 12), Linear(12, 20), Linear(20, 12)
+    adapter = Adapter(20, 12)
+    adapter.load_state_dict(second.state_dict())
+    torch.testing.assert_close(feed_forward(x, first, adapter), feed_forward(x, first, second) + 1)
+    seen = []
+    first.register_forward_hook(lambda *arguments: seen.append(arguments[-1].shape))
+    feed_forward(x, first, second)
+    assert seen == [(5, 20)]
+
+
 @pytest.mark.usefixtures("many_tiles")
 def test_trained_convolution_has_the_gradients_of_torchs() -> None:
     module = Conv2d(64, 80, 3, padding=1, bias=False, norm=nn.GroupNorm(4, 80), activation=F.relu)

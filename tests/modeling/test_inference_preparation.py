@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mask2former.checkpoint import load_weights
+from mask2former.errors import CheckpointError
 from mask2former.modeling import build_model, prepare_for_inference
+from mask2former.modeling.backbone.window_attention import WindowAttention
 from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, Linear, get_norm
 from tests.parity import assert_close_to_peak, fill_model, fixture_config, load_fixture, register_metadata
 
@@ -168,3 +172,43 @@ def test_what_others_wrote_is_left_as_it_is() -> None:
     model.inference_dtype = torch.bfloat16
     prepare_for_inference(model.eval())
     assert [layer.weight.dtype for layer in model] == [torch.float32, torch.bfloat16]
+
+
+def test_batch_norm_without_statistics_is_left_unmerged() -> None:
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model, x = nn.Sequential(Conv2d(4, 4, 1, norm=norm)).eval(), torch.randn(2, 4, 5, 6)
+    expected = model(x)
+    prepare_for_inference(model)
+    assert model[0].norm is norm
+    assert torch.equal(model(x), expected)
+
+
+def test_prepared_model_refuses_training_and_weights(tmp_path: Path) -> None:
+    model, whole = build("resnet_panoptic"), nn.Module()
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    whole.part = model
+    prepare_for_inference(copy.deepcopy(whole).eval())
+    assert whole.train().part.training  # that of a copy leaves it free
+    prepare_for_inference(model.eval())
+    for refusing in (model, whole, copy.deepcopy(model)):
+        with pytest.raises(RuntimeError, match="prepared for inference and cannot be trained"):
+            refusing.train()
+        assert not refusing.eval().training
+    with pytest.raises(CheckpointError, match="prepared for inference"):
+        load_weights(model, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_position_bias_is_gathered_once_and_results_keep_their_bits(precision: str) -> None:
+    model = build("swin_panoptic", "MODEL.PRECISION", precision)
+    prepared = prepare_for_inference(copy.deepcopy(model))
+    attentions = [module for module in prepared.modules() if isinstance(module, WindowAttention)]
+    assert len(attentions) > 0
+    for module in attentions:
+        assert module.position_bias() is module.position_bias()
+        assert module.position_bias().dtype == getattr(torch, precision)
+    assert not any("kept_bias" in name for name in prepared.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode(), model.inference_precision():
+        expected, found = model.features(images), prepared.features(images)
+    assert all(torch.equal(found[name], maps) for name, maps in expected.items())

@@ -141,3 +141,15 @@ def test_pixel_decoder_reads_its_config() -> None:
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res2", "p6"]
     with pytest.raises(ConfigError, match="p6"):
         MSDeformAttnPixelDecoder.from_config(cfg, SHAPES)
+
+
+@torch.no_grad()
+def test_pixel_decoder_leaves_an_adapters_map_to_its_hooks() -> None:
+    decoder = build_pixel_decoder()
+    features = {name: maps.to(memory_format=torch.channels_last) for name, maps in random_features(1, 64, 96).items()}
+    expected, _, _ = decoder.forward_features(features)
+    seen: list[Tensor] = []
+    decoder.adapter_1.register_forward_hook(lambda module, inputs, output: seen.extend((output, output.clone())))
+    found, _, _ = decoder.forward_features(features)
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(found, expected)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mask2former.modeling.prediction import QueryPrediction, chosen_mask_logits, share_features
+from mask2former.modeling.prediction import QueryPrediction, chosen_mask_logits, multiply_maps, share_features
 
 
 def random_layers(num_layers: int = 3, *, frames: int = 1, shared: bool = True) -> list[QueryPrediction]:
@@ -48,3 +48,25 @@ def test_prediction_from_logits_gives_the_same_masks(shape: tuple[int, ...]) -> 
     prediction = QueryPrediction.from_logits(torch.randn(2, 4, 6), masks)
     expected = masks if masks.ndim == 5 else masks[:, :, None]
     torch.testing.assert_close(prediction.mask_logits(), expected)
+
+
+@pytest.mark.parametrize(
+    ("embed_shape", "maps_shape"),
+    [
+        ((3, 5, 8), (1, 8, 33)),
+        ((5, 8), (1, 8, 33)),
+        ((1, 5, 8), (1, 8, 33)),
+        ((2, 3, 5, 8), (1, 1, 8, 33)),
+        ((3, 5, 8), (8, 33)),
+        ((5, 8), (1, 1, 8, 33)),
+        ((2, 1, 5, 8), (2, 3, 8, 33)),
+        ((0, 5, 8), (1, 8, 33)),
+        ((2, 0, 8), (1, 8, 33)),
+    ],
+)
+@torch.no_grad()
+def test_maps_are_multiplied_with_leading_dimensions_spread(
+    embed_shape: tuple[int, ...], maps_shape: tuple[int, ...]
+) -> None:
+    embed, maps = torch.randn(embed_shape), torch.randn(maps_shape)
+    torch.testing.assert_close(multiply_maps(embed, maps), embed @ maps)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from mask2former.config import CfgNode, get_cfg
 from mask2former.errors import ConfigError
 from mask2former.modeling.backbone import ResNet, build_backbone
-from mask2former.modeling.layers import FrozenBatchNorm2d, SyncBatchNorm, fold_frozen_batch_norm
+from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, SyncBatchNorm, fold_frozen_batch_norm
 from tests.parity import assert_close_to_peak, fill_model, fixture_config, load_fixture
 
 TINY: dict[str, Any] = {"stem_out_channels": 8, "width_per_group": 4, "res2_out_channels": 16}
@@ -215,3 +217,95 @@ def test_inference_writes_over_no_feature_that_was_handed_out(stem_channels: int
         found = model(image)
     for name, feature in found.items():
         assert_close_to_peak(feature, expected[name].detach(), tolerance=1e-5)
+
+
+def wide_resnet() -> ResNet:
+    """A network whose maps are wide enough for inference to write over them."""
+    model = ResNet(stem_out_channels=16, res2_out_channels=64, width_per_group=16, norm="FrozenBN").eval()
+    fill_model(model, 5)
+    return model
+
+
+class SeenMaps:
+    """Keeps what forward hooks are given, as users do who look into a network: without copies."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        self.maps: dict[str, Tensor] = {}
+        for name, module in modules.items():
+            module.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, output: self.maps.__setitem__(name, output)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_hooks_see_in_inference_what_they_see_with_gradients(
+    context: Callable[[], AbstractContextManager[None]],
+) -> None:
+    model, image = wide_resnet(), torch.randn(1, 3, 64, 96).to(memory_format=torch.channels_last)
+    blocks = {f"block{index}": block for index, block in enumerate(model.res3)}
+    seen = SeenMaps({**blocks, "conv2": model.res3[1].conv2, "shortcut": model.res4[0].shortcut})
+    model(image)
+    expected = {name: maps.detach().clone() for name, maps in seen.maps.items()}
+    assert len(expected) == 6
+    seen.maps.clear()
+    with context():
+        model(image)
+    assert seen.maps.keys() == expected.keys()
+    for name, maps in expected.items():
+        assert_close_to_peak(seen.maps[name], maps, tolerance=1e-5)
+
+
+@torch.no_grad()
+def test_hooks_of_a_last_convolution_are_called_in_inference() -> None:
+    model, image = wide_resnet(), torch.randn(1, 3, 64, 96).to(memory_format=torch.channels_last)
+    calls: list[str] = []
+    convolution = model.res3[1].conv3
+    handles = [
+        convolution.register_forward_hook(lambda *_: calls.append("hook")),
+        convolution.register_forward_pre_hook(lambda *_: calls.append("pre-hook")),
+    ]
+    model(image)
+    assert calls == ["pre-hook", "hook"]
+    for handle in handles:
+        handle.remove()
+    with_global: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: with_global.append(module))
+    try:
+        model(image)
+    finally:
+        handle.remove()
+    assert sum(module is convolution for module in with_global) == 1
+    convolution.forward = lambda x: torch.zeros(1, 128, 8, 12)  # as tools do that move weights from disk
+    assert model(image)["res3"].isfinite().all()
+    assert not torch.equal(model(image)["res3"], wide_resnet()(image)["res3"])
+
+
+@torch.no_grad()
+def test_inference_without_hooks_writes_over_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, image = wide_resnet(), torch.randn(1, 3, 64, 96).to(memory_format=torch.channels_last)
+    over: list[int] = []
+    add_over = Conv2d.add_over
+    monkeypatch.setattr(
+        Conv2d, "add_over", lambda self, total, x: over.append(total.data_ptr()) or add_over(self, total, x)
+    )
+    model(image)
+    assert len(over) == 16
+    assert len(set(over[3:7])) == 1  # the four sums of res3
+    model.res3.register_forward_hook(lambda *_: None)
+    over.clear()
+    model(image)
+    assert len(over) == 12
+
+
+def test_stage_takes_other_modules_for_blocks_and_cuts() -> None:
+    stage, x = wide_resnet().res3, torch.randn(1, 64, 8, 12)
+    stage[1] = nn.Identity()
+    expected = stage(x)
+    with torch.no_grad():
+        torch.testing.assert_close(stage(x), expected)
+        part, rest = stage[:2], stage[2:]
+        middle = part(x)
+        before = middle.clone()
+        torch.testing.assert_close(rest(middle), expected)
+        assert torch.equal(middle, before)

@@ -129,3 +129,28 @@ def test_attention_is_left_to_torch_where_it_has_to_be() -> None:
     assert not is_attention_faster(query[:0], key[:0], NUM_HEADS)
     with torch.enable_grad():
         assert not is_attention_faster(query, key, NUM_HEADS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": torch.zeros(2, 90, 64, dtype=torch.float64)}, "value must be .*float32.*float64"),
+        ({"value": torch.zeros(2, 90, 64, dtype=torch.bfloat16)}, "value must be .*float32.*bfloat16"),
+        ({"value": torch.zeros(2, 80, 64)}, r"value must be \(2, 90, 64\)"),
+        ({"key": torch.zeros(1, 90, 64)}, r"key must be \(2, 90, 64\)"),
+        ({"key": torch.zeros(90, 64)}, r"key must be \(2, 'S', 64\)"),
+        ({"query": torch.zeros(7, 64)}, "query must be"),
+        ({"query": torch.zeros(2, 7, 64, dtype=torch.float64)}, "query must be"),
+        ({"attend_mask": torch.zeros(2, 1, 7, 90)}, "attend_mask must be .*bool.*float32"),
+        ({"attend_mask": torch.ones(2, 1, 7, 90, dtype=torch.uint8)}, "attend_mask must be .*bool.*uint8"),
+        *(
+            ({"attend_mask": torch.ones(shape, dtype=torch.bool)}, "attend_mask must be .* or .*got")
+            for shape in ((7, 90), (2, 1, 1, 90), (2, 2, 7, 90), (3, 1, 7, 90), (2, 1, 7, 89))
+        ),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(changes: dict[str, Tensor], message: str) -> None:
+    query, key, value = random_tokens(7, 90)
+    arguments = {"query": query, "key": key, "value": value, "attend_mask": random_mask(7, 90, share=0.5), **changes}
+    with pytest.raises(ValueError, match=message):
+        masked_attention(**arguments, num_heads=NUM_HEADS)

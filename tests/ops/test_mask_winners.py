@@ -51,3 +51,26 @@ def test_winners_of_a_strip_are_those_of_its_rows() -> None:
     part = mask_winners(probs[:, 2:6], weights, threshold=0.4)
     assert torch.equal(part.numbers, whole.numbers[2:6])
     assert torch.equal(part.areas, (probs[:, 2:6] >= 0.4).sum((1, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_winners_take_weights_of_any_type(dtype: torch.dtype) -> None:
+    probs, weights = torch.rand(4, 9, 11), torch.rand(4).to(dtype)
+    found = mask_winners(probs, weights, threshold=0.5)
+    assert_equal(found, by_operators(probs, weights, threshold=0.5))
+    assert_equal(found, mask_winners(probs, weights.float(), threshold=0.5))
+
+
+@torch.no_grad()
+def test_winners_of_no_pixel_are_none() -> None:
+    found = mask_winners(torch.rand(2, 0, 4), torch.rand(2), threshold=0.5)
+    assert_equal(found, by_operators(torch.rand(2, 0, 4), torch.rand(2), threshold=0.5))
+
+
+@pytest.mark.parametrize(("masks", "weights"), [((0, 3, 4), (0,)), ((3, 4), (3,)), ((2, 3, 4), (3,)), ((2, 3, 4), ())])
+@torch.no_grad()
+def test_winners_refuse_shapes_that_do_not_fit(masks: tuple[int, ...], weights: tuple[int, ...]) -> None:
+    for winners in (mask_winners, by_operators):
+        with pytest.raises(ValueError, match=r"must have shape .* got"):
+            winners(torch.rand(masks), torch.rand(weights), threshold=0.5)

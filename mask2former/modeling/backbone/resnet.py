@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
 from mask2former.modeling.backbone.backbone import Backbone
-from mask2former.modeling.layers import NORM_NAMES, Conv2d, NormSpec, freeze_batch_norm, get_norm
+from mask2former.modeling.layers import NORM_NAMES, Conv2d, NormSpec, freeze_batch_norm, get_norm, has_hooks
 from mask2former.modeling.registry import BACKBONE_REGISTRY
+from mask2former.ops import is_eager_cpu_inference
 from mask2former.structures import ShapeSpec
 
 BLOCKS_PER_STAGE = {
@@ -99,8 +100,6 @@ class BottleneckBlock(nn.Module):
     `stride_in_1x1` puts the stride into the first convolution, as the original weights have it, else into the second.
     """
 
-    owns_input: bool = False  # whether inference may write over x: nobody but the block before has it
-
     def __init__(
         self,
         in_channels: int,
@@ -121,12 +120,27 @@ class BottleneckBlock(nn.Module):
         self.conv2 = _conv(width, width, 3, stride=stride_3x3, dilation=dilation, groups=num_groups, norm=norm)
         self.conv3 = _conv(width, out_channels, 1, norm=norm, relu=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """`in_place`: the sum may be written over what the shortcut hands on, which is x where it has no layer."""
         hidden = self.conv2(self.conv1(x))
         total = x if self.shortcut is None else self.shortcut(x)
-        if total is x and not self.owns_input:
-            return F.relu_(self.conv3(hidden).add_(x))
-        return self.conv3.add_over(total, hidden)
+        if in_place and type(self.conv3) is Conv2d:  # not a layer that somebody put in its place
+            return self.conv3.add_over(total, hidden)
+        return F.relu_(self.conv3(hidden).add_(total))
+
+
+class BottleneckStage(nn.Sequential):
+    """Blocks one after the other; in inference a sum is written over the map before it, unless hooks see that map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        given, may_write = x, is_eager_cpu_inference(x) and not has_hooks(self)
+        for block in self:
+            if may_write and isinstance(block, BottleneckBlock):
+                # What the stage was given is the caller's.
+                x = block(x, in_place=x is not given or block.shortcut is not None)
+            else:
+                x = block(x)
+        return x
 
 
 def _shortcut(in_channels: int, out_channels: int, *, stride: int, norm: NormSpec) -> Conv2d | None:
@@ -154,8 +168,7 @@ def _stage(
     blocks: list[Any] = [block(in_channels, out_channels, stride=stride, dilation=dilations[0])]
     for dilation in dilations[1:]:
         blocks.append(block(out_channels, out_channels, stride=1, dilation=dilation))
-        blocks[-1].owns_input = True
-    return nn.Sequential(*blocks)
+    return BottleneckStage(*blocks) if isinstance(blocks[0], BottleneckBlock) else nn.Sequential(*blocks)
 
 
 class ResNet(Backbone):

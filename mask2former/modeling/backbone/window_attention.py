@@ -89,6 +89,7 @@ class WindowAttention(nn.Module):
     """Multi-head attention among the tokens of each window: (G, S, C) -> (G, S, C)."""
 
     relative_position_index: Tensor
+    kept_bias: Tensor | None
 
     def __init__(
         self,
@@ -107,6 +108,7 @@ class WindowAttention(nn.Module):
         self.attn_drop = attn_drop
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size))
+        self.register_buffer("kept_bias", None, persistent=False)
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -114,7 +116,14 @@ class WindowAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """The bias of each pair of tokens; (1, M, S, S)."""
+        if self.kept_bias is not None:
+            return self.kept_bias
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
+
+    @torch.no_grad()
+    def keep_bias(self, *, dtype: torch.dtype | None = None) -> None:
+        """Gathers the bias for good, in the type of its use; what becomes of the table afterwards is not seen."""
+        self.kept_bias = self.position_bias().to(dtype or self.relative_position_bias_table.dtype)
 
     def forward(self, windows: Tensor, *, masks: Tensor | None = None, counts: Sequence[int] = ()) -> Tensor:
         """Attends everywhere within a window; or, given `masks` (4, 1, S, S), as they allow.

@@ -5,6 +5,7 @@ from mask2former.modeling.layers.checkpointing import checkpoint_activations, ru
 from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm, init_xavier
 from mask2former.modeling.layers.drop_path import DropPath
 from mask2former.modeling.layers.feed_forward import feed_forward
+from mask2former.modeling.layers.hooks import has_hooks
 from mask2former.modeling.layers.linear import Linear, cast_once, linear
 from mask2former.modeling.layers.mlp import MLP
 from mask2former.modeling.layers.norms import (
@@ -42,6 +43,7 @@ __all__ = [
     "fold_frozen_batch_norm",
     "freeze_batch_norm",
     "get_norm",
+    "has_hooks",
     "init_xavier",
     "linear",
     "run_checkpointed",

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mask2former.modeling.layers.linear import linear
+from mask2former.modeling.layers.hooks import has_hooks
+from mask2former.modeling.layers.linear import Linear, linear
 from mask2former.ops import is_eager_cpu
 
 _BLOCK = 2048  # tokens whose hidden gradient is formed at a time: it stays in the cache, in memory that is used again
@@ -20,11 +21,16 @@ _BLOCK = 2048  # tokens whose hidden gradient is formed at a time: it stays in t
 
 def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
     """`second(relu(first(x)))` of tokens (..., C)."""
-    is_plain = x.dtype == torch.float32 and first.bias is not None and second.bias is not None
-    if torch.is_grad_enabled() and is_plain and is_eager_cpu(x) and not torch.is_autocast_enabled("cpu"):
+    is_eager = torch.is_grad_enabled() and is_eager_cpu(x) and not torch.is_autocast_enabled("cpu")
+    if is_eager and x.dtype == torch.float32 and _is_plain(first) and _is_plain(second):
         rows = _FeedForward.apply(x.flatten(0, -2), first.weight, first.bias, second.weight, second.bias)
         return rows.unflatten(0, x.shape[:-1])
     return second(F.relu(first(x), inplace=True))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling it does no more than multiply: an adapter may stand in its place, or a hook wait for the call."""
+    return type(layer) in (nn.Linear, Linear) and layer.bias is not None and not has_hooks(layer)
 
 
 class _FeedForward(torch.autograd.Function):

@@ -165,9 +165,12 @@ def get_norm(norm: NormSpec, out_channels: int) -> nn.Module | None:
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Replaces every batch norm in `module` (itself included) by its frozen form; returns the result."""
+    """Replaces every batch norm in `module` (itself included) by its frozen form; returns the result.
+
+    One without running statistics stays: it has no constants to take the place of those of a batch.
+    """
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return FrozenBatchNorm2d.from_batch_norm(module)
+        return module if module.running_mean is None else FrozenBatchNorm2d.from_batch_norm(module)
     for name, child in module.named_children():
         frozen = freeze_batch_norm(child)
         if frozen is not child:

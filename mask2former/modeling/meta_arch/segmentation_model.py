@@ -23,6 +23,7 @@ class SegmentationModel(nn.Module):
     """Backbone and head, the normalisation of pixels, and the layout of memory."""
 
     compiled_steps: ClassVar[Sequence[str]] = ("predict_pixels",)  # see `compile_model`
+    is_prepared: bool = False  # `prepare_for_inference` has merged and cast its weights
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -72,6 +73,12 @@ class SegmentationModel(nn.Module):
         """The backbone and the head that a config names; what is overridden to look the names up elsewhere."""
         backbone = build_backbone(cfg)
         return backbone, build_sem_seg_head(cfg, backbone.output_shape())
+
+    def train(self, mode: bool = True) -> SegmentationModel:
+        """Raises RuntimeError where training is wanted of a model that `prepare_for_inference` was given."""
+        if mode and self.is_prepared:
+            raise RuntimeError("the model was prepared for inference and cannot be trained: build another one")
+        return super().train(mode)
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm, init_xavier
+from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm, has_hooks, init_xavier
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoder, MSDeformAttnEncoderLayer
 from mask2former.modeling.pixel_decoder.pyramid import (
     NUM_MAPS,
@@ -23,7 +23,7 @@ from mask2former.modeling.pixel_decoder.pyramid import (
     stride_of,
 )
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
-from mask2former.ops import add_resized
+from mask2former.ops import add_resized, is_map_written_over
 from mask2former.structures import ShapeSpec
 
 _FEED_FORWARD_CHANNELS = 1024  # Mask2Former, appendix: the pixel decoder's own, whatever DIM_FEEDFORWARD says
@@ -119,7 +119,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [project(features[name]) for project, name in zip(self.input_proj, self.transformer_in_features)]
         maps = self.transformer(maps, [self.position(features) for features in maps])
         for level, name in reversed(list(enumerate(self.pyramid_features, start=1))):
-            lateral = getattr(self, f"adapter_{level}")(features[name])
+            adapter = getattr(self, f"adapter_{level}")
+            lateral = adapter(features[name])
+            if is_map_written_over(lateral) and has_hooks(adapter):
+                lateral = lateral.clone()  # whoever keeps the adapter's map keeps it as it was
             maps.append(getattr(self, f"layer_{level}")(add_resized(lateral, maps[-1])))
         return self.mask_features(maps[-1]), maps[0], maps[:NUM_MAPS]
 
