@@ -95,6 +95,7 @@ bench: $(STAMP)
 	$(PY) benchmarks/training.py
 	$(PY) benchmarks/data_loading.py
 	$(PY) benchmarks/evaluation.py
+	test ! -f $(OUTPUT)/model_final.pth || $(PY) benchmarks/precision.py $(CONFIG) $(OUTPUT)/model_final.pth
 	$(PY) tools/make_model_zoo.py
 
 clean:

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,22 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def record(benchmark: str, results: Mapping[str, Any], *, variant: str = "") -> None:
+def name_results(benchmark: str, results: Mapping[str, Any], *, labels: Sequence[str] = ()) -> str:
+    """Script, `labels`, then `dtype` and `device` of the results where they have them: what must not replace another.
+
+    On a CPU the device is left out; a GPU is named by its kind, as in `training_r50_bfloat16_cuda`.
+    """
+    device = str(results.get("device", "cpu")).partition(":")[0]
+    parts = (benchmark, *labels, str(results.get("dtype", "")), "" if device == "cpu" else device)
+    return "_".join(part for part in parts if part).lower()
+
+
+def record(benchmark: str, results: Mapping[str, Any], *, labels: Sequence[str] = (), config: str = "") -> None:
     """Append results as one JSON line with date, machine, versions and commit to a file in `results/`.
 
-    The file is named after the benchmark's script and, if there is one, the variant: of each file the last line counts.
+    The file is named by `name_results`: of each file the last line counts. `config` is a file below `configs/`.
     """
-    name = f"{benchmark}_{variant}" if variant else benchmark
+    name = name_results(benchmark, results, labels=labels)
     line = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "benchmark": name,
@@ -85,6 +95,7 @@ def record(benchmark: str, results: Mapping[str, Any], *, variant: str = "") -> 
         "machine": describe_machine(),
         "versions": {"python": platform.python_version(), **_package_versions()},
         "commit": _commit(),
+        **({"config": config} if config else {}),
         "results": dict(results),
     }
     RESULTS_DIR.mkdir(exist_ok=True)

@@ -1,10 +1,11 @@
 """Times inference end to end, image to results of all three tasks, beside transformers' forward and panoptic results.
 
     python benchmarks/inference.py [--model R50|Swin-T|CONFIG] [--size H W] [--output-size H W] [--dtype bfloat16]
+    python benchmarks/inference.py --batch 4      several images in a call of both models
     python benchmarks/inference.py --scaling      ours alone, at once, twice and four times the pixels of both sizes
 
 Both models have the same weights and take turns in one process. Ours is prepared as the predictor prepares it; theirs
-is always float32 as it comes.
+is always float32 as it comes. What is timed is compared first: logits and panoptic maps (model_comparison.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from benchmarks.harness import now, print_ratio, record, take_turns
-from benchmarks.model_pair import (
-    ModelPair,
-    add_pair_options,
-    build_pair,
-    compare_outputs,
-    convert_to_transformers,
-    make_detections,
-)
+from benchmarks.model_comparison import compare_models
+from benchmarks.model_pair import ModelPair, add_pair_options, build_pair, convert_to_transformers, make_detections
 from mask2former import prepare_for_inference
 from mask2former.ops import kernel_status
 
@@ -71,42 +66,51 @@ def run_theirs(pair: ModelPair, images: torch.Tensor, output_size: tuple[int, in
         threshold=test.OBJECT_MASK_THRESHOLD,
         overlap_mask_area_threshold=test.OVERLAP_THRESHOLD,
         label_ids_to_fuse=stuff,
-        target_sizes=[output_size],
+        target_sizes=[output_size] * len(images),
     )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of both, of our stages, and their ratio."""
+    """Differences and seconds a call of both, seconds of our stages, images a second and the ratio.
+
+    Raises:
+        DifferenceError: ours, prepared and in its precision, does not find what theirs does; nothing is timed then.
+    """
     pair = build_ours(args)
-    sample = {
-        "image": torch.randint(256, (3, *args.size), dtype=torch.uint8),
-        "height": args.output_size[0],
-        "width": args.output_size[1],
-    }
-    images, _ = pair.ours.pad([sample])
-    make_detections(pair.ours, images, num_detections=args.detections)
-    functions: dict[str, Callable[[], Any]] = {"ours": partial(pair.ours, [sample])}
-    difference = None
-    if not args.without_transformers:
+    samples = [make_sample(args.size, args.output_size) for _ in range(args.batch)]
+    images, _ = pair.ours.pad(samples)
+    make_detections(pair.ours, images[:1], num_detections=args.detections)
+    functions: dict[str, Callable[[], Any]] = {"ours": partial(pair.ours, samples)}
+    if not args.without_transformers:  # weights are taken before preparation renames them
         pair.theirs = convert_to_transformers(pair.ours, pair.cfg).to(args.device)
-        difference = compare_outputs(pair, images)
         functions["theirs"] = partial(run_theirs, pair, images, tuple(args.output_size))
     prepare_for_inference(pair.ours)
-    detected = len(pair.ours([sample])[0]["panoptic_seg"][1])
+    segments = [len(result["panoptic_seg"][1]) for result in pair.ours(samples)]
+    differences = None
+    if "theirs" in functions:
+        differences = compare_models(pair, samples, run_theirs=functions["theirs"], dtype=args.dtype)
     clock = StageClock(pair.ours)
     seconds = take_turns(functions, runs=args.runs)
     return {
         "model": args.model,
         "size": args.size,
         "output_size": args.output_size,
+        "batch": args.batch,
         "dtype": args.dtype,
         "device": args.device,
-        "segments": detected,
-        "largest difference": difference,
+        "segments": sum(segments),
+        "differences": differences,
         "seconds": seconds,
+        "images per second": {name: args.batch / value for name, value in seconds.items()},
         "our stages": clock.medians(),
         "ratio": seconds["theirs"] / seconds["ours"] if "theirs" in seconds else None,
     }
+
+
+def make_sample(size: Sequence[int], output_size: Sequence[int]) -> dict[str, Any]:
+    """An image of noise, as the model takes it."""
+    image = torch.randint(256, (3, *size), dtype=torch.uint8)
+    return {"image": image, "height": output_size[0], "width": output_size[1]}
 
 
 def measure_scaling(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,9 +119,7 @@ def measure_scaling(args: argparse.Namespace) -> dict[str, Any]:
     functions: dict[str, Callable[[], Any]] = {}
     for times in SCALES:
         height, width = (round(side * times**0.5 / 32) * 32 for side in args.size)
-        image = torch.randint(256, (3, height, width), dtype=torch.uint8)
-        output = [round(side * times**0.5) for side in args.output_size]
-        sample = {"image": image, "height": output[0], "width": output[1]}
+        sample = make_sample((height, width), [round(side * times**0.5) for side in args.output_size])
         if times == 1:
             make_detections(ours, ours.pad([sample])[0], num_detections=args.detections)
             prepare_for_inference(ours)
@@ -134,8 +136,8 @@ def build_ours(args: argparse.Namespace) -> ModelPair:
     return build_pair(args.model, device=args.device, with_transformers=False, opts=opts)
 
 
-def _variant(args: argparse.Namespace) -> str:
-    return f"{Path(args.model).stem}_{args.dtype}".lower()
+def _labels(args: argparse.Namespace) -> list[str]:
+    return [Path(args.model).stem, *([f"batch{args.batch}"] if args.batch > 1 else [])]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -143,9 +145,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_pair_options(parser)
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("H", "W"))
     parser.add_argument("--output-size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=1, help="images in a call of each model")
     parser.add_argument("--detections", type=int, default=12)
     parser.add_argument("--scaling", action="store_true", help="seconds of ours at 1, 2 and 4 times the pixels")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.batch < 1 or (args.scaling and args.batch > 1):
+        parser.error("--batch: expected at least 1, and 1 with --scaling")
+    return args
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Sizes, how far both models are apart, and the seconds of a call."""
+    seconds = results["seconds"]
+    print(
+        f"{results['model']} {results['batch']} x {results['size']} -> {results['output_size']}, "
+        f"ours in {results['dtype']}, {results['segments']} segments, seconds a call:"
+    )
+    for name, difference in (results["differences"] or {}).items():
+        print(f"  differs in {name:28s} {difference:.1e}")
+    for stage, of_stage in results["our stages"].items():
+        print(f"  {stage:12s} {of_stage:8.3f} s")
+    speed = results["images per second"]
+    if results["ratio"] is None:
+        print(f"  end to end   {seconds['ours']:8.3f} s, {speed['ours']:.3f} images/s")
+    else:
+        print_ratio("end to end", ours=seconds["ours"], theirs=seconds["theirs"])
+        print(f"  {'':44s} ours {speed['ours']:9.4g} images/s   theirs {speed['theirs']:9.4g} images/s")
 
 
 @torch.inference_mode()
@@ -160,19 +185,12 @@ def main() -> None:
         for times, seconds in scaling["seconds by pixels"].items():
             print(f"  {times} times the pixels {seconds:8.3f} s, {scaling['ratios'][times]:.2f} times the cost")
         if not args.no_record:
-            record("inference", scaling, variant=f"scaling_{_variant(args)}")
+            record("inference", scaling, labels=["scaling", *_labels(args)])
         return
     results = measure(args)
-    print(f"{args.model} {args.size} -> {args.output_size}, ours in {args.dtype}, {results['segments']} segments:")
-    for stage, seconds in results["our stages"].items():
-        print(f"  {stage:12s} {seconds:8.3f} s")
-    if results["ratio"] is None:
-        print(f"  end to end   {results['seconds']['ours']:8.3f} s")
-    else:
-        print(f"  logits differ by {results['largest difference']:.1e} of the largest")
-        print_ratio("end to end", ours=results["seconds"]["ours"], theirs=results["seconds"]["theirs"])
+    print_results(results)
     if not args.no_record:
-        record("inference", results, variant=_variant(args))
+        record("inference", results, labels=_labels(args))
     print(f"  measured in {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 

@@ -3,6 +3,7 @@
     python benchmarks/ms_deform_attn.py [--height 800 --width 1088 --batch 1 --dtype float32 --threads 2 --device cpu]
 
 On a GPU (`--device cuda`) also against a straightforward port and against the bandwidth bound: ms_deform_attn_gpu.py.
+Outputs and gradients are compared before anything is timed.
 
 Sampling points lie around each query's own place, spread as a freshly initialised model spreads them; uniformly random
 ones would miss every cache and mislead. `beside torch` puts a matrix product before each call, so that torch's own
@@ -24,7 +25,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
+from benchmarks.comparison import largest_difference, require_at_most
 from benchmarks.harness import record
+from benchmarks.ms_deform_attn_errors import LIMITS, errors_of_gradients
 from mask2former.ops import kernel_status, ms_deform_attn, ms_deform_attn_reference
 
 STRIDES = (8, 16, 32)
@@ -85,6 +88,39 @@ def measure(function: Callable[..., Tensor], inputs: tuple, args: argparse.Names
     return {"forward": forward, "forward + backward": both}
 
 
+def compare(inputs: tuple) -> dict[str, float]:
+    """Largest differences of the kernels' output and gradients from the reference's, in at least float32.
+
+    Raises:
+        DifferenceError: one is above LIMITS.
+    """
+    value, shapes, locations, weights = inputs
+    exact = value.to(torch.promote_types(value.dtype, torch.float32))
+    found, expected = (
+        _run_both_passes(function, of, shapes, locations, weights)
+        for function, of in ((ms_deform_attn, value), (ms_deform_attn_reference, exact))
+    )
+    with torch.no_grad():  # as the forward pass is timed
+        inferred = ms_deform_attn(*inputs)
+    errors = {"output": largest_difference(inferred, expected[0])}
+    errors["output with gradients"] = largest_difference(found[0], expected[0])
+    errors |= errors_of_gradients(found[1:], expected[1:], locations=locations, shapes=shapes)
+    require_at_most(errors, dict.fromkeys(errors, LIMITS[value.dtype]))
+    return errors
+
+
+def _run_both_passes(
+    function: Callable[..., Tensor], value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> list[Tensor]:
+    """Output, and gradients of value, locations and weights for one gradient whatever the function."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (value, locations, weights)]
+    output = function(leaves[0], shapes, *leaves[1:])
+    generator = torch.Generator(value.device).manual_seed(0)
+    # One that bfloat16 holds exactly: as it is rounded, so would the results be.
+    grad = torch.randn(output.shape, generator=generator, device=value.device).bfloat16().to(output.dtype)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad)]
+
+
 def measure_beside_torch(inputs: tuple, args: argparse.Namespace) -> float:
     """Time that one call adds to a matrix product before it."""
     value, shapes, locations, weights = inputs
@@ -123,8 +159,9 @@ def main() -> None:
 
 def measure_cpu(inputs: tuple, args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds beside the reference."""
+    results: dict[str, Any] = {"differences": compare(inputs)}
     native, reference = measure(ms_deform_attn, inputs, args), measure(ms_deform_attn_reference, inputs, args)
-    results: dict[str, Any] = {}
+    print(f"  differs by at most {max(results['differences'].values()):.1e} of the largest value")
     for name, ms in native.items():
         print(f"  {name:20} native {ms:9.2f}   reference {reference[name]:9.2f}   {reference[name] / ms:6.1f} x")
         results[name] = {"ms": ms, "reference, ms": reference[name], "ratio": reference[name] / ms}

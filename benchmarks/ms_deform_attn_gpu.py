@@ -8,12 +8,14 @@ Letters: B batch, S tokens of all levels, M heads, D channels of a head, Q queri
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.comparison import largest_difference, require_at_most
+from benchmarks.ms_deform_attn_errors import LIMITS, errors_of_gradients
 from benchmarks.simple_deform_attn import compile_simple, simple_backward, simple_forward
 from mask2former.ops import ms_deform_attn_around
 from mask2former.ops.deformable_attention_reference import reference_backward, reference_forward
@@ -46,13 +48,22 @@ def make_case(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, w
     exact = logits.float().flatten(3).softmax(-1).view(weights.shape)
     grad_output = torch.randn(*locations.shape[:2], value.shape[2] * value.shape[3]).to(value)
     flat = [size for shape in shapes for size in shape]
-    return Case(value, flat, centres, offsets, logits, around + offsets / sizes, exact, grad_output)
+    places = (
+        around + offsets.to(locations.dtype) / sizes
+    )  # in bfloat16 they would lie beside the places that kernels form
+    return Case(value, flat, centres, offsets, logits, places, exact, grad_output)
 
 
 def measure_on_gpu(case: Case, *, repeats: int) -> dict[str, Any]:
-    """Errors, milliseconds, ratios to the port and shares of the bound, of both passes from either form of inputs."""
+    """Errors, milliseconds, ratios to the port and shares of the bound, of both passes from either form of inputs.
+
+    Raises:
+        DifferenceError: an error is above LIMITS; nothing is timed then.
+    """
+    errors = errors_of(case)
+    require_at_most(errors, dict.fromkeys(errors, LIMITS[case.value.dtype]))
     bandwidth = copy_bandwidth()
-    results: dict[str, Any] = {"GB/s of a copy": bandwidth / 1e9, "errors": errors_of(case)}
+    results: dict[str, Any] = {"GB/s of a copy": bandwidth / 1e9, "errors": errors}
     simple = _simple_functions(case)
     for name, function in _functions(case).items():
         milliseconds = device_ms(function, repeats=repeats)
@@ -64,17 +75,35 @@ def measure_on_gpu(case: Case, *, repeats: int) -> dict[str, Any]:
 
 
 def errors_of(case: Case) -> dict[str, float]:
-    """Largest difference from float64, relative to the largest value, of outputs and gradients."""
+    """Largest difference from float64, relative to the largest value, of outputs and gradients, from either form."""
     operators = torch.ops.mask2former
     given = case.value, case.shapes, case.locations, case.weights
     exact = case.value.double(), case.shapes, case.locations.double(), case.weights.double()
+    output, expected = reference_forward(*exact), reference_backward(case.grad_output.double(), *exact)
+    pairs = list(zip(case.shapes[::2], case.shapes[1::2], strict=True))
     grads = operators.ms_deform_attn_backward(case.grad_output, *given)
-    expected = reference_backward(case.grad_output.double(), *exact)
-    pairs = {"output": (operators.ms_deform_attn(*given), reference_forward(*exact))}
-    pairs |= {f"gradient of {name}": pair for name, *pair in zip(("value", "locations", "weights"), grads, expected)}
-    around = operators.ms_deform_attn_around(case.value, case.shapes, case.centres, case.offsets, case.logits)
-    pairs["output from offsets"] = (around, pairs["output"][1])
-    return {name: float((a.double() - b).abs().max() / b.abs().max()) for name, (a, b) in pairs.items()}
+    errors = {"output": largest_difference(operators.ms_deform_attn(*given), output)}
+    errors |= errors_of_gradients(grads, expected, locations=case.locations, shapes=pairs)
+    around = case.shapes, case.centres, case.offsets, case.logits
+    by_head = case.value.transpose(1, 2).contiguous().transpose(1, 2)
+    expected = _through_offsets_and_logits(expected, case)
+    for layout, value in (("heads together", by_head), ("heads apart", case.value)):
+        found = operators.ms_deform_attn_around(value, *around)
+        grads = operators.ms_deform_attn_around_backward(case.grad_output, value, *around)
+        of_layout = {"output from offsets": largest_difference(found, output)}
+        names = ("value, from offsets", "offsets", "logits")
+        of_layout |= errors_of_gradients(grads, expected, locations=case.locations, shapes=pairs, names=names)
+        errors |= {f"{name}, {layout}": error for name, error in of_layout.items()}
+    return errors
+
+
+def _through_offsets_and_logits(gradients: Sequence[Tensor], case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, offsets and logits where those of value, locations and weights are given."""
+    of_value, of_locations, of_weights = gradients
+    sizes = torch.tensor(case.shapes, device=of_value.device).view(-1, 1, 2).flip(-1)  # (L, 1, 2): width, height
+    weights = case.weights.double()
+    mean = (of_weights * weights).sum((-2, -1), keepdim=True)
+    return of_value, of_locations / sizes, weights * (of_weights - mean)
 
 
 def bound_ms(case: Case, name: str, bandwidth: float) -> float:
@@ -169,7 +198,7 @@ def print_results(results: dict[str, Any]) -> None:
     """A line for each error and each pass."""
     print(f"  a copy reaches {results['GB/s of a copy']:.0f} GB/s; largest differences from float64:")
     for name, error in results["errors"].items():
-        print(f"    {name:24} {error:.1e}")
+        print(f"    {name:45} {error:.1e}")
     for name, figures in results.items():
         if isinstance(figures, dict) and "ms" in figures:
             port = f"   port {figures['port, ms']:8.4f} ms {figures['ratio']:6.1f} x" if "ratio" in figures else ""

@@ -229,7 +229,7 @@ def main() -> None:
     else:
         print(f"  step {results['seconds']['ours']:.3f} s, peak memory above the idle model {memory['ours']:.0f} MiB")
     if not args.no_record:
-        record("training", results)
+        record("training", results, labels=[Path(args.model).stem])
     print(f"  measured in {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
