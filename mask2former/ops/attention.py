@@ -15,14 +15,13 @@ from torch import Tensor
 from mask2former.ops import native
 from mask2former.ops.eager import is_eager_cpu_inference
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 2}  # DType in csrc/cpu/problem.h
 _CHANNEL_MULTIPLE = 32  # two registers of the widest instruction set
 _MIN_TOKENS = 64  # below, torch's attention is as fast
 
 
 def is_attention_faster(query: Tensor, key: Tensor, num_heads: int) -> bool:
     """Whether `masked_attention` has a faster way than torch for queries (B, Q, M D) and keys (B, S, M D)."""
-    if not is_eager_cpu_inference(query) or query.dtype not in _DTYPES or key.dtype != query.dtype:
+    if not is_eager_cpu_inference(query) or query.dtype not in native.MAP_DTYPES or key.dtype != query.dtype:
         return False
     if query.shape[-1] // num_heads % _CHANNEL_MULTIPLE or key.shape[1] < _MIN_TOKENS or not query.numel():
         return False
@@ -55,7 +54,7 @@ def masked_attention(
     seen = None if attend_mask is None else attend_mask.expand(num_batch, 1, num_queries, key.shape[1]).contiguous()
     output = torch.empty_like(query, dtype=torch.float32)
     status = library.m2f_attention(
-        _DTYPES[query.dtype],
+        native.MAP_DTYPES[query.dtype],
         *(query.data_ptr(), key.data_ptr(), value.data_ptr(), None if seen is None else seen.data_ptr()),
         *(output.data_ptr(), channels**-0.5),
         *(num_batch, num_heads, channels, num_queries, key.shape[1]),
@@ -66,7 +65,7 @@ def masked_attention(
 
 
 def _check_arguments(query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None, *, num_heads: int) -> None:
-    if query.ndim != 3 or query.dtype not in _DTYPES or not query.is_cpu or query.shape[2] % num_heads:
+    if query.ndim != 3 or query.dtype not in native.MAP_DTYPES or not query.is_cpu or query.shape[2] % num_heads:
         found = f"{tuple(query.shape)} of {query.dtype} on {query.device}"
         raise ValueError(f"query must be (B, Q, {num_heads} D) of float32 or bfloat16 on the CPU, got {found}")
     num_batch, num_queries, width = query.shape

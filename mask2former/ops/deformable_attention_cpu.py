@@ -14,8 +14,6 @@ from torch import Tensor
 from mask2former.ops import native
 from mask2former.ops.deformable_attention_arguments import MAX_TOKENS, is_empty, output_shape, shape_array, sizes_of
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # DType in csrc/cpu/problem.h
-
 
 def serves_cpu(value: Tensor) -> bool:
     """Whether the kernels take this case."""
@@ -39,7 +37,7 @@ def forward_cpu(
     if is_empty(output, locations):
         return output.zero_()
     status = library.m2f_ms_deform_attn_forward(
-        _DTYPES[value.dtype],
+        native.DTYPES[value.dtype],
         value.data_ptr(),
         shape_array(spatial_shapes),
         locations.data_ptr(),
@@ -66,7 +64,7 @@ def backward_cpu(
     if is_empty(grad_output, locations):
         return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
     status = library.m2f_ms_deform_attn_backward(
-        _DTYPES[value.dtype],
+        native.DTYPES[value.dtype],
         grad_output.data_ptr(),
         value.data_ptr(),
         shape_array(spatial_shapes),
@@ -81,4 +79,4 @@ def backward_cpu(
 
 
 def _library_for(value: Tensor) -> ctypes.CDLL | None:
-    return native.cpu_library() if value.dtype in _DTYPES and value.shape[1] <= MAX_TOKENS else None
+    return native.cpu_library() if value.dtype in native.DTYPES and value.shape[1] <= MAX_TOKENS else None

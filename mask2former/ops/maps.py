@@ -14,12 +14,11 @@ from mask2former.ops import native
 from mask2former.ops.eager import is_eager_cpu_inference
 
 _CHANNEL_MULTIPLE = 16  # a register of the widest instruction set
-_DTYPES = {torch.float32: 0, torch.bfloat16: 2}  # DType in csrc/cpu/problem.h
 
 
 def is_map_written_over(x: Tensor) -> bool:
     """Whether the functions below write over x (N, C, H, W): else they leave it as it is."""
-    if not is_eager_cpu_inference(x) or x.dtype not in _DTYPES or not x.numel():
+    if not is_eager_cpu_inference(x) or x.dtype not in native.MAP_DTYPES or not x.numel():
         return False
     if x.shape[1] % _CHANNEL_MULTIPLE or not x.is_contiguous(memory_format=torch.channels_last):
         return False
@@ -35,7 +34,7 @@ def group_norm_relu_(x: Tensor, *, num_groups: int, weight: Tensor, bias: Tensor
     library = native.cpu_library()
     assert library is not None
     num, channels = x.shape[:2]
-    pixels, threads, kind = x.shape[2] * x.shape[3], torch.get_num_threads(), _DTYPES[x.dtype]
+    pixels, threads, kind = x.shape[2] * x.shape[3], torch.get_num_threads(), native.MAP_DTYPES[x.dtype]
     block = library.m2f_map_moment_pixels()
     moments = torch.empty((num, -(-pixels // block), num_groups, 2), dtype=torch.float64, device=x.device)
     place = (num, pixels, channels)
@@ -67,7 +66,9 @@ def add_resized(x: Tensor, above: Tensor) -> Tensor:
     above = above.to(x.dtype).contiguous(memory_format=torch.channels_last)
     sizes = (num, height, width, channels, above.shape[2], above.shape[3])
     native.check_status(
-        library.m2f_map_add_resized(_DTYPES[x.dtype], x.data_ptr(), above.data_ptr(), *sizes, torch.get_num_threads())
+        library.m2f_map_add_resized(
+            native.MAP_DTYPES[x.dtype], x.data_ptr(), above.data_ptr(), *sizes, torch.get_num_threads()
+        )
     )
     return x
 
@@ -88,7 +89,7 @@ def add_product_relu_(x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor) -
     place = (num, height * width, channels, torch.get_num_threads())
     scale = torch.ones_like(shift)
     native.check_status(
-        library.m2f_map_affine(_DTYPES[x.dtype], x.data_ptr(), scale.data_ptr(), shift.data_ptr(), 1, *place)
+        library.m2f_map_affine(native.MAP_DTYPES[x.dtype], x.data_ptr(), scale.data_ptr(), shift.data_ptr(), 1, *place)
     )
     return x
 
@@ -103,10 +104,10 @@ def add_layer_norm_(x: Tensor, y: Tensor, *, weight: Tensor, bias: Tensor, eps: 
     types = (x.dtype, weight.dtype, bias.dtype)
     if library is None or not is_dense or x.shape[2] % _CHANNEL_MULTIPLE or set(types) != {torch.float32}:
         return x.copy_(F.layer_norm(x + y, x.shape[2:], weight, bias, eps))
-    y = (y if y.dtype in _DTYPES else y.float()).contiguous()
+    y = (y if y.dtype in native.MAP_DTYPES else y.float()).contiguous()
     places = (x.data_ptr(), y.data_ptr(), weight.data_ptr(), bias.data_ptr())
     sizes = (*x.shape, x.stride(0))
-    native.check_status(library.m2f_add_norm(_DTYPES[y.dtype], *places, eps, *sizes, torch.get_num_threads()))
+    native.check_status(library.m2f_add_norm(native.MAP_DTYPES[y.dtype], *places, eps, *sizes, torch.get_num_threads()))
     return x
 
 

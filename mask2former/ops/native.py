@@ -19,6 +19,10 @@ BUILD_COMMAND = "python -m mask2former.ops.build"
 
 # kAbiVersion in csrc, raised with every change of a function or its arguments.
 _CPU_ABI_VERSION, _CUDA_ABI_VERSION = 7, 2
+# DType in csrc/cpu/problem.h, and those that passes over maps and attention take.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+MAP_DTYPES = {dtype: DTYPES[dtype] for dtype in (torch.float32, torch.bfloat16)}
+
 _Types: TypeAlias = "list[type[ctypes._SimpleCData[Any]]]"
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIZES = [_INT64] * 7  # B, S, M, D, Q, L, P

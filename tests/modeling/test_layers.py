@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
+from mask2former.modeling import prepare_for_inference
 from mask2former.modeling.layers import (
     MLP,
     NORM_NAMES,
@@ -24,7 +25,6 @@ from mask2former.modeling.layers import (
     PositionEmbeddingSine,
     SizeCache,
     SyncBatchNorm,
-    fold_frozen_batch_norm,
     freeze_batch_norm,
     get_norm,
     sine_position_encoding,
@@ -198,7 +198,7 @@ def test_folded_frozen_norm_is_equal_up_to_rounding(bias: bool) -> None:
     module = nn.Sequential(conv_with_frozen_norm(bias=bias), Conv2d(6, 6, 1, norm=nn.GroupNorm(2, 6)))
     x = torch.randn(2, 4, 9, 7)
     expected = module(x).detach()
-    folded = fold_frozen_batch_norm(module)
+    folded = prepare_for_inference(module.eval())
     assert folded[0].norm is None
     assert folded[1].norm is not None
     torch.testing.assert_close(folded(x).detach(), expected, atol=1e-5, rtol=1e-5)

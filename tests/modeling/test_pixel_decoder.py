@@ -9,7 +9,7 @@ from torch import Tensor
 from mask2former.config import get_cfg
 from mask2former.errors import ConfigError
 from mask2former.modeling.pixel_decoder import MSDeformAttnPixelDecoder
-from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttn, pixel_centres
+from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttn, MSDeformAttnEncoderLayer, pixel_centres
 from mask2former.ops import point_sample
 from mask2former.structures import ShapeSpec
 
@@ -153,3 +153,20 @@ def test_pixel_decoder_leaves_an_adapters_map_to_its_hooks() -> None:
     found, _, _ = decoder.forward_features(features)
     assert torch.equal(seen[0], seen[1])
     assert torch.equal(found, expected)
+
+
+def test_encoder_layer_calls_a_norm_that_somebody_looks_at() -> None:
+    layer = MSDeformAttnEncoderLayer(
+        16, num_levels=1, num_heads=2, num_points=2, hidden_channels=32, dropout=0.0
+    ).eval()
+    tokens, position, shapes = torch.randn(2, 12, 16), torch.randn(1, 12, 16), [(3, 4)]
+    options = {"centres": pixel_centres(shapes, device=tokens.device), "shapes": shapes}
+    with torch.no_grad():
+        expected = layer(tokens, position, **options)
+        seen: list[Tensor] = []
+        for norm in (layer.norm1, layer.norm2):
+            norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        found = layer(tokens, position, **options)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[1], found)
+    torch.testing.assert_close(found, expected)

@@ -15,8 +15,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from mask2former.config import CfgNode, get_cfg
 from mask2former.errors import ConfigError
+from mask2former.modeling import prepare_for_inference
 from mask2former.modeling.backbone import ResNet, build_backbone
-from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, SyncBatchNorm, fold_frozen_batch_norm
+from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, SyncBatchNorm
 from tests.parity import assert_close_to_peak, fill_model, fixture_config, load_fixture
 
 TINY: dict[str, Any] = {"stem_out_channels": 8, "width_per_group": 4, "res2_out_channels": 16}
@@ -76,7 +77,7 @@ def test_resnet_matches_reference(has_folded_norms: bool) -> None:
     model.backbone = build_backbone(fixture_config(fixture)).eval()
     fill_model(model, fixture.seed)
     if has_folded_norms:
-        fold_frozen_batch_norm(model)
+        prepare_for_inference(model.eval())
         assert not any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
     with torch.no_grad():
         features = model.backbone(fixture.tensor("padded_input"))

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, fold_frozen_batch_norm
+from mask2former.modeling import prepare_for_inference
+from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d
 from mask2former.modeling.layers import conv as conv_module
 from mask2former.ops import build, native
 
@@ -94,7 +95,7 @@ def test_conv2d_notices_an_optimiser_step_and_loaded_weights(calls: list[Tensor]
     convolution.load_state_dict(other.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(convolution(x), other(x))
-        fold_frozen_batch_norm(convolution)
+        prepare_for_inference(convolution.eval())
         torch.testing.assert_close(convolution(x), other(x), rtol=1e-5, atol=1e-5)
 
 

@@ -254,8 +254,6 @@ def _describe_image(content: bytes, where: str) -> tuple[tuple[int, int], str]:
 def _library() -> Any:
     try:
         import datasets.config  # which a mere folder of that name, such as the one beside this package, has not
-
-        import datasets
     except ImportError as error:
         raise DatasetError("the library datasets is not installed: pip install 'mask2former[transformers]'") from error
     return datasets

@@ -166,8 +166,7 @@ def _stage(
 ) -> nn.Sequential:
     """One block for each dilation; the first changes channels and size."""
     blocks: list[Any] = [block(in_channels, out_channels, stride=stride, dilation=dilations[0])]
-    for dilation in dilations[1:]:
-        blocks.append(block(out_channels, out_channels, stride=1, dilation=dilation))
+    blocks += [block(out_channels, out_channels, stride=1, dilation=dilation) for dilation in dilations[1:]]
     return BottleneckStage(*blocks) if isinstance(blocks[0], BottleneckBlock) else nn.Sequential(*blocks)
 
 

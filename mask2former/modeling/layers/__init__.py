@@ -2,7 +2,7 @@
 
 from mask2former.modeling.layers.attention import MultiheadAttention
 from mask2former.modeling.layers.checkpointing import checkpoint_activations, run_checkpointed
-from mask2former.modeling.layers.conv import Conv2d, fold_frozen_batch_norm, init_xavier
+from mask2former.modeling.layers.conv import Conv2d, init_xavier
 from mask2former.modeling.layers.drop_path import DropPath
 from mask2former.modeling.layers.feed_forward import feed_forward
 from mask2former.modeling.layers.hooks import has_hooks
@@ -40,7 +40,6 @@ __all__ = [
     "cast_once",
     "checkpoint_activations",
     "feed_forward",
-    "fold_frozen_batch_norm",
     "freeze_batch_norm",
     "get_norm",
     "has_hooks",

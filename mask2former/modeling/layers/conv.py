@@ -91,7 +91,7 @@ class Conv2d(nn.Conv2d):
         return F.relu_(self(x).add_(total))
 
     def _is_plain(self, size: int) -> bool:
-        """Whether it is a convolution of size x size that keeps the map's size, as those written by ourselves are."""
+        """Whether it is a convolution of size x size and stride 1 that keeps the map's size, and nothing more."""
         geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         return geometry == ((size, size), (1, 1), (size // 2, size // 2), (1, 1), 1, "zeros")
 
@@ -148,14 +148,3 @@ def init_xavier(convolution: ConvolutionT) -> ConvolutionT:
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)
     return convolution
-
-
-def fold_frozen_batch_norm(module: nn.Module) -> nn.Module:
-    """Merges every frozen batch norm in `module` into its convolution, in place, for inference; returns `module`.
-
-    Afterwards the state dict has other names than a checkpoint: load weights first.
-    """
-    for child in module.modules():
-        if isinstance(child, Conv2d):
-            child.fold_norm()
-    return module

@@ -29,8 +29,13 @@ def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling it does no more than multiply: an adapter may stand in its place, or a hook wait for the call."""
-    return type(layer) in (nn.Linear, Linear) and layer.bias is not None and not has_hooks(layer)
+    """Whether calling it does no more than multiply: an adapter may stand in its place, or a hook wait for the call.
+
+    Of a frozen layer, not all gradients are wanted that the backward pass forms.
+    """
+    if type(layer) not in (nn.Linear, Linear) or layer.bias is None or has_hooks(layer):
+        return False
+    return all(parameter.requires_grad for parameter in layer.parameters())
 
 
 class _FeedForward(torch.autograd.Function):
@@ -47,7 +52,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, hidden, weight1, weight2 = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_x, grad_weight1, grad_weight2 = (torch.zeros_like(value) for value in (x, weight1, weight2))
+        grad_x, grad_weight1, grad_weight2 = torch.empty_like(x), torch.zeros_like(weight1), torch.zeros_like(weight2)
         grad_bias1 = x.new_zeros(len(weight1))
         for begin in range(0, len(x), _BLOCK):
             block = slice(begin, begin + _BLOCK)

@@ -6,13 +6,13 @@ Letters: B batch, C channels, H W size, L levels, S tokens of all levels, M head
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Linear, SizeCache, cast_once, feed_forward, run_checkpointed
+from mask2former.modeling.layers import Linear, SizeCache, cast_once, feed_forward, has_hooks, run_checkpointed
 from mask2former.ops import add_layer_norm_, is_eager_cpu_inference, ms_deform_attn_around
 
 Shapes = Sequence[tuple[int, int]]
@@ -106,20 +106,28 @@ class MSDeformAttnEncoderLayer(nn.Module):
         heads = self.self_attn.heads_of(tokens)
         tiles = _tiles_of(tokens)
         if tiles is None:
-            attended = self.self_attn.attend(tokens + position, heads, centres=centres, shapes=shapes)
-            tokens = self.norm1(tokens + self.dropout(attended))
-            return self.norm2(tokens + self.dropout(self._feed_forward(tokens)))
+            return self._update(tokens, position, heads, centres=centres, shapes=shapes, norm=_normed_sum)
         dtype = torch.promote_types(tokens.dtype, self.norm2.weight.dtype)
         updated = tokens if over and tokens.dtype == dtype else tokens.to(dtype, copy=True)
         for tile in tiles:
-            self._update_(updated[:, tile], position[:, tile], heads, centres=centres[tile], shapes=shapes)
+            part = updated[:, tile]
+            self._update(part, position[:, tile], heads, centres=centres[tile], shapes=shapes, norm=_write_normed_sum)
         return updated
 
-    def _update_(self, tokens: Tensor, position: Tensor, heads: Tensor, *, centres: Tensor, shapes: Shapes) -> None:
-        """Writes over some tokens (B, Q, C) what the layer makes of them; of the others they need `heads` alone."""
+    def _update(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        heads: Tensor,
+        *,
+        centres: Tensor,
+        shapes: Shapes,
+        norm: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """The layer's output for some of the tokens, (B, Q, C): beside `heads` a token needs nothing of the others."""
         attended = self.self_attn.attend(tokens + position, heads, centres=centres, shapes=shapes)
-        _add_norm_(tokens, self.dropout(attended), norm=self.norm1)
-        _add_norm_(tokens, self.dropout(self._feed_forward(tokens)), norm=self.norm2)
+        tokens = norm(self.norm1, tokens, self.dropout(attended))
+        return norm(self.norm2, tokens, self.dropout(self._feed_forward(tokens)))
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
         if self.training and self.dropout.p:
@@ -147,8 +155,15 @@ class MSDeformAttnEncoder(nn.Module):
         return tokens
 
 
-def _add_norm_(tokens: Tensor, update: Tensor, *, norm: nn.LayerNorm) -> None:
-    add_layer_norm_(tokens, update, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+def _normed_sum(norm: nn.Module, tokens: Tensor, update: Tensor) -> Tensor:
+    return norm(tokens + update)
+
+
+def _write_normed_sum(norm: nn.Module, tokens: Tensor, update: Tensor) -> Tensor:
+    """The same, written over the tokens."""
+    if type(norm) is nn.LayerNorm and not has_hooks(norm):  # else somebody waits for the call
+        return add_layer_norm_(tokens, update, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    return tokens.copy_(norm(tokens + update))
 
 
 def _tiles_of(tokens: Tensor) -> list[slice] | None:
