@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mask2former.modeling.backbone.window_attention import WindowAttention
-from mask2former.modeling.layers import Conv2d, Linear, MultiheadAttention, freeze_batch_norm
+from mask2former.modeling.layers import Conv2d, Linear, MultiheadAttention
 from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -40,7 +40,6 @@ def prepare_for_inference(model: ModelT) -> ModelT:
     modules = list(_known_modules(model))
     for module in modules:
         if type(module) is Conv2d:
-            freeze_batch_norm(module)  # in evaluation its statistics are constant anyway
             module.fold_norm()
         elif isinstance(module, SegmentationModel):
             module.is_prepared = True

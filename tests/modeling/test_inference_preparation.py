@@ -120,6 +120,23 @@ def test_every_batch_norm_is_merged_into_its_convolution(norm: str) -> None:
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_weight_shared_by_two_convolutions_is_merged_with_the_norm_of_each() -> None:
+    first, second = (Conv2d(4, 4, 3, padding=1, norm=FrozenBatchNorm2d(4)) for _ in range(2))
+    second.weight, second.bias = first.weight, first.bias
+    second.norm.weight.fill_(3.0)
+    model, x = nn.Sequential(first, second).eval(), torch.randn(2, 4, 9, 7)
+    expected = model(x)
+    torch.testing.assert_close(prepare_for_inference(model)(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_norm_that_a_hook_waits_for_stays(norm: str) -> None:
+    model, calls = Conv2d(4, 4, 3, padding=1, norm=get_norm(norm, 4)).eval(), []
+    model.norm.register_forward_hook(lambda *_: calls.append("hook"))
+    prepare_for_inference(model)(torch.randn(1, 4, 9, 7))
+    assert calls == ["hook"]
+
+
 def test_second_time_changes_nothing() -> None:
     model = prepare_for_inference(build("resnet_panoptic", "MODEL.PRECISION", "bfloat16"))
     before = dict(model.named_parameters())

@@ -193,6 +193,23 @@ def test_conv_with_frozen_norm_is_the_same_with_and_without_gradients(bias: bool
         torch.testing.assert_close(conv(x), expected.detach(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "kernel_size"), [(4, 3), (64, 3), (64, 1)])  # as they are, Winograd, folded
+@pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
+def test_hooks_of_a_norm_see_its_own_output_in_inference(norm: str, channels: int, kernel_size: int) -> None:
+    padding, layer = kernel_size // 2, get_norm(norm, 64)
+    conv = Conv2d(channels, 64, kernel_size, padding=padding, bias=False, norm=layer, activation=F.relu).eval()
+    nn.init.uniform_(layer.weight, 0.5, 1.5)
+    x = torch.randn(1, channels, 96, 96).to(memory_format=torch.channels_last)
+    seen: list[tuple[Tensor, Tensor]] = []
+    layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    with torch.inference_mode():
+        conv(x)
+    ((given, returned),) = seen
+    product = F.conv2d(x, conv.weight, padding=padding)
+    torch.testing.assert_close(given, product, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(returned, layer(product), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_folded_frozen_norm_is_equal_up_to_rounding(bias: bool) -> None:
     module = nn.Sequential(conv_with_frozen_norm(bias=bias), Conv2d(6, 6, 1, norm=nn.GroupNorm(2, 6)))

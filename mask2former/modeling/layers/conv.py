@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers.norms import FrozenBatchNorm2d, GroupNorm
+from mask2former.modeling.layers.hooks import has_hooks
+from mask2former.modeling.layers.norms import FrozenBatchNorm2d, GroupNorm, freeze_batch_norm
 from mask2former.ops import (
     WinogradWeight,
     add_product_relu_,
@@ -65,11 +66,11 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         norm, activation = self.norm, self.activation
         if self._is_plain(3) and is_winograd_faster(x, self.weight):
-            is_affine = norm is None or isinstance(norm, FrozenBatchNorm2d)
-            relu = is_affine and activation in _RELUS  # spares a pass over the map
-            scale, shift = self._affine_terms()
+            is_merged = _is_mergeable(norm)
+            relu = is_merged and activation in _RELUS  # spares a pass over the map
+            scale, shift = self._affine_terms() if is_merged else (None, self.bias)
             x = conv3x3(x, self.weight, scale=scale, shift=shift, relu=relu, kept=self._winograd_weight)
-            norm, activation = None if is_affine else norm, None if relu else activation
+            norm, activation = None if is_merged else norm, None if relu else activation
         elif self.bias is None and self._is_plain(3) and is_trained_winograd_faster(x, self.weight):
             x = trained_conv3x3(x, self.weight)
         elif self._is_folding_cheaper(x):
@@ -83,8 +84,7 @@ class Conv2d(nn.Conv2d):
 
         In half precision maps are small enough for memory to be used again, and it gains nothing.
         """
-        is_affine = isinstance(self.norm, (FrozenBatchNorm2d, type(None)))
-        if self._is_plain(1) and is_affine and x.dtype == total.dtype == torch.float32:
+        if self._is_plain(1) and x.dtype == total.dtype == torch.float32 and _is_mergeable(self.norm):
             weight, bias = (self.weight, self.bias) if self.norm is None else self.folded_terms()
             if bias is not None and is_map_written_over(total):
                 return add_product_relu_(total, x, weight.flatten(1), bias)
@@ -111,6 +111,8 @@ class Conv2d(nn.Conv2d):
             return False
         if torch.compiler.is_compiling():  # a compiler fuses the pass; in an export the choice would fix the sizes
             return False
+        if has_hooks(self.norm):
+            return False
         num_positions = x.shape[0] * (x.shape[-2] // self.stride[0]) * (x.shape[-1] // self.stride[1])
         return num_positions > self.weight[0].numel()
 
@@ -123,18 +125,30 @@ class Conv2d(nn.Conv2d):
 
     @torch.no_grad()
     def fold_norm(self) -> None:
-        """Merges a FrozenBatchNorm2d into weight and bias for good; other norms stay as they are."""
+        """Merges a batch norm, with the statistics it has, into weight and bias for good.
+
+        Other norms stay as they are, and one whose call hooks wait for.
+        """
+        if self.norm is None or has_hooks(self.norm):
+            return
+        freeze_batch_norm(self)
         if not isinstance(self.norm, FrozenBatchNorm2d):
             return
         weight, bias = self.folded_terms()
-        self.weight.copy_(weight)
-        self.bias = nn.Parameter(bias, requires_grad=self.weight.requires_grad)
+        requires_grad = self.weight.requires_grad
+        self.weight = nn.Parameter(weight, requires_grad=requires_grad)  # a new one: others may share the old
+        self.bias = nn.Parameter(bias, requires_grad=requires_grad)
         self.norm = None
+
+
+def _is_mergeable(norm: nn.Module | None) -> bool:
+    """Whether terms may take the place of the norm's call: there is none, or a frozen one that no hook waits for."""
+    return norm is None or (isinstance(norm, FrozenBatchNorm2d) and not has_hooks(norm))
 
 
 def _finish(x: Tensor, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Norm and activation of a map that was made for them."""
-    if isinstance(norm, GroupNorm) and is_map_written_over(x):
+    if isinstance(norm, GroupNorm) and is_map_written_over(x) and not has_hooks(norm):
         relu = activation in _RELUS
         x, norm, activation = norm.write_over(x, relu=relu), None, None if relu else activation
     if norm is not None:
