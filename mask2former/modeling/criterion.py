@@ -111,7 +111,7 @@ class SetCriterion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and dice losses, two tensors (L,): sums over matched masks and over frames."""
         queries = table.clamp(min=0).split([len(target["labels"]) for target in targets], dim=1)
-        logits = [chosen_mask_logits(predictions, image, chosen) for image, chosen in enumerate(queries)]
+        logits = chosen_mask_logits(predictions, queries)
         masks = torch.cat([target["masks"] for target in targets])  # (M, T, H, W)
         point_logits, point_labels = self._at_points(torch.cat(logits, 1).float(), masks)  # (L, M, T, P)
         is_matched = (table >= 0).to(point_logits.dtype)  # (L, M)

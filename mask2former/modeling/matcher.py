@@ -6,7 +6,7 @@ C channels, P points, H W size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from mask2former.modeling.prediction import QueryPrediction, share_features
 from mask2former.ops import point_sample
 
 UNMATCHED = -1
+
+# Logits that are held at a time on a CPU: their memory is used again, and need not be cleared by the system.
+_CPU_BLOCK_VALUES = 1 << 22
 
 
 class HungarianMatcher:
@@ -65,25 +68,36 @@ class HungarianMatcher:
         points_xy = torch.rand(1, self.num_points, 2, device=class_logits.device)
         masks = masks.flatten(0, 1)[None].float()  # (1, NT, H, W)
         mask_targets = point_sample(masks, points_xy)[0].view(len(labels), -1)  # (N, TP)
-        mask_logits = _logits_at_points(predictions, image, points_xy)  # (L, Q, TP)
-        return (
-            self.class_weight * class_costs(class_logits, labels)
-            + self.mask_weight * sigmoid_ce_costs(mask_logits, mask_targets)
-            + self.dice_weight * dice_costs(mask_logits, mask_targets)
-        )
+        mask_costs = [
+            self._mask_costs(embeds @ points, mask_targets)
+            for embeds, points in _masks_at_points(predictions, image, points_xy)
+        ]
+        costs = self.class_weight * class_costs(class_logits, labels)  # (L, Q, N)
+        return costs + torch.cat(mask_costs).view_as(costs)
+
+    def _mask_costs(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
+        """Costs (R, N) of rows of logits (R, TP) for targets (N, TP)."""
+        mask_costs = self.mask_weight * sigmoid_ce_costs(mask_logits, mask_targets)
+        return mask_costs + self.dice_weight * dice_costs(mask_logits, mask_targets)
 
 
-def _logits_at_points(predictions: Sequence[QueryPrediction], image: int, points_xy: Tensor) -> Tensor:
-    """Mask logits (L, Q, TP): features are sampled first and multiplied after, once for all layers that share them."""
+def _masks_at_points(
+    predictions: Sequence[QueryPrediction], image: int, points_xy: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Embeddings (R, C) and features at points (C, TP), whose products are the mask logits, R adding up to L Q.
+
+    Features are sampled first and multiplied after, once for all layers that share them.
+    """
     embeds = torch.stack([prediction.mask_embed[image] for prediction in predictions]).float()  # (L, Q, C)
-    if share_features(predictions):
-        points = _features_at_points(predictions[0], image, points_xy)
-        return (embeds.flatten(0, 1) @ points).unflatten(0, embeds.shape[:2])
-    layers = [
-        embed @ _features_at_points(prediction, image, points_xy)
-        for embed, prediction in zip(embeds, predictions, strict=True)
-    ]
-    return torch.stack(layers)
+    if not share_features(predictions):
+        for embed, prediction in zip(embeds, predictions, strict=True):
+            yield embed, _features_at_points(prediction, image, points_xy)
+        return
+    points = _features_at_points(predictions[0], image, points_xy)
+    is_split = embeds.device.type == "cpu"
+    num_rows = max(1, _CPU_BLOCK_VALUES // points.shape[1]) if is_split else embeds[..., 0].numel()
+    for part in embeds.flatten(0, 1).split(num_rows):
+        yield part, points
 
 
 def _features_at_points(prediction: QueryPrediction, image: int, points_xy: Tensor) -> Tensor:

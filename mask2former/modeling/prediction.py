@@ -60,15 +60,16 @@ def share_features(predictions: Sequence[QueryPrediction]) -> bool:
     return all(prediction.mask_features is predictions[0].mask_features for prediction in predictions)
 
 
-def chosen_mask_logits(predictions: Sequence[QueryPrediction], image: int, queries: Tensor) -> Tensor:
-    """Mask logits (L, M, T, H, W) of the queries (L, M) of one image of the batch, chosen in every layer."""
-    embeds = torch.stack([prediction.mask_embed[image] for prediction in predictions])  # (L, Q, C)
-    chosen = embeds.gather(1, queries[..., None].expand(-1, -1, embeds.shape[-1]))  # (L, M, C)
-    if share_features(predictions):
-        features = predictions[0].mask_features[image : image + 1]
-        return multiply_masks(chosen.flatten(0, 1)[None], features)[0].unflatten(0, queries.shape)
-    layers = [
-        multiply_masks(embed[None], prediction.mask_features[image : image + 1])[0]
-        for embed, prediction in zip(chosen, predictions, strict=True)
-    ]
-    return torch.stack(layers)
+def chosen_mask_logits(predictions: Sequence[QueryPrediction], queries: Sequence[Tensor]) -> list[Tensor]:
+    """Of each image mask logits (L, M, T, H, W) of its queries (L, M), which are chosen in every layer."""
+    num_layers = 1 if share_features(predictions) else len(predictions)
+    # By images at once: the gradients of slices would each be written into zeros of the size of the whole.
+    features = [prediction.mask_features.split(1) for prediction in predictions[:num_layers]]
+    embeds = torch.stack([prediction.mask_embed for prediction in predictions], 1)  # (B, L, Q, C)
+    logits = []
+    for image, (chosen_queries, embed) in enumerate(zip(queries, embeds, strict=True)):
+        index = chosen_queries[..., None].expand(-1, -1, embed.shape[-1])
+        chosen = embed.gather(1, index).unflatten(0, (num_layers, -1)).flatten(1, 2)  # (1, L M, C) or (L, M, C)
+        layers = [multiply_masks(rows[None], maps[image])[0] for rows, maps in zip(chosen, features, strict=True)]
+        logits.append(torch.cat(layers).unflatten(0, chosen_queries.shape))
+    return logits

@@ -26,15 +26,18 @@ def test_mask_logits_are_products_over_channels(frames: int) -> None:
 def test_chosen_mask_logits_are_rows_of_the_full_maps(shared: bool, frames: int) -> None:
     layers = random_layers(frames=frames, shared=shared)
     assert share_features(layers) == shared
-    queries = torch.tensor([[5, 0], [2, 2], [1, 3]])
-    expected = torch.stack([layer.mask_logits()[1][index] for layer, index in zip(layers, queries)])
-    torch.testing.assert_close(chosen_mask_logits(layers, 1, queries), expected)
+    queries = [torch.tensor([[4], [0], [4]]), torch.tensor([[5, 0], [2, 2], [1, 3]])]
+    expected = [
+        torch.stack([layer.mask_logits()[image][index] for layer, index in zip(layers, chosen)])
+        for image, chosen in enumerate(queries)
+    ]
+    torch.testing.assert_close(chosen_mask_logits(layers, queries), expected)
 
 
 def test_chosen_mask_logits_of_no_query_keep_gradients_connected() -> None:
     embed, features = torch.randn(1, 6, 8, requires_grad=True), torch.randn(1, 1, 8, 5, 7, requires_grad=True)
     layers = [QueryPrediction(torch.randn(1, 6, 4), embed, features)]
-    logits = chosen_mask_logits(layers, 0, torch.zeros(1, 0, dtype=torch.long))
+    (logits,) = chosen_mask_logits(layers, [torch.zeros(1, 0, dtype=torch.long)])
     assert logits.shape == (1, 0, 1, 5, 7)
     logits.sum().backward()
     assert embed.grad is not None
