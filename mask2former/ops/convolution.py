@@ -1,7 +1,8 @@
 """3x3 convolution of channels_last maps on the CPU by Winograd's minimal filtering (arXiv:1509.09308).
 
 F(4x4, 3x3): a quarter of the direct convolution's multiplications, in 36 matrix products between two transforms (see
-csrc/cpu/winograd.h). It is about 2e-6 of the largest output away from float64, torch's convolution 0.7 to 1.7e-6.
+csrc/cpu/winograd.h). It is about 2e-6 of the largest output away from float64, torch's convolution 0.7 to 1.7e-6;
+the gradient of the weight 1 to 2e-6 and 0.3 to 1.3e-6.
 Letters: N batch, C channels (I in, O out), H W height and width, S tiles of 4 x 4 pixels.
 """
 
@@ -28,7 +29,9 @@ _STRIP_BYTES = 28 * 2**20
 # Below these the direct convolution is as fast (see benchmarks/convolution.py).
 _MIN_CHANNELS = 64
 _MIN_TILES = 48
-_MIN_TILES_TRAINED = 1024  # in training the weight is transformed at each call, forward and backward
+# In training the weight is transformed at each call, and its gradient back: that pays with as many tiles for it.
+_MIN_TILES_TRAINED = 128
+_WEIGHTS_PER_TILE_TRAINED = 1024  # products of input and output channels
 
 
 class WinogradWeight:
@@ -63,7 +66,10 @@ def is_winograd_faster(x: Tensor, weight: Tensor) -> bool:
 
 def is_trained_winograd_faster(x: Tensor, weight: Tensor) -> bool:
     """The same of `trained_conv3x3`, whose gradients torch sees."""
-    return is_eager_cpu(x) and torch.is_grad_enabled() and _is_served(x, weight, min_tiles=_MIN_TILES_TRAINED)
+    if not is_eager_cpu(x) or not torch.is_grad_enabled():
+        return False
+    min_tiles = max(_MIN_TILES_TRAINED, weight.shape[0] * weight.shape[1] // _WEIGHTS_PER_TILE_TRAINED)
+    return _is_served(x, weight, min_tiles=min_tiles)
 
 
 def _is_served(x: Tensor, weight: Tensor, *, min_tiles: int) -> bool:
@@ -105,8 +111,8 @@ def conv3x3(
 def trained_conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     """Convolution of stride 1 and padding 1 with gradients: (N, I, H, W) -> (N, O, H, W).
 
-    Only where `is_trained_winograd_faster`; forward and the gradient of x, itself such a convolution, take half the
-    time, the gradient of the weight is torch's.
+    Only where `is_trained_winograd_faster`; all passes take half the time of the direct convolution's. The gradient
+    of x is itself such a convolution.
     """
     return _TrainedConvolution.apply(x, weight)
 
@@ -123,27 +129,58 @@ class _TrainedConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = conv3x3(grad.contiguous(memory_format=torch.channels_last), weight.flip(2, 3).transpose(0, 1))
+            grad_x = conv3x3(grad, weight.flip(2, 3).transpose(0, 1))
         if ctx.needs_input_grad[1]:
-            options = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)  # stride, padding, dilation, not transposed, groups
-            wanted = [False, True, False]
-            grad_weight = torch.ops.aten.convolution_backward(grad, x, weight, None, *options, wanted)[1]
+            grad_weight = torch.empty_like(weight).copy_(_weight_gradient(x, grad))
         return grad_x, grad_weight
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """Weight (O, I, 3, 3) -> what transformed tiles are multiplied with (36, I, O); computed in float64."""
+    """Weight (O, I, 3, 3) -> what transformed tiles are multiplied with (36, I, O)."""
+    # A tensor made in inference mode could not be used in training afterwards.
+    with torch.inference_mode(False), torch.no_grad():
+        taps = weight.permute(2, 3, 1, 0).flatten(0, 1)  # (O, I, 3, 3) -> (9, I, O)
+        return (_weight_matrix(weight) @ taps.flatten(1)).unflatten(1, taps.shape[1:])  # (36, 9) @ (9, IO)
+
+
+def _weight_matrix(like: Tensor) -> Tensor:
+    """What the transform of a weight does with its nine taps (36, 9), of the type and device of `like`."""
     norm_p, norm_q = 2 * _P**2 * (_P**2 - _Q**2), 2 * _Q**2 * (_Q**2 - _P**2)
     points = ((_P, norm_p), (-_P, norm_p), (_Q, norm_q), (-_Q, norm_q))
     rows = [(1 / (_P * _Q) ** 2, 0.0, 0.0), *((1 / n, p / n, p**2 / n) for p, n in points), (0.0, 0.0, 1.0)]
-    # A tensor made in inference mode could not be used in training afterwards.
-    with torch.inference_mode(False), torch.no_grad():
-        matrix = torch.tensor(rows, dtype=torch.float64, device=weight.device)  # (6, 3)
-        taps = weight.double().permute(2, 3, 1, 0).flatten(0, 1)  # (O, I, 3, 3) -> (9, I, O)
-        transformed = torch.kron(matrix, matrix) @ taps.flatten(1)  # (36, 9) @ (9, IO)
-        return transformed.to(weight.dtype).unflatten(1, taps.shape[1:])
+    matrix = torch.tensor(rows, dtype=torch.float64, device=like.device)  # (6, 3)
+    return torch.kron(matrix, matrix).to(like.dtype)
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Gradient (O, I, 3, 3) of the weight for x (N, I, H, W) and the gradient of the output (N, O, H, W)."""
+    in_channels, out_channels = x.shape[1], grad.shape[1]
+    num_tiles = _num_tiles(x)
+    strip = _strip_tiles(num_tiles, max(in_channels, out_channels))
+    tiles, grad_tiles = _transformed_buffer(strip, in_channels), _transformed_buffer(strip, out_channels)
+    total = x.new_zeros(_NUM_PRODUCTS, in_channels, out_channels)
+    for first in range(0, num_tiles, strip):
+        count = min(strip, num_tiles - first)
+        _transform_tiles(x, tiles, first=first, count=count)
+        _transform_tiles(grad, grad_tiles, first=first, count=count, is_gradient=True)
+        total.baddbmm_(tiles[:, :count].transpose(1, 2), grad_tiles[:, :count])  # (36, I, S) @ (36, S, O)
+    taps = _weight_matrix(total).T @ total.flatten(1)  # (9, 36) @ (36, IO)
+    return taps.view(3, 3, in_channels, out_channels).permute(3, 2, 0, 1)
+
+
+def _transform_tiles(maps: Tensor, transformed: Tensor, *, first: int, count: int, is_gradient: bool = False) -> None:
+    """Writes tiles [first, first + count) of an input, or of the gradient of an output, (N, C, H, W) to (36, S, C)."""
+    library = native.cpu_library()
+    assert library is not None
+    _, channels, height, width = maps.shape
+    status = library.m2f_winograd_input(
+        *(int(is_gradient), maps.data_ptr(), transformed.data_ptr(), transformed.stride(0)),
+        *(height, width, channels, first, count, torch.get_num_threads()),
+    )
+    native.check_status(status)
 
 
 def _winograd_conv3x3(x: Tensor, transformed: Tensor, *, scale: Tensor, shift: Tensor, relu: bool) -> Tensor:
@@ -161,13 +198,10 @@ def _winograd_conv3x3(x: Tensor, transformed: Tensor, *, scale: Tensor, shift: T
     threads, status = torch.get_num_threads(), 0
     for first in range(0, num_tiles, strip):
         count = min(strip, num_tiles - first)
-        place = (first, count, threads)
-        status |= library.m2f_winograd_input(
-            x.data_ptr(), tiles.data_ptr(), tiles.stride(0), height, width, in_channels, *place
-        )
+        _transform_tiles(x, tiles, first=first, count=count)
         torch.bmm(tiles[:, :count], transformed, out=products[:, :count])  # (36, S, I) @ (36, I, O)
         status |= library.m2f_winograd_output(
-            products.data_ptr(), products.stride(0), *epilogue, height, width, out_channels, *place
+            products.data_ptr(), products.stride(0), *epilogue, height, width, out_channels, first, count, threads
         )
     native.check_status(status)
     return output

@@ -18,7 +18,7 @@ CUDA_LIBRARY = "libm2f_ops_cuda.so"
 BUILD_COMMAND = "python -m mask2former.ops.build"
 
 # kAbiVersion in csrc, raised with every change of a function or its arguments.
-_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 7, 2
+_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 8, 2
 # DType in csrc/cpu/problem.h, and those that passes over maps and attention take.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 MAP_DTYPES = {dtype: DTYPES[dtype] for dtype in (torch.float32, torch.bfloat16)}
@@ -34,7 +34,7 @@ CUDA_FORWARD = [_INT] + [_POINTER] * 8
 CUDA_BACKWARD = [_INT] + [_POINTER] * 12
 
 _PLACE: _Types = [_INT64] * 5  # height, width, channels, first tile, number of tiles
-_WINOGRAD_INPUT: _Types = [_POINTER, _POINTER, _INT64, *_PLACE]
+_WINOGRAD_INPUT: _Types = [_INT, _POINTER, _POINTER, _INT64, *_PLACE]
 _WINOGRAD_OUTPUT: _Types = [_POINTER, _INT64, _POINTER, _POINTER, _INT, _POINTER, *_PLACE]
 
 _MOMENTS: _Types = [_INT, _POINTER, _POINTER, *[_INT64] * 4]  # dtype, map and result, then N, P, C, groups
@@ -45,6 +45,7 @@ _TAPS: _Types = [_POINTER, _POINTER, _INT64]  # first places, weights, how many 
 _MASK_STRIP: _Types = [_POINTER, *[_INT64] * 3, *_TAPS, *_TAPS, *[_INT64] * 3, ctypes.c_float, *[_POINTER] * 3]
 _WINNERS: _Types = [_POINTER, _POINTER, _INT64, _INT64, ctypes.c_float, _POINTER, _POINTER]
 _ATTENTION: _Types = [_INT, *[_POINTER] * 5, ctypes.c_float, *[_INT64] * 5]  # then B, M, D, Q, S
+_UNCERTAIN_POINTS: _Types = [_POINTER, *[_INT64] * 3, _POINTER, _INT64, _INT64, _POINTER]
 _PNG_IDS: _Types = [_POINTER, _INT64, _INT64, _POINTER]
 _JOINT_HISTOGRAM: _Types = [_POINTER, _POINTER, _INT64, _POINTER, _INT64, _POINTER, _INT64, _POINTER]
 
@@ -114,6 +115,7 @@ def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
     library.m2f_winner_pixels.restype = _INT64
     library.m2f_winners.argtypes = [*_WINNERS, _INT]
     library.m2f_attention.argtypes = [*_ATTENTION, _INT]
+    library.m2f_uncertain_points.argtypes = [*_UNCERTAIN_POINTS, _INT]
     library.m2f_png_ids.argtypes = _PNG_IDS
     library.m2f_joint_histogram.argtypes = _JOINT_HISTOGRAM
     library.m2f_use_gomp_parallel.argtypes = [_POINTER]

@@ -5,11 +5,14 @@ Letters: N maps, C channels, H W size, P points.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from mask2former.ops import native
+from mask2former.ops.eager import is_eager_cpu_inference
+
+_BLOCK_BYTES = 1 << 23  # of candidates at a time on a CPU: memory that is used again need not be cleared
 
 
 def point_sample(input: Tensor, coords_xy: Tensor) -> Tensor:
@@ -55,12 +58,37 @@ def sample_uncertain_points(
     if not 0 <= importance_sample_ratio <= 1:
         raise ValueError(f"importance_sample_ratio must lie in [0, 1], got {importance_sample_ratio}")
     num_maps, num_uncertain = logits.shape[0], int(importance_sample_ratio * num_points)
-    draw = functools.partial(torch.rand, generator=generator, device=logits.device)
-    candidates = draw(num_maps, int(num_points * oversample_ratio), 2)
-    uncertainty = -point_sample(logits, candidates).squeeze(1).abs()  # (N, oversampled)
-    chosen = uncertainty.topk(num_uncertain, dim=1).indices  # (N, num_uncertain)
-    uncertain = candidates.gather(1, chosen.unsqueeze(2).expand(-1, -1, 2))  # (N, num_uncertain, 2)
+    num_candidates = int(num_points * oversample_ratio)
+
+    def draw(num_maps: int, num_points: int) -> Tensor:
+        return torch.rand(num_maps, num_points, 2, generator=generator, dtype=torch.float32, device=logits.device)
+
+    if is_eager_cpu_inference(logits) and logits.dtype == torch.float32 and native.cpu_library() is not None:
+        # Drawn in parts, torch's numbers on the CPU are those of a whole.
+        parts = logits.contiguous().split(max(1, _BLOCK_BYTES // (8 * num_candidates)))
+        chosen = [_least_certain_in_one_pass(part, draw(len(part), num_candidates), num_uncertain) for part in parts]
+        uncertain = torch.cat(chosen)
+    else:
+        uncertain = _least_certain(logits, draw(num_maps, num_candidates), num_uncertain)
     if num_uncertain == num_points:
         return uncertain
-    rest = draw(num_maps, num_points - num_uncertain, 2)
-    return torch.cat([uncertain, rest], dim=1)
+    return torch.cat([uncertain, draw(num_maps, num_points - num_uncertain)], dim=1)
+
+
+def _least_certain(logits: Tensor, candidates: Tensor, num_chosen: int) -> Tensor:
+    """Of points (N, P, 2) the chosen (N, num_chosen, 2) with the smallest |logit|, in its order."""
+    certainty = point_sample(logits, candidates).squeeze(1).abs()  # (N, P)
+    chosen = certainty.topk(num_chosen, dim=1, largest=False).indices  # (N, num_chosen)
+    return candidates.gather(1, chosen.unsqueeze(2).expand(-1, -1, 2))
+
+
+def _least_certain_in_one_pass(logits: Tensor, candidates: Tensor, num_chosen: int) -> Tensor:
+    library = native.cpu_library()
+    assert library is not None
+    chosen = candidates.new_empty(len(candidates), num_chosen, 2)
+    status = library.m2f_uncertain_points(
+        *(logits.data_ptr(), len(logits), *logits.shape[2:], candidates.data_ptr(), candidates.shape[1]),
+        *(num_chosen, chosen.data_ptr(), torch.get_num_threads()),
+    )
+    native.check_status(status)
+    return chosen

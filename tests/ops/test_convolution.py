@@ -13,7 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mask2former.ops import WinogradWeight, conv3x3, convolution, is_winograd_faster, native
+from mask2former.ops import (
+    WinogradWeight,
+    conv3x3,
+    convolution,
+    is_trained_winograd_faster,
+    is_winograd_faster,
+    native,
+    trained_conv3x3,
+)
 
 # Of the largest output; torch's own convolution of channels_last maps loses up to 2e-6.
 TOLERANCE = 5e-6
@@ -91,6 +99,48 @@ def test_conv3x3_error_is_bounded(channels: int) -> None:
     assert error_of(conv3x3(x, weight), expected) <= TOLERANCE
     root_mean_square = (conv3x3(x, weight) - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert root_mean_square <= 2e-6
+
+
+def gradient_errors(x: Tensor, weight: Tensor) -> list[float]:
+    """Of x and weight, against float64, of the largest gradient."""
+    grad = torch.randn(len(x), len(weight), *x.shape[2:])
+    with torch.enable_grad():
+        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        exact = [tensor.double() for tensor in inputs]
+        found = torch.autograd.grad(trained_conv3x3(*inputs), inputs, grad)
+        expected = torch.autograd.grad(F.conv2d(*exact, padding=1), inputs, grad.double())
+    return [
+        ((one - other).abs().max() / other.abs().max().clamp(min=1e-3)).item()
+        for one, other in zip(found, expected, strict=True)
+    ]
+
+
+@pytest.mark.usefixtures("instruction_set", "any_size")
+@pytest.mark.parametrize("size", [(1, 16, 1, 1), (1, 16, 3, 2), (2, 32, 5, 9), (3, 16, 17, 6), (1, 64, 12, 8)])
+@pytest.mark.parametrize("out_channels", [16, 80])
+def test_gradients_equal_those_of_direct_convolution(size: tuple[int, int, int, int], out_channels: int) -> None:
+    assert max(gradient_errors(*make_inputs(size, out_channels=out_channels))) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("cpu_library")
+@pytest.mark.parametrize("channels", [64, 256])
+def test_gradient_error_is_bounded_where_many_tiles_are_summed(channels: int) -> None:
+    x, weight = make_inputs((2, channels, 61, 66), out_channels=channels)
+    with torch.enable_grad():
+        assert is_trained_winograd_faster(x, weight)
+    assert max(gradient_errors(x, weight)) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("cpu_library")
+@torch.enable_grad()
+def test_training_takes_the_fast_way_where_tiles_are_many_for_the_weight() -> None:
+    x, weight = make_inputs((2, 64, 32, 32))
+    assert is_trained_winograd_faster(x, weight)
+    assert not is_trained_winograd_faster(x[:1], weight)
+    wide = make_inputs((2, 512, 32, 32), out_channels=512)
+    assert not is_trained_winograd_faster(*wide)
+    with torch.no_grad():
+        assert not is_trained_winograd_faster(x, weight)
 
 
 @pytest.mark.usefixtures("cpu_library")

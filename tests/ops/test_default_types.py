@@ -22,6 +22,8 @@ from mask2former.ops import (
     mask_winners,
     masked_attention,
     ms_deform_attn_around,
+    sample_uncertain_points,
+    trained_conv3x3,
 )
 
 GEOMETRY = MaskGeometry(padded=(64, 96), image=(61, 90), output=(45, 77))
@@ -49,6 +51,23 @@ def channels_last(*size: int) -> Tensor:
 def convolution() -> Callable[[], Any]:
     x, weight = channels_last(1, 64, 32, 32), torch.randn(64, 64, 3, 3)
     return lambda: conv3x3(x, weight, relu=True, kept=WinogradWeight())
+
+
+def trained_convolution() -> Callable[[], Any]:
+    x, weight = channels_last(2, 64, 32, 32).requires_grad_(), torch.randn(64, 64, 3, 3, requires_grad=True)
+    grad = channels_last(2, 64, 32, 32)
+
+    @torch.enable_grad()
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(trained_conv3x3(x, weight), (x, weight), grad)
+
+    return gradients
+
+
+def uncertain_points() -> Callable[[], Any]:
+    logits, generator = torch.randn(3, 1, 9, 7), torch.Generator()
+    ratios = {"oversample_ratio": 3.0, "importance_sample_ratio": 0.75}
+    return lambda: sample_uncertain_points(logits, num_points=40, generator=generator.manual_seed(1), **ratios)
 
 
 def group_norm() -> Callable[[], Any]:
@@ -112,6 +131,8 @@ def results_of_an_image() -> Callable[[], Any]:
 
 CASES = [
     convolution,
+    trained_convolution,
+    uncertain_points,
     group_norm,
     resized_sum,
     residual_sum,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mask2former.ops import point_sample, sample_uncertain_points
+from mask2former.ops import native, point_sample, point_sampling, sample_uncertain_points
 
 REFERENCE = Path(__file__).parents[1] / "data/reference/ops.npz"
 
@@ -94,6 +94,45 @@ def test_sample_uncertain_points_draws_as_torch_does() -> None:
     assert all((candidates[i] == point).all(-1).any() for i in range(3) for point in coords[i, :30])
     seeded = [_sample(logits, generator=torch.Generator().manual_seed(5)) for _ in range(2)]
     assert torch.equal(*seeded)
+
+
+@pytest.mark.parametrize(("importance_sample_ratio", "num_maps"), [(0.75, 9), (1.0, 2), (0.0, 2)])
+def test_points_of_the_kernel_are_those_of_torch(
+    importance_sample_ratio: float, num_maps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(point_sampling, "_BLOCK_BYTES", 4 * 1200 * 8)  # four maps at a time
+    logits = torch.randn(num_maps, 1, 11, 6)
+    options = {"num_points": 400, "importance_sample_ratio": importance_sample_ratio}
+    torch.manual_seed(3)
+    found = _sample(logits, **options)
+    monkeypatch.setattr(native, "cpu_library", lambda: None)
+    torch.manual_seed(3)
+    expected = _sample(logits, **options)
+    num_uncertain = int(400 * importance_sample_ratio)
+    assert torch.equal(found[:, num_uncertain:], expected[:, num_uncertain:])
+    # Only where values are equal up to rounding may the order be another.
+    values = [point_sample(logits, points[:, :num_uncertain]).abs() for points in (found, expected)]
+    torch.testing.assert_close(*values, atol=1e-6, rtol=1e-5)
+    is_other = (found != expected).any(-1)
+    assert is_other.float().mean() < 0.02
+
+
+def test_kernel_takes_points_at_the_edges_and_maps_of_one_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    corners = torch.tensor([[x, y] for x in (0.0, 0.5, 1.0) for y in (0.0, 0.5, 1.0)])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: corners[None].clone())
+    options = {"num_points": 9, "oversample_ratio": 1.0, "importance_sample_ratio": 1.0}
+    for size in ((1, 1), (3, 2)):
+        logits = 1 + torch.rand_like(torch.empty(1, 1, *size))
+        found = _sample(logits, **options)
+        values = point_sample(logits, found).squeeze()
+        torch.testing.assert_close(values, point_sample(logits, corners[None]).squeeze().sort().values)
+
+
+def test_uncertain_points_avoid_logits_that_are_no_numbers() -> None:
+    logits = torch.randn(1, 1, 4, 6)
+    logits[..., :3] = float("nan")
+    coords = _sample(logits, num_points=200, importance_sample_ratio=0.1)
+    assert (coords[:, :20, 0] > 0.5).all()
 
 
 def test_sample_uncertain_points_of_no_maps_is_empty() -> None:

@@ -70,7 +70,7 @@ void attention(const m2f::AttentionProblem& pb, int64_t batch, int64_t head, int
 
 extern "C" const m2f::Kernels M2F_TABLE(M2F_KERNELS) = {M2F_NAME(M2F_KERNELS), forward_scratch, backward_scratch,
                                                         forward_tile, backward_slice, winograd_input,
-                                                        winograd_output, map_moments, map_affine,
+                                                        winograd_gradient, winograd_output, map_moments, map_affine,
                                                         map_add_resized, add_norm_rows, mask_scratch, mask_strip,
                                                         winners_scratch, winners_block, attention_scratch,
                                                         attention};

@@ -121,6 +121,7 @@ struct Kernels {
   void (*backward_slice)(const Problem&, int64_t batch, int64_t head, int64_t level, void* scratch);
   // Transforms of the tiles [begin, end) of a strip; scratch for one pixel's channels.
   void (*winograd_input)(const WinogradProblem&, int64_t begin, int64_t end, void* scratch);
+  void (*winograd_gradient)(const WinogradProblem&, int64_t begin, int64_t end, void* scratch);
   void (*winograd_output)(const WinogradProblem&, int64_t begin, int64_t end, void* scratch);
   // Of pixels [begin, end) of one image; moments writes 2 * groups values and needs scratch for 2 * channels.
   void (*map_moments)(const MapProblem&, int64_t batch, int64_t begin, int64_t end, double* out, void* scratch);

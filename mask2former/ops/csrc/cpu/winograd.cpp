@@ -30,12 +30,13 @@ int run(const Call& call, int threads) {
 
 }  // namespace
 
-// Both transform `tiles` tiles from first_tile on, and return 0, or 1 when memory ran out.
-M2F_EXPORT int m2f_winograd_input(const float* map, float* transformed, int64_t stride, int64_t height, int64_t width,
-                                  int64_t channels, int64_t first_tile, int64_t tiles, int threads) {
+// All transform `tiles` tiles from first_tile on, and return 0, or 1 when memory ran out. Of what is multiplied, the map
+// is either the convolution's input or, for the gradient of its weight, that of its output.
+M2F_EXPORT int m2f_winograd_input(int is_gradient, const float* map, float* transformed, int64_t stride, int64_t height,
+                                  int64_t width, int64_t channels, int64_t first_tile, int64_t tiles, int threads) {
   const WinogradProblem pb = {map, transformed, stride, nullptr,  nullptr,   nullptr,
                               0,   height,      width,  channels, first_tile};
-  return run({pb, tiles, m2f::kernels->winograd_input}, threads);
+  return run({pb, tiles, is_gradient ? m2f::kernels->winograd_gradient : m2f::kernels->winograd_input}, threads);
 }
 
 M2F_EXPORT int m2f_winograd_output(float* transformed, int64_t stride, const float* scale, const float* shift, int relu,
