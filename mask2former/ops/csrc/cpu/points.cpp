@@ -21,14 +21,11 @@ float sample(const float* map, int64_t height, int64_t width, float x, float y) 
   const float left = std::floor(column), top = std::floor(row);
   const float to_right = column - left, to_bottom = row - top;
   const int64_t x0 = static_cast<int64_t>(left), y0 = static_cast<int64_t>(top);
-  const bool has_left = x0 >= 0, has_right = x0 + 1 < width, has_top = y0 >= 0, has_bottom = y0 + 1 < height;
-  const float* at = map + y0 * width + x0;
-  float sum = 0;
-  if (has_top && has_left) sum += at[0] * ((1 - to_right) * (1 - to_bottom));
-  if (has_top && has_right) sum += at[1] * (to_right * (1 - to_bottom));
-  if (has_bottom && has_left) sum += at[width] * ((1 - to_right) * to_bottom);
-  if (has_bottom && has_right) sum += at[width + 1] * (to_right * to_bottom);
-  return sum;
+  const auto pixel = [=](int64_t y, int64_t x) {
+    return y >= 0 && y < height && x >= 0 && x < width ? map[y * width + x] : 0.0f;
+  };
+  return pixel(y0, x0) * ((1 - to_right) * (1 - to_bottom)) + pixel(y0, x0 + 1) * (to_right * (1 - to_bottom)) +
+         pixel(y0 + 1, x0) * ((1 - to_right) * to_bottom) + pixel(y0 + 1, x0 + 1) * (to_right * to_bottom);
 }
 
 struct Candidate {
