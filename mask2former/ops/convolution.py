@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from mask2former.ops import native
@@ -121,11 +122,13 @@ class _TrainedConvolution(torch.autograd.Function):
     """Both passes run without gradients, where `conv3x3` is the fast one."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return conv3x3(x, weight)
 
     @staticmethod
+    @custom_bwd(device_type="cpu")  # an autocast around the backward pass is none of the forward's
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors

@@ -67,6 +67,25 @@ def test_trained_convolution_has_the_gradients_of_torchs() -> None:
 
 
 @pytest.mark.usefixtures("many_tiles")
+def test_autocast_around_the_backward_pass_changes_no_gradient() -> None:
+    module = Conv2d(64, 64, 3, padding=1, bias=False)
+    x = torch.randn(1, 64, 16, 16).contiguous(memory_format=torch.channels_last)
+    first, second = Linear(64, 32), Linear(32, 64)
+    assert is_trained_winograd_faster(x, module.weight)
+
+    def loss() -> torch.Tensor:
+        return feed_forward(module(x).flatten(2).transpose(1, 2), first, second).square().sum()
+
+    weights = (module.weight, first.weight, second.weight)
+    expected = torch.autograd.grad(loss(), weights)
+    outside = loss()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(outside, weights)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("many_tiles")
 def test_trained_convolution_forms_only_gradients_that_are_wanted() -> None:
     module = Conv2d(64, 64, 3, padding=1, bias=False)
     x = torch.randn(1, 64, 16, 16).contiguous(memory_format=torch.channels_last)

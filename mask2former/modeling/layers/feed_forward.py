@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from mask2former.modeling.layers.hooks import has_hooks
@@ -42,12 +43,14 @@ class _FeedForward(torch.autograd.Function):
     """(N, C), (F, C), (F,), (C, F), (C,) -> (N, C)."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
         hidden = F.relu(linear(x, weight1, bias1), inplace=True)
         ctx.save_for_backward(x, hidden, weight1, weight2)
         return linear(hidden, weight2, bias2)
 
     @staticmethod
+    @custom_bwd(device_type="cpu")  # an autocast around the backward pass is none of the forward's
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, hidden, weight1, weight2 = ctx.saved_tensors
