@@ -87,6 +87,7 @@ fix: $(STAMP)
 bench: $(STAMP)
 	$(PY) benchmarks/ms_deform_attn.py
 	$(PY) benchmarks/convolution.py
+	$(PY) benchmarks/convolution.py --training
 	$(PY) benchmarks/inference.py
 	$(PY) benchmarks/inference.py --dtype bfloat16
 	$(PY) benchmarks/inference.py --model Swin-T

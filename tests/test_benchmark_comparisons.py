@@ -67,17 +67,29 @@ def test_model_pair_refuses_nan(load: Callable[[str], ModuleType], refusal: type
 
 
 @pytest.mark.parametrize("factor", [1.001, NAN])
+@pytest.mark.parametrize(
+    ("function", "error_of", "message"),
+    [
+        ("conv3x3", lambda module, inputs: module.inference_of(*inputs)[2][0], "conv3x3 by"),
+        ("trained_conv3x3", lambda module, inputs: module.training_of(*inputs)[2][0], "gradient of the weight by"),
+    ],
+)
 def test_convolution_is_refused_where_it_is_wrong(
-    load: Callable[[str], ModuleType], refusal: type[Exception], monkeypatch: pytest.MonkeyPatch, factor: float
+    load: Callable[[str], ModuleType],
+    refusal: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    error_of: Callable[[ModuleType, Any], float],
+    message: str,
+    factor: float,
 ) -> None:
     convolution = load("convolution")
     inputs = convolution.make_inputs(64, 4, argparse.Namespace(batch=2, height=280, width=300))
-    ours, _ = convolution.errors_of(*inputs, kept=convolution.WinogradWeight())
-    assert ours < 5e-6
-    right = convolution.conv3x3
-    monkeypatch.setattr(convolution, "conv3x3", lambda *given, **options: factor * right(*given, **options))
-    with pytest.raises(refusal, match="conv3x3 by"):
-        convolution.errors_of(*inputs, kept=convolution.WinogradWeight())
+    assert error_of(convolution, inputs) < 5e-6
+    right = getattr(convolution, function)
+    monkeypatch.setattr(convolution, function, lambda *given, **options: factor * right(*given, **options))
+    with pytest.raises(refusal, match=message):
+        error_of(convolution, inputs)
 
 
 def attention_inputs(load: Callable[[str], ModuleType], dtype: str) -> tuple[Any, ...]:

@@ -65,12 +65,12 @@ class HungarianMatcher:
         class_logits = torch.stack([prediction.class_logits[image] for prediction in predictions]).float()
         if len(labels) == 0:
             return class_logits.new_zeros((*class_logits.shape[:2], 0))
-        points_xy = torch.rand(1, self.num_points, 2, device=class_logits.device)
+        points_xy = torch.rand(1, self.num_points, 2, dtype=torch.float32, device=class_logits.device)
         masks = masks.flatten(0, 1)[None].float()  # (1, NT, H, W)
         mask_targets = point_sample(masks, points_xy)[0].view(len(labels), -1)  # (N, TP)
         mask_costs = [
             self._mask_costs(embeds @ points, mask_targets)
-            for embeds, points in _masks_at_points(predictions, image, points_xy)
+            for embeds, points in _mask_factors(predictions, image, points_xy)
         ]
         costs = self.class_weight * class_costs(class_logits, labels)  # (L, Q, N)
         return costs + torch.cat(mask_costs).view_as(costs)
@@ -81,23 +81,21 @@ class HungarianMatcher:
         return mask_costs + self.dice_weight * dice_costs(mask_logits, mask_targets)
 
 
-def _masks_at_points(
+def _mask_factors(
     predictions: Sequence[QueryPrediction], image: int, points_xy: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Embeddings (R, C) and features at points (C, TP), whose products are the mask logits, R adding up to L Q.
+    """Embeddings (R, C) and features at points (C, TP), whose products are mask logits; R adds up to L Q.
 
     Features are sampled first and multiplied after, once for all layers that share them.
     """
     embeds = torch.stack([prediction.mask_embed[image] for prediction in predictions]).float()  # (L, Q, C)
-    if not share_features(predictions):
-        for embed, prediction in zip(embeds, predictions, strict=True):
-            yield embed, _features_at_points(prediction, image, points_xy)
-        return
-    points = _features_at_points(predictions[0], image, points_xy)
-    is_split = embeds.device.type == "cpu"
-    num_rows = max(1, _CPU_BLOCK_VALUES // points.shape[1]) if is_split else embeds[..., 0].numel()
-    for part in embeds.flatten(0, 1).split(num_rows):
-        yield part, points
+    groups = embeds.flatten(0, 1)[None] if share_features(predictions) else embeds
+    for rows, prediction in zip(groups, predictions):
+        points = _features_at_points(prediction, image, points_xy)
+        is_split = points.device.type == "cpu"
+        num_rows = max(1, _CPU_BLOCK_VALUES // points.shape[1]) if is_split else len(rows)
+        for block in rows.split(num_rows):
+            yield block, points
 
 
 def _features_at_points(prediction: QueryPrediction, image: int, points_xy: Tensor) -> Tensor:

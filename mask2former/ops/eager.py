@@ -11,6 +11,8 @@ def is_eager_cpu(x: Tensor) -> bool:
     """Whether `x` is on the CPU and no graph of the operators may be wanted but autograd's."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):  # by vmap: a batch that has no memory of its own
+        return False
     return x.device.type == "cpu" and type(x) is Tensor and not is_in_torch_dispatch_mode()
 
 

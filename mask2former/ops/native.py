@@ -34,7 +34,7 @@ CUDA_FORWARD = [_INT] + [_POINTER] * 8
 CUDA_BACKWARD = [_INT] + [_POINTER] * 12
 
 _PLACE: _Types = [_INT64] * 5  # height, width, channels, first tile, number of tiles
-_WINOGRAD_INPUT: _Types = [_INT, _POINTER, _POINTER, _INT64, *_PLACE]
+_WINOGRAD_TILES: _Types = [_INT, _POINTER, _POINTER, _INT64, *_PLACE]
 _WINOGRAD_OUTPUT: _Types = [_POINTER, _INT64, _POINTER, _POINTER, _INT, _POINTER, *_PLACE]
 
 _MOMENTS: _Types = [_INT, _POINTER, _POINTER, *[_INT64] * 4]  # dtype, map and result, then N, P, C, groups
@@ -104,7 +104,7 @@ def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
         return None, problem
     library.m2f_ms_deform_attn_forward.argtypes = [*_FORWARD, _POINTER, _INT]  # centres, number of threads
     library.m2f_ms_deform_attn_backward.argtypes = [*_BACKWARD, _INT]
-    library.m2f_winograd_input.argtypes = [*_WINOGRAD_INPUT, _INT]
+    library.m2f_winograd_tiles.argtypes = [*_WINOGRAD_TILES, _INT]
     library.m2f_winograd_output.argtypes = [*_WINOGRAD_OUTPUT, _INT]
     library.m2f_map_moment_pixels.restype = _INT64
     library.m2f_map_moments.argtypes = [*_MOMENTS, _INT]

@@ -46,8 +46,8 @@ def sample_uncertain_points(
     """Points (N, num_points, 2) as (x, y) in [0, 1] for maps of logits (N, 1, H, W), mostly where these are near zero.
 
     Of int(num_points * oversample_ratio) uniformly random points, int(importance_sample_ratio * num_points) with the
-    smallest |logit| are kept, these first; the rest are fresh random points. Draws from torch's global generator
-    unless one is given. Raises ValueError for a wrong shape or ratio.
+    smallest |logit| are kept, these first, in its order and NaN last; the rest are fresh random points. Draws from
+    torch's global generator unless one is given. Raises ValueError for a wrong shape or ratio.
     """
     if logits.ndim != 4 or logits.shape[1] != 1:
         raise ValueError(f"logits must have shape (N, 1, H, W), got {tuple(logits.shape)}")
@@ -83,6 +83,7 @@ def _least_certain(logits: Tensor, candidates: Tensor, num_chosen: int) -> Tenso
 
 
 def _least_certain_in_one_pass(logits: Tensor, candidates: Tensor, num_chosen: int) -> Tensor:
+    """The same of logits and finite coordinates that are contiguous, of float32 and on the CPU."""
     library = native.cpu_library()
     assert library is not None
     chosen = candidates.new_empty(len(candidates), num_chosen, 2)

@@ -101,4 +101,5 @@ def test_trained_convolution_forms_only_gradients_that_are_wanted() -> None:
 @pytest.fixture
 def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small maps count as large."""
-    monkeypatch.setattr("mask2former.ops.convolution._MIN_TILES_TRAINED", 4)
+    monkeypatch.setattr("mask2former.ops.convolution._MIN_TILES", 4)
+    monkeypatch.setattr("mask2former.ops.convolution._MIN_MULTIPLICATIONS_TRAINED", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_norm_that_a_hook_waits_for_stays(norm: str) -> None:
     model.norm.register_forward_hook(lambda *_: calls.append("hook"))
     prepare_for_inference(model)(torch.randn(1, 4, 9, 7))
     assert calls == ["hook"]
+
+
+def test_weight_that_a_hook_makes_stays() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the older way, which checkpoints still hold
+        model = nn.utils.weight_norm(Conv2d(4, 4, 3, padding=1, norm=FrozenBatchNorm2d(4))).eval()
+    x = torch.randn(1, 4, 9, 7)
+    expected = model(x)
+    torch.testing.assert_close(prepare_for_inference(model)(x), expected)
 
 
 def test_second_time_changes_nothing() -> None:

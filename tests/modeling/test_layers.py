@@ -210,6 +210,17 @@ def test_hooks_of_a_norm_see_its_own_output_in_inference(norm: str, channels: in
     torch.testing.assert_close(returned, layer(product), atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_sum_with_a_convolution_calls_the_hooks_of_its_norm() -> None:
+    conv = Conv2d(16, 32, 1, bias=False, norm=FrozenBatchNorm2d(32))
+    x = torch.randn(1, 16, 64, 64).to(memory_format=torch.channels_last)
+    total = torch.randn(1, 32, 64, 64).to(memory_format=torch.channels_last)
+    expected, calls = conv.add_over(total.clone(), x), []
+    conv.norm.register_forward_hook(lambda *_: calls.append("hook"))
+    torch.testing.assert_close(conv.add_over(total, x), expected, atol=1e-5, rtol=1e-5)
+    assert calls == ["hook"]
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_folded_frozen_norm_is_equal_up_to_rounding(bias: bool) -> None:
     module = nn.Sequential(conv_with_frozen_norm(bias=bias), Conv2d(6, 6, 1, norm=nn.GroupNorm(2, 6)))

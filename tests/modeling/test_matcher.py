@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mask2former.errors import NonFiniteError
+from mask2former.modeling import matcher as matcher_module
 from mask2former.modeling.losses import class_costs, dice_costs, sigmoid_ce_costs
 from mask2former.modeling.matcher import UNMATCHED, HungarianMatcher
 from mask2former.modeling.prediction import QueryPrediction
@@ -42,8 +43,12 @@ def fix_points(monkeypatch: pytest.MonkeyPatch, num_points: int = 64) -> Tensor:
     return points_xy
 
 
+@pytest.mark.parametrize("block_values", [1, 5 * 64, 1 << 22])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_matcher_costs_equal_those_of_full_masks(monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
+def test_matcher_costs_equal_those_of_full_masks(
+    monkeypatch: pytest.MonkeyPatch, frames: int, block_values: int
+) -> None:
+    monkeypatch.setattr(matcher_module, "_CPU_BLOCK_VALUES", block_values)
     layers, target = random_layers(2, frames=frames), random_target(4, frames=frames)
     points_xy = fix_points(monkeypatch)
     costs = matcher().costs(layers, 1, target)

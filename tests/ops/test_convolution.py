@@ -125,22 +125,53 @@ def test_gradients_equal_those_of_direct_convolution(size: tuple[int, int, int, 
 @pytest.mark.usefixtures("cpu_library")
 @pytest.mark.parametrize("channels", [64, 256])
 def test_gradient_error_is_bounded_where_many_tiles_are_summed(channels: int) -> None:
-    x, weight = make_inputs((2, channels, 61, 66), out_channels=channels)
+    x, weight = make_inputs((2, channels, 93, 90), out_channels=channels)
     with torch.enable_grad():
         assert is_trained_winograd_faster(x, weight)
     assert max(gradient_errors(x, weight)) <= TOLERANCE
 
 
 @pytest.mark.usefixtures("cpu_library")
+@pytest.mark.parametrize(
+    ("channels", "height", "expected"),
+    [
+        (64, 128, True),
+        (64, 64, False),
+        (128, 64, True),
+        (128, 32, False),
+        (256, 32, True),
+        (512, 32, False),
+        (16, 256, False),
+    ],
+)
+def test_training_takes_the_fast_way_where_tiles_are_many(channels: int, height: int, expected: bool) -> None:
+    x, weight = make_inputs((2, channels, height, height), out_channels=channels)
+    assert not is_trained_winograd_faster(x, weight)  # without gradients
+    with torch.enable_grad():
+        assert is_trained_winograd_faster(x, weight) == expected
+
+
+@pytest.mark.usefixtures("cpu_library", "any_size")
 @torch.enable_grad()
-def test_training_takes_the_fast_way_where_tiles_are_many_for_the_weight() -> None:
-    x, weight = make_inputs((2, 64, 32, 32))
-    assert is_trained_winograd_faster(x, weight)
-    assert not is_trained_winograd_faster(x[:1], weight)
-    wide = make_inputs((2, 512, 32, 32), out_channels=512)
-    assert not is_trained_winograd_faster(*wide)
-    with torch.no_grad():
-        assert not is_trained_winograd_faster(x, weight)
+def test_gradients_do_not_depend_on_which_are_wanted_or_on_layouts() -> None:
+    x, weight = make_inputs((2, 16, 9, 10), out_channels=32)
+    grad, layouts = torch.randn(2, 32, 9, 10), (torch.contiguous_format, torch.channels_last)
+    tensors = x.requires_grad_(), weight.requires_grad_()
+    expected = torch.autograd.grad(trained_conv3x3(x, weight), tensors, grad)
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.detach().contiguous(), lambda saved: saved):
+        brought_back = trained_conv3x3(x, weight)
+    assert all(map(torch.equal, torch.autograd.grad(brought_back, tensors, grad), expected))
+    for layout in layouts:
+        other = weight.detach().clone(memory_format=layout).requires_grad_()
+        (found,) = torch.autograd.grad(trained_conv3x3(x.detach(), other), other, grad.to(memory_format=layout))
+        assert torch.equal(found, expected[1])
+        assert found.stride() == other.stride()
+    (found,) = torch.autograd.grad(trained_conv3x3(x, weight.detach()), x, grad)
+    assert torch.equal(found, expected[0])
+    constant = torch.ones(()).expand_as(grad)
+    plain = torch.autograd.grad(F.conv2d(x, weight, padding=1), tensors, constant)
+    for one, other in zip(torch.autograd.grad(trained_conv3x3(x, weight).sum(), tensors), plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("cpu_library")

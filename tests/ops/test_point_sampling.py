@@ -96,6 +96,7 @@ def test_sample_uncertain_points_draws_as_torch_does() -> None:
     assert torch.equal(*seeded)
 
 
+@pytest.mark.usefixtures("cpu_library")
 @pytest.mark.parametrize(("importance_sample_ratio", "num_maps"), [(0.75, 9), (1.0, 2), (0.0, 2)])
 def test_points_of_the_kernel_are_those_of_torch(
     importance_sample_ratio: float, num_maps: int, monkeypatch: pytest.MonkeyPatch
@@ -104,7 +105,9 @@ def test_points_of_the_kernel_are_those_of_torch(
     logits = torch.randn(num_maps, 1, 11, 6)
     options = {"num_points": 400, "importance_sample_ratio": importance_sample_ratio}
     torch.manual_seed(3)
-    found = _sample(logits, **options)
+    with monkeypatch.context() as patch:
+        patch.delattr(point_sampling, "_least_certain")  # the kernel serves
+        found = _sample(logits, **options)
     monkeypatch.setattr(native, "cpu_library", lambda: None)
     torch.manual_seed(3)
     expected = _sample(logits, **options)
@@ -117,6 +120,7 @@ def test_points_of_the_kernel_are_those_of_torch(
     assert is_other.float().mean() < 0.02
 
 
+@pytest.mark.usefixtures("cpu_library")
 def test_kernel_takes_points_at_the_edges_and_maps_of_one_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     corners = torch.tensor([[x, y] for x in (0.0, 0.5, 1.0) for y in (0.0, 0.5, 1.0)])
     monkeypatch.setattr(torch, "rand", lambda *_, **__: corners[None].clone())
@@ -128,11 +132,20 @@ def test_kernel_takes_points_at_the_edges_and_maps_of_one_pixel(monkeypatch: pyt
         torch.testing.assert_close(values, point_sample(logits, corners[None]).squeeze().sort().values)
 
 
+@pytest.mark.usefixtures("cpu_library")
 def test_uncertain_points_avoid_logits_that_are_no_numbers() -> None:
     logits = torch.randn(1, 1, 4, 6)
     logits[..., :3] = float("nan")
     coords = _sample(logits, num_points=200, importance_sample_ratio=0.1)
     assert (coords[:, :20, 0] > 0.5).all()
+
+
+def test_uncertain_points_of_a_batch_of_vmap() -> None:
+    logits = torch.randn(3, 4, 1, 9, 7)
+    found = torch.func.vmap(_sample, randomness="different")(logits)
+    assert found.shape == (3, 4, 40, 2)
+    certainty = point_sample(logits.flatten(0, 1), found.flatten(0, 1)).abs().squeeze(1)
+    assert (certainty[:, :30].diff(dim=1) >= -1e-6).all()
 
 
 def test_sample_uncertain_points_of_no_maps_is_empty() -> None:

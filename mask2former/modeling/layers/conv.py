@@ -127,9 +127,9 @@ class Conv2d(nn.Conv2d):
     def fold_norm(self) -> None:
         """Merges a batch norm, with the statistics it has, into weight and bias for good.
 
-        Other norms stay as they are, and one whose call hooks wait for.
+        Other norms stay as they are, and where hooks are: they may wait for the norm, or make the weight (weight_norm).
         """
-        if self.norm is None or has_hooks(self.norm):
+        if has_hooks(self):
             return
         freeze_batch_norm(self)
         if not isinstance(self.norm, FrozenBatchNorm2d):

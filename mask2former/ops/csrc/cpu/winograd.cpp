@@ -30,15 +30,17 @@ int run(const Call& call, int threads) {
 
 }  // namespace
 
-// All transform `tiles` tiles from first_tile on, and return 0, or 1 when memory ran out. Of what is multiplied, the map
-// is either the convolution's input or, for the gradient of its weight, that of its output.
-M2F_EXPORT int m2f_winograd_input(int is_gradient, const float* map, float* transformed, int64_t stride, int64_t height,
+// Both transform `tiles` tiles from first_tile on, and return 0, or 1 when memory ran out.
+
+// A map to what is multiplied: the input of the convolution or, where its weight's gradient is wanted, its output's.
+M2F_EXPORT int m2f_winograd_tiles(int is_gradient, const float* map, float* transformed, int64_t stride, int64_t height,
                                   int64_t width, int64_t channels, int64_t first_tile, int64_t tiles, int threads) {
   const WinogradProblem pb = {map, transformed, stride, nullptr,  nullptr,   nullptr,
                               0,   height,      width,  channels, first_tile};
   return run({pb, tiles, is_gradient ? m2f::kernels->winograd_gradient : m2f::kernels->winograd_input}, threads);
 }
 
+// What was multiplied to the output.
 M2F_EXPORT int m2f_winograd_output(float* transformed, int64_t stride, const float* scale, const float* shift, int relu,
                                    float* output, int64_t height, int64_t width, int64_t channels, int64_t first_tile,
                                    int64_t tiles, int threads) {
