@@ -35,8 +35,8 @@ from mask2former.ops import (
 
 MAPS = {"pixel decoder": (256, 4), "res2": (64, 4), "res3": (128, 8), "res4": (256, 16), "res5": (512, 32)}
 SIZES = {
-    "convolution": {"height": 800, "width": 1088, "batch": 1},
-    "convolution_training": {"height": 512, "width": 512, "batch": 2},
+    "inference": {"height": 800, "width": 1088, "batch": 1},
+    "training": {"height": 512, "width": 512, "batch": 2},
 }
 MAX_ERROR = 5e-6
 Measured: TypeAlias = tuple[bool, dict[str, Callable[[], Any]], tuple[float, float]]
@@ -76,7 +76,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
     label = f"{name}, {channels} at {x.shape[-2]} x {x.shape[-1]}{'' if is_fast else ' (not used)'}"
     print_ratio(label, ours=1e3 * seconds["ours"], theirs=1e3 * seconds["direct"], unit="ms")
     print(f"  {'':44s} error {ours_error:.1e}   error {theirs_error:.1e}")
-    return {**seconds, "ours_error": ours_error, "direct_error": theirs_error}
+    timed = {f"{side}_seconds": value for side, value in seconds.items()}
+    return {**timed, "ours_error": ours_error, "direct_error": theirs_error}
 
 
 @torch.inference_mode()
@@ -120,8 +121,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-record", action="store_true", help="append nothing to benchmarks/results")
     args = parser.parse_args()
-    benchmark = "convolution_training" if args.training else "convolution"
-    for option, default in SIZES[benchmark].items():
+    kind = "training" if args.training else "inference"
+    for option, default in SIZES[kind].items():
         if getattr(args, option) is None:
             setattr(args, option, default)
     torch.set_num_threads(args.threads)
@@ -129,7 +130,8 @@ def main() -> None:
     print(f"{kernel_status()}; batch {args.batch}, {args.threads} threads, medians of {args.runs}")
     results = {name: measure(name, args) for name in MAPS}
     if not args.no_record:
-        record(benchmark, {"height": args.height, "width": args.width, "batch": args.batch, **results})
+        sizes = {option: getattr(args, option) for option in SIZES[kind]}
+        record("convolution", {**sizes, **results}, labels=["training"] if args.training else [])
 
 
 if __name__ == "__main__":
