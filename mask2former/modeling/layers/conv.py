@@ -107,11 +107,11 @@ class Conv2d(nn.Conv2d):
 
         Measured on CPUs: with gradients it gains nothing, and on a GPU its launches cost more than the pass.
         """
-        if not isinstance(self.norm, FrozenBatchNorm2d) or x.device.type != "cpu" or torch.is_grad_enabled():
+        if self.norm is None or x.device.type != "cpu" or torch.is_grad_enabled():
             return False
         if torch.compiler.is_compiling():  # a compiler fuses the pass; in an export the choice would fix the sizes
             return False
-        if has_hooks(self.norm):
+        if not _is_mergeable(self.norm):
             return False
         num_positions = x.shape[0] * (x.shape[-2] // self.stride[0]) * (x.shape[-1] // self.stride[1])
         return num_positions > self.weight[0].numel()

@@ -44,8 +44,9 @@ constexpr uint32_t kDigitValues = 1u << kDigitBits;
 
 uint32_t digit_of(uint32_t key, int digit) { return key >> (digit * kDigitBits) & (kDigitValues - 1); }
 
-// Stable, from the lowest digit on. The result lies in `other`, the number of digits being odd.
+// Stable, from the lowest digit on. The result lies in `other`.
 void sort_by_key(Candidate* items, Candidate* other, int64_t count) {
+  static_assert(kDigits % 2 == 1 && kDigits * kDigitBits >= 31, "all bits of a key, and the last pass ends in `other`");
   for (int digit = 0; digit < kDigits; ++digit) {
     uint32_t place[kDigitValues] = {};
     for (int64_t i = 0; i < count; ++i) ++place[digit_of(items[i].key, digit)];
