@@ -34,7 +34,7 @@ from mask2former.evaluation import COCOPanopticEvaluator, evaluate_panoptic
 from mask2former.evaluation.average_precision import PrecisionTally
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
 from mask2former.evaluation.coco_matching import IouType, match_image
-from mask2former.evaluation.files import write_json, write_png
+from mask2former.files.evaluation_files import write_json, write_png
 from mask2former.structures import MetadataCatalog, bitmasks_to_rles, id_to_rgb
 
 NAME = "evaluation_benchmark"

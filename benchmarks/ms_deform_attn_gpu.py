@@ -109,7 +109,7 @@ def _through_offsets_and_logits(gradients: Sequence[Tensor], case: Case) -> tupl
 def bound_ms(case: Case, name: str, bandwidth: float) -> float:
     """Time to move what a pass must read and write once."""
     sources = [case.offsets, case.logits] if "from offsets" in name else [case.locations, case.weights]
-    read = [case.value, case.grad_output, *sources]  # the gradient is as large as the output
+    read = [case.value, case.grad_output, *sources]  # the gradient is as the output
     written = [case.value, *sources] if name.startswith("backward") else []
     return sum(tensor.nbytes for tensor in (*read, *written)) / bandwidth * 1e3
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mask2former.config import CfgNode, add_maskformer2_config, get_cfg
-    from mask2former.image_pipeline import pipeline
+    from mask2former.inference.pipeline import pipeline
+    from mask2former.inference.predictor import Predictor
+    from mask2former.inference.test_time_augmentation import SemanticSegmentorWithTTA
     from mask2former.modeling import prepare_for_inference
-    from mask2former.predictor import Predictor
-    from mask2former.test_time_augmentation import SemanticSegmentorWithTTA
 
 __version__ = "0.1.0"
 
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "Predictor": "mask2former.predictor",
-    "SemanticSegmentorWithTTA": "mask2former.test_time_augmentation",
+    "Predictor": "mask2former.inference.predictor",
+    "SemanticSegmentorWithTTA": "mask2former.inference.test_time_augmentation",
     "add_maskformer2_config": "mask2former.config",
     "get_cfg": "mask2former.config",
-    "pipeline": "mask2former.image_pipeline",
+    "pipeline": "mask2former.inference.pipeline",
     "prepare_for_inference": "mask2former.modeling",
 }
 

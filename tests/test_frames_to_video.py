@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.video_files import VideoSource
+from mask2former.files.videos import VideoSource
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "frames_to_video.py"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mask2former.cli import train_main
+from mask2former.commands.cli import train_main
 
 RECIPES = Path(__file__).parents[1] / "configs/ade20k/semantic-segmentation"
 NUM_CLASSES = 13

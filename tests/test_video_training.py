@@ -14,7 +14,7 @@ from torch import nn
 
 from mask2former import build_model
 from mask2former.checkpoint import load_weights
-from mask2former.cli import train_main
+from mask2former.commands.cli import train_main
 from mask2former.config import CfgNode, get_cfg
 from mask2former.data import DatasetCatalog, build_train_loader
 from mask2former.data.clip_mapper import ClipMapper

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.cli import run_cli
+from mask2former.commands.cli import run_cli
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def evaluate(dataset_name: str, predictions: str) -> None:
     """Prints the metrics as JSON."""
     from mask2former.data import register_builtin_datasets
     from mask2former.evaluation import evaluate_semantic_pq
-    from mask2former.evaluation.files import metadata_field
+    from mask2former.files.evaluation_files import metadata_field
     from mask2former.structures import MetadataCatalog
 
     register_builtin_datasets()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.data.image_files import read_image
 from mask2former.errors import InputError
-from mask2former.predict_inputs import IMAGE_SUFFIXES
-from mask2former.video_files import VideoWriter
+from mask2former.files.finding import IMAGE_SUFFIXES
+from mask2former.files.images import read_image
+from mask2former.files.videos import VideoWriter
 
 
 def main(arguments: list[str] | None = None) -> int:

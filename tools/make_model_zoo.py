@@ -17,8 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.checkpoint import write_text_atomic, zoo_models
+from mask2former.checkpoint import zoo_models
 from mask2former.checkpoint.addresses import ZooModel
+from mask2former.files.atomic import write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "MODEL_ZOO.md"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.cli import tune_process
+from mask2former.commands.cli import tune_process
 
 if __name__ == "__main__":
     tune_process()  # before torch is imported

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.cli import train_main
+from mask2former.commands.cli import train_main
 
 if __name__ == "__main__":
     sys.exit(train_main())

@@ -22,11 +22,11 @@ from detectron2.projects.deeplab import add_deeplab_config, build_lr_scheduler
 from detectron2.utils import comm
 
 from mask2former import add_maskformer2_config
-from mask2former.cli import run_cli
+from mask2former.commands.cli import run_cli
 from mask2former.config import add_maskformer2_video_config
 from mask2former.evaluation import build_evaluator
+from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.integrations.detectron2 import DatasetMapper, build_optimizer
-from mask2former.test_time_augmentation import with_test_time_augmentation
 
 
 class Trainer(DefaultTrainer):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.cli import main
+from mask2former.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["visualize-data", *sys.argv[1:]]))

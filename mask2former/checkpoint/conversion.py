@@ -18,8 +18,8 @@ from mask2former.checkpoint.name_rules import rename_from_ours
 from mask2former.checkpoint.reader import load_state
 from mask2former.checkpoint.transformers_config import config_to_transformers, preprocessor_to_transformers
 from mask2former.checkpoint.transformers_names import MASK2FORMER_RULES, MASKFORMER_RULES
-from mask2former.checkpoint.writer import save_atomic, write_bytes_atomic, write_text_atomic
 from mask2former.errors import CheckpointError
+from mask2former.files.atomic import save_atomic, write_bytes_atomic, write_text_atomic
 
 _BACKBONE = "backbone."
 _MASK2FORMER_QUERIES = "sem_seg_head.predictor.query_feat.weight"  # MaskFormer's begin at zero

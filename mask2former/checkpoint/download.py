@@ -148,7 +148,7 @@ def _transfer(address: str, partial: Path, *, name: str) -> None:
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
-        partial.unlink()  # as long as the file or longer: nothing to append
+        partial.unlink()  # as the file or longer: nothing to append
         _transfer(address, partial, name=name)
         return
     with response:

@@ -60,7 +60,7 @@ def load_weights(model: nn.Module, path: str | Path, *, resize_queries: bool = F
     """Loads a checkpoint of any known family into a model and logs the report.
 
     ``path`` is a file, a folder of transformers, or an address as ``load_state`` takes them. Relative position tables
-    of other windows are interpolated. ``resize_queries``: of another number of queries, as many as both have are
+    of other windows are interpolated. ``resize_queries``: of another number of queries, as both have are
     copied and the others keep their initial values; without it the queries count as of another shape.
 
     Raises:

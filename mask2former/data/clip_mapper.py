@@ -9,19 +9,19 @@ import numpy as np
 
 from mask2former.config import CfgNode
 from mask2former.data.catalog import DatasetDict, is_video
-from mask2former.data.image_files import FORMATS
 from mask2former.data.mapper import image_to_tensor, lacks, read_checked_image
 from mask2former.data.presets import build_clip_augmentations
 from mask2former.data.targets import clip_targets
 from mask2former.data.transforms import ClipAugmentation
 from mask2former.errors import ConfigError
+from mask2former.files.images import FORMATS
 
 
 @dataclass(frozen=True)
 class FrameSampling:
     """``num_frames`` frames: one drawn from the whole video, the others within ±``reach`` of it.
 
-    They differ as long as there are enough, and stand in the order of time unless ``shuffle`` is set.
+    They differ as there are enough, and stand in the order of time unless ``shuffle`` is set.
     """
 
     num_frames: int

@@ -30,7 +30,6 @@ from mask2former.data.catalog import (
     name_of,
 )
 from mask2former.data.clip_mapper import ClipMapper
-from mask2former.data.image_files import read_image_size
 from mask2former.data.mapper import DatasetMapper
 from mask2former.data.presets import VIDEO_ARCHITECTURE, preset_of
 from mask2former.data.samplers import (
@@ -48,6 +47,7 @@ from mask2former.data.shared_list import DatasetFromList
 from mask2former.data.statistics import check_class_ids, format_class_histogram
 from mask2former.data.transport import PackedBatch, pack, unpack
 from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.files.images import read_image_size
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ import torch
 
 from mask2former.config import CfgNode
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog, is_video, name_of
-from mask2former.data.image_files import FORMATS, read_image, read_label_map, read_panoptic_ids
 from mask2former.data.presets import (
     MapperPreset,
     build_test_augmentations,
@@ -29,6 +28,7 @@ from mask2former.data.targets import (
 )
 from mask2former.data.transforms import AugmentationList
 from mask2former.errors import ConfigError, DatasetError
+from mask2former.files.images import FORMATS, read_image, read_label_map, read_panoptic_ids
 from mask2former.structures import Instances
 from mask2former.structures.label_ids import labels_to_train_ids
 

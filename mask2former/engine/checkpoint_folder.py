@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mask2former.checkpoint import load_state, save_atomic, write_text_atomic
+from mask2former.checkpoint import load_state
 from mask2former.errors import CheckpointError
+from mask2former.files.atomic import save_atomic, write_text_atomic
 
 FINAL = "model_final.pth"
 BEST = "model_best.pth"

@@ -15,13 +15,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mask2former.checkpoint import write_text_atomic
-from mask2former.engine import distributed
+from mask2former import distributed
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.metrics import LossWindow, MetricLog, flatten_results, peak_memory_mb
 from mask2former.engine.random_state import preserved_random_state
 from mask2former.engine.trainer import Hook, Trainer
 from mask2former.engine.training_state import collect_state
+from mask2former.files.atomic import write_text_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mask2former.engine import distributed, nonfinite
+from mask2former import distributed
+from mask2former.engine import nonfinite
 from mask2former.errors import ConfigError
 
 _ROOT = "mask2former"

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
-from mask2former.checkpoint import write_text_atomic
-from mask2former.engine import distributed
+from mask2former import distributed
 from mask2former.engine.losses import LossVector, is_auxiliary, with_total
+from mask2former.files.atomic import write_text_atomic
 
 METRICS_FILE = "metrics.json"
 

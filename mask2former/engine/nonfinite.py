@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mask2former.engine import distributed
+from mask2former import distributed
 from mask2former.engine.losses import LossVector
 from mask2former.errors import ConfigError, NonFiniteError
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mask2former import distributed
 from mask2former.config import CfgNode
 from mask2former.data.own_data import (
     FORMAT_TITLES,
@@ -29,7 +30,6 @@ from mask2former.data.own_data import (
 )
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, LABELME, PNG_TREE, TRAIN
 from mask2former.data.presets import preset_of
-from mask2former.engine import distributed
 from mask2former.engine.logging import setup_logging
 from mask2former.errors import ConfigError
 

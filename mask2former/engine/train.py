@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mask2former.checkpoint import load_state_dict, load_weights, write_text_atomic
+from mask2former import distributed
+from mask2former.checkpoint import load_state_dict, load_weights
 from mask2former.config import CfgNode
-from mask2former.engine import distributed, summary
+from mask2former.engine import summary
 from mask2former.engine.backbone_weights import load_backbone_weights
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.hooks import (
@@ -38,6 +39,7 @@ from mask2former.engine.trainer import Batch, Hook, Trainer
 from mask2former.engine.training_state import restore_state
 from mask2former.engine.zoo_expectations import expect_zoo_metrics
 from mask2former.errors import ConfigError
+from mask2former.files.atomic import write_text_atomic
 
 BuildBatches = Callable[[CfgNode, int], Iterable[Batch]]  # config and first iteration → batches
 Evaluate = Callable[[CfgNode, nn.Module], Results]
@@ -57,8 +59,8 @@ def train(cfg: CfgNode, *, resume: bool = False, mapper: Callable[..., Any] | No
     """
     from mask2former.data import DatasetCatalog, build_train_loader
     from mask2former.data.own_data import register_own_data
+    from mask2former.inference.test_time_augmentation import CopyMaker
     from mask2former.modeling import build_model
-    from mask2former.test_time_augmentation import CopyMaker
 
     register_own_data(cfg)
 
@@ -99,7 +101,7 @@ def fit(
         seed_everything(cfg.SEED + distributed.get_rank())
         if checkpoint is not None:
             restore_state(trainer, checkpoint[1], source=checkpoint[0])
-        del checkpoint  # as large as model and optimiser together
+        del checkpoint  # as model and optimiser together
         trainer.train()
         return evaluation.results if evaluation is not None else {}
 
@@ -114,7 +116,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
         InputError: a dataset is missing or wrong, or results differ from ``cfg.TEST.EXPECTED_RESULTS``.
     """
     from mask2former.evaluation import verify_results
-    from mask2former.test_time_augmentation import with_test_time_augmentation
+    from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: there is nothing to evaluate on")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from mask2former import distributed
 from mask2former.checkpoint import load_state_dict
-from mask2former.engine import distributed
 from mask2former.engine.random_state import get_random_state, set_random_state
 from mask2former.engine.trainer import Trainer
 from mask2former.errors import CheckpointError

@@ -12,7 +12,6 @@ from mask2former.errors import ConfigError
 from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.coco import COCOEvaluator
 from mask2former.evaluation.coco_matching import IouType
-from mask2former.evaluation.files import PathLike
 from mask2former.evaluation.lvis import LVISEvaluator
 from mask2former.evaluation.optional import is_installed
 from mask2former.evaluation.panoptic import COCOPanopticEvaluator
@@ -20,6 +19,7 @@ from mask2former.evaluation.panoptic_instances import PanopticInstanceEvaluator
 from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators
 from mask2former.evaluation.sem_seg import SemSegEvaluator
 from mask2former.evaluation.video import YTVISEvaluator
+from mask2former.files.evaluation_files import PathLike
 from mask2former.structures.metadata import MetadataCatalog
 
 logger = logging.getLogger(__name__)

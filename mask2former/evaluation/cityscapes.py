@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from mask2former.errors import DatasetError, InputError
-from mask2former.evaluation.files import PathLike, metadata_field, write_png
 from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.optional import import_optional
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
 from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.files.evaluation_files import PathLike, metadata_field, write_png
 from mask2former.structures.label_ids import semantic_labels
 from mask2former.structures.metadata import MetadataCatalog
 

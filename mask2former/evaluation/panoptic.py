@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from mask2former.errors import DatasetError, InputError
-from mask2former.evaluation.files import (
+from mask2former.evaluation.gather import gather_on_main
+from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.read_ahead import ReadAhead
+from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.files.evaluation_files import (
     PathLike,
     metadata_field,
     read_json,
@@ -18,11 +23,6 @@ from mask2former.evaluation.files import (
     write_json,
     write_png,
 )
-from mask2former.evaluation.gather import gather_on_main
-from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
-from mask2former.evaluation.read_ahead import ReadAhead
-from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.structures.metadata import MetadataCatalog
 from mask2former.structures.panoptic_ids import id_to_rgb
 

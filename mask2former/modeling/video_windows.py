@@ -1,6 +1,6 @@
 """Videos of any length: inference in overlapping windows, and instances carried from one window to the next.
 
-A window's masks become run-length codes as soon as it is done; memory grows with the window, not with the video. Each
+A window's masks become run-length codes as it is done; memory grows with the window, not with the video. Each
 frame's masks are those of one window, so that a video which one window covers has the results of the whole clip.
 Instances of two windows are the same where their masks agree in the frames that both saw, and their queries' mask
 embeddings are alike; where both are hidden in all of these frames, by the embeddings alone.

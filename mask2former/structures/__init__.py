@@ -17,7 +17,6 @@ from mask2former.structures.masks import (
 )
 from mask2former.structures.metadata import Metadata, MetadataCatalog
 from mask2former.structures.panoptic_ids import id_to_rgb, rgb_to_id
-from mask2former.structures.panoptic_png import decode_panoptic_png
 from mask2former.structures.shape_spec import ShapeSpec
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "ShapeSpec",
     "bitmasks_to_rles",
     "check_polygons",
-    "decode_panoptic_png",
     "draw_polygons",
     "id_to_rgb",
     "mask_to_box_xywh",

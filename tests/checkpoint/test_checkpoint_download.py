@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.checkpoint import addresses, load_weights, save_atomic
+from mask2former.checkpoint import addresses, load_weights
 from mask2former.checkpoint.addresses import resolve_address
 from mask2former.checkpoint.download import cached_path, download
 from mask2former.errors import CheckpointError
+from mask2former.files.atomic import save_atomic
 
 CONTENT = bytes(range(256)) * 40
 

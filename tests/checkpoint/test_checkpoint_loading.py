@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.checkpoint import load_state_dict, load_weights, save_atomic
+from mask2former.checkpoint import load_state_dict, load_weights
 from mask2former.errors import CheckpointError
+from mask2former.files.atomic import save_atomic
 
 
 def _model(num_classes: int = 3) -> nn.Sequential:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 from torchvision.models import swin_transformer as torchvision_swin
 
-from mask2former.checkpoint import load_weights, save_atomic
+from mask2former.checkpoint import load_weights
 from mask2former.checkpoint.conversion import read_converted, write_ours
 from mask2former.errors import CheckpointError
+from mask2former.files.atomic import save_atomic
 from mask2former.modeling.backbone import D2SwinTransformer, ResNet
 
 IMAGE = (1, 3, 64, 96)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mask2former import build_model, get_cfg
 from mask2former.checkpoint import load_weights
 from mask2former.checkpoint.conversion import read_converted, write_ours, write_transformers
-from mask2former.conversion_check import TOLERANCE, Outputs, load_model, run
+from mask2former.commands.conversion_check import TOLERANCE, Outputs, load_model, run
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "coco" / "panoptic-segmentation"
 R50 = "maskformer2_R50_bs16_50ep.yaml"
@@ -79,7 +79,7 @@ def test_every_layout_gives_the_same_bits_there_and_back(tmp_path: Path, name: s
 def test_models_of_both_families_differ_by_flipped_attention_bits_alone(
     tmp_path: Path, name: str, seeds: list[int]
 ) -> None:
-    """In float32 the logits agree as far as the attention masks do; which bits flip is up to the processor."""
+    """In float32 the logits agree as the attention masks do; which bits flip is up to the processor."""
     pytest.importorskip("transformers")
     cfg = full_config(name)
     ours = random_model(cfg)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.cli import main
+from mask2former.commands.cli import main
 from mask2former.data.own_data import ClassChoice, convert_own_data, is_datasets_folder, read_own_data, segment_masks
 from mask2former.data.own_data.conversion import DATASETS, FORMAT_NAMES, open_samples
 from mask2former.data.own_data.samples import Sample

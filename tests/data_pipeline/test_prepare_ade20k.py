@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask2former.commands.prepare import run_preparation
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, DatasetMapper
-from mask2former.data.image_files import read_image_size, read_label_map, read_panoptic_ids
 from mask2former.data.preparation.ade20k_full import read_train_ids
-from mask2former.data.preparation.command import run_preparation
 from mask2former.errors import DatasetError
+from mask2former.files.images import read_image_size, read_label_map, read_panoptic_ids
 from mask2former.structures import segmentation_to_bitmask
 from tests.data_pipeline.prepared_trees import SIZE, ade20k_full_tree, ade20k_tree
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from mask2former.commands.prepare import run_preparation
 from mask2former.config import CfgNode, get_cfg
 from mask2former.data import build_train_loader
-from mask2former.data.preparation.command import run_preparation
 from mask2former.modeling import build_model
 from tests.data_pipeline import prepared_trees
 

@@ -17,11 +17,11 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from mask2former.commands.prepare_shapes import main
 from mask2former.data.catalog import DatasetCatalog, MetadataCatalog
 from mask2former.data.datasets.shapes import all_metadata, register_shapes_datasets
 from mask2former.data.shapes import draw_scene, shape_classes, thing_classes
 from mask2former.data.shapes.coco import instance_entries, mask_to_polygons
-from mask2former.data.shapes.command import main
 from mask2former.data.shapes.parameters import ShapesParameters, item_generator
 from mask2former.data.shapes.prepare import prepare_shapes
 from mask2former.errors import DatasetError

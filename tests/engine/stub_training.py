@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mask2former.cli import run_cli
+from mask2former import distributed
+from mask2former.commands.cli import run_cli
 from mask2former.config import CfgNode, get_cfg
-from mask2former.engine import distributed, fit, launch
+from mask2former.engine import fit, launch
 
 WIDTH = 8
 

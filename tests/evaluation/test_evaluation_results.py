@@ -22,8 +22,8 @@ from mask2former.evaluation import (
     verify_results,
 )
 from mask2former.evaluation.__main__ import main
-from mask2former.evaluation.files import read_json, write_json, write_png
 from mask2former.evaluation.results import format_table
+from mask2former.files.evaluation_files import read_json, write_json, write_png
 from mask2former.structures import MetadataCatalog
 from tests.evaluation.reference_data import REFERENCE, ReferenceData
 

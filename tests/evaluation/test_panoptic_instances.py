@@ -22,7 +22,7 @@ from mask2former.evaluation import (
     build_evaluator,
 )
 from mask2former.evaluation import optional as optional_module
-from mask2former.evaluation.files import write_png
+from mask2former.files.evaluation_files import write_png
 from mask2former.structures import Instances, MetadataCatalog, bitmasks_to_rles
 from mask2former.structures.panoptic_ids import id_to_rgb
 from tests.evaluation.reference_data import ReferenceData

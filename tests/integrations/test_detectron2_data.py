@@ -118,7 +118,7 @@ def test_built_in_data_of_detectron2_are_found_without_importing_it() -> None:
 
 
 def test_import_of_a_missing_module_is_one_error(capsys: pytest.CaptureFixture[str]) -> None:
-    from mask2former.cli import train_main
+    from mask2former.commands.cli import train_main
 
     assert train_main(["--import", "no_such_module", "--config-file", str(SHAPES_CONFIG)]) == 1
     assert capsys.readouterr().err.startswith("error: --import no_such_module: ")

@@ -177,7 +177,7 @@ def test_files_in_the_published_layout_build_the_published_model(tmp_path: Path)
 
 def test_our_own_imports_leave_detectron2_alone() -> None:
     _run(
-        "import mask2former, mask2former.cli, mask2former.engine, mask2former.data, mask2former.evaluation\n"
+        "import mask2former, mask2former.commands.cli, mask2former.engine, mask2former.data, mask2former.evaluation\n"
         "from mask2former import Predictor, add_maskformer2_config, build_model, get_cfg\n"
         "add_maskformer2_config(get_cfg())\n"
         "import sys\n"

@@ -288,7 +288,7 @@ def test_test_time_augmentation_of_detectron2_works() -> None:
 
 
 def test_results_of_our_test_time_augmentation_are_detectron2s_too() -> None:
-    from mask2former.test_time_augmentation import with_test_time_augmentation
+    from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 
     cfg = tiny_shapes_cfg("TEST.AUG.MIN_SIZES", (32,), "MODEL.MASK_FORMER.TEST.INSTANCE_ON", True)
     model = with_test_time_augmentation(cfg, randomise(build_model(cfg)).eval())

@@ -18,12 +18,12 @@ pytest.importorskip("datasets.config", reason="needs the extra [transformers]")
 library = importlib.import_module("datasets")
 pytest.importorskip("accelerate", reason="needs the extra [transformers]")
 
-from mask2former.checkpoint import save_atomic  # noqa: E402
 from mask2former.config import get_cfg  # noqa: E402
 from mask2former.data.own_data import convert_own_data  # noqa: E402
 from mask2former.errors import ConfigError  # noqa: E402
 from mask2former.evaluation.average_precision import PrecisionTally  # noqa: E402
 from mask2former.evaluation.coco_matching import match_image  # noqa: E402
+from mask2former.files.atomic import save_atomic  # noqa: E402
 from mask2former.integrations.transformers import fine_tuning, fine_tuning_data  # noqa: E402
 from mask2former.integrations.transformers.fine_tuning_evaluation import _encode, summarize  # noqa: E402
 from mask2former.integrations.transformers.image_processing import infer_instances  # noqa: E402

@@ -1,4 +1,4 @@
-"""What benchmarks/ms_deform_attn.py does on a GPU, as far as a machine without one can tell."""
+"""What benchmarks/ms_deform_attn.py does on a GPU, as a machine without one can tell."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ from mask2former.data.datasets.cityscapes import (
 from mask2former.data.datasets.classes import read_table, taxonomy_metadata
 from mask2former.data.datasets.coco import load_coco_json
 from mask2former.data.datasets.coco_panoptic import load_coco_panoptic_json, load_coco_panoptic_separated
-from mask2former.data.datasets.files import root_note
 from mask2former.data.datasets.sem_seg import load_sem_seg
 from mask2former.data.datasets.shapes import register_shapes_datasets
 from mask2former.data.datasets.ytvis import load_ytvis_json
 from mask2former.errors import DatasetError
+from mask2former.files.json_files import root_note
 
 _PATH_KEYS = (
     *("panoptic_json", "json_file", "panoptic_root", "sem_seg_root", "gt_dir"),

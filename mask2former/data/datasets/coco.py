@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
-from mask2former.data.datasets.files import read_json_object, require_folder, require_keys
 from mask2former.errors import DatasetError
+from mask2former.files.json_files import read_json_object, require_folder, require_keys
 
 logger = logging.getLogger(__name__)
 

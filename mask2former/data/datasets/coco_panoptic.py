@@ -10,9 +10,9 @@ from typing import Any
 
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
 from mask2former.data.datasets.coco import images_of, load_coco_json
-from mask2former.data.datasets.files import read_json_object, require_folder, require_keys
 from mask2former.data.datasets.sem_seg import load_sem_seg
 from mask2former.errors import DatasetError
+from mask2former.files.json_files import read_json_object, require_folder, require_keys
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
-from mask2former.data.datasets.files import require_folder
 from mask2former.errors import DatasetError
+from mask2former.files.json_files import require_folder
 
 logger = logging.getLogger(__name__)
 

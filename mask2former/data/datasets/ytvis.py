@@ -9,8 +9,8 @@ from typing import Any
 
 from mask2former.data.catalog import DatasetDict, MetadataCatalog
 from mask2former.data.datasets.coco import XYWH_ABS
-from mask2former.data.datasets.files import read_json_object, require_folder, require_keys
 from mask2former.errors import DatasetError
+from mask2former.files.json_files import read_json_object, require_folder, require_keys
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.datasets.coco import load_coco_json
-from mask2former.data.datasets.files import require_keys
 from mask2former.data.own_data.coco_files import CocoFile, find_folder
 from mask2former.data.own_data.dataset import COCO_INSTANCES, DataClass, ImageEntry, OwnDataset, Segment
 from mask2former.data.own_data.scanning import check_image_size, refuse, scan
 from mask2former.errors import DatasetError
+from mask2former.files.json_files import require_keys
 
 
 def read_coco_instances(files: Mapping[str, CocoFile], root: Path, *, num_workers: int | None = None) -> OwnDataset:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.datasets.coco import images_of
-from mask2former.data.datasets.files import require_keys
-from mask2former.data.image_files import read_image_size, read_panoptic_ids
 from mask2former.data.own_data.coco_files import CocoFile, find_folder
 from mask2former.data.own_data.coco_instances import common_categories, read_categories
 from mask2former.data.own_data.dataset import COCO_PANOPTIC, DataClass, FileMask, ImageEntry, OwnDataset, Segment
 from mask2former.data.own_data.png_tree import count_values
 from mask2former.data.own_data.scanning import scan
 from mask2former.errors import DatasetError
+from mask2former.files.images import read_image_size, read_panoptic_ids
+from mask2former.files.json_files import require_keys
 
 _VOID = 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mask2former.data.image_files import read_label_map, read_panoptic_ids
+from mask2former.files.images import read_label_map, read_panoptic_ids
 from mask2former.structures import segmentation_to_bitmask
 
 TRAIN, VALID = "train", "valid"

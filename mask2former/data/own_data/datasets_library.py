@@ -17,8 +17,8 @@ from PIL import Image
 
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass
 from mask2former.data.own_data.samples import BACKGROUND, Sample
-from mask2former.data.preparation.files import encode_png
 from mask2former.errors import DatasetError
+from mask2former.files.preparation_files import encode_png
 
 COLUMNS = ("image", "annotation", "semantic_class_to_id")
 THING_CLASSES = "thing_classes"

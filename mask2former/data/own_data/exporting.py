@@ -23,8 +23,8 @@ from mask2former.data.own_data.dataset import (
     DataClass,
 )
 from mask2former.data.own_data.samples import BACKGROUND, Region, Sample
-from mask2former.data.preparation.files import encode_png, write_json, write_picture
 from mask2former.errors import DatasetError
+from mask2former.files.preparation_files import encode_png, write_json, write_picture
 from mask2former.structures import bitmasks_to_rles, id_to_rgb, mask_to_box_xywh
 
 Parts = Mapping[str, Iterable[Sample]]

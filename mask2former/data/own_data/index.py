@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mask2former.data.image_files import read_panoptic_ids
 from mask2former.data.own_data.dataset import (
     COCO_INSTANCES,
     COCO_PANOPTIC,
@@ -25,7 +24,8 @@ from mask2former.data.own_data.dataset import (
     OwnDataset,
     Segment,
 )
-from mask2former.data.preparation.files import write_json, write_picture
+from mask2former.files.images import read_panoptic_ids
+from mask2former.files.preparation_files import write_json, write_picture
 from mask2former.structures import bitmasks_to_rles, id_to_rgb
 
 _VOID = 0

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mask2former.data.datasets.files import require_keys
-from mask2former.data.image_files import read_image_size
 from mask2former.data.own_data.dataset import LABELME, TRAIN, VALID, DataClass, ImageEntry, OwnDataset, Segment
 from mask2former.data.own_data.png_tree import PART_FOLDERS
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, refuse, scan
 from mask2former.errors import DatasetError
+from mask2former.files.images import read_image_size
+from mask2former.files.json_files import require_keys
 from mask2former.structures import bitmasks_to_rles, check_polygons, polygons_to_bitmask
 
 _NO_OBJECTS = ("__ignore__", "_background_")

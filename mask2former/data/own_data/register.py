@@ -17,10 +17,10 @@ from mask2former.config import CfgNode
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
 from mask2former.data.datasets.coco import load_coco_json
 from mask2former.data.datasets.coco_panoptic import load_coco_panoptic_json
-from mask2former.data.datasets.files import read_json_object
 from mask2former.data.own_data.dataset import COCO_PANOPTIC, PNG_TREE, TRAIN, VALID, DataClass
 from mask2former.data.own_data.index import index_file
 from mask2former.errors import ConfigError
+from mask2former.files.json_files import read_json_object
 
 _IGNORE_LABELS = (255, 65535)  # the first that is no class
 

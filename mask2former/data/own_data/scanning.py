@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from mask2former.data.image_files import read_image_size
 from mask2former.data.preparation.work import RunOptions, run_all
 from mask2former.errors import DatasetError
+from mask2former.files.images import read_image_size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _NUM_SHOWN = 5
-_FILES_WORTH_A_PROCESS = 500  # starting processes takes about as long as reading so many files
+_FILES_WORTH_A_PROCESS = 500  # starting processes takes about as reading so many files
 _MAX_PROCESSES = 16
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from mask2former.data.datasets.classes import Category, class_table
-from mask2former.data.datasets.files import require_folder
 from mask2former.data.datasets.instance_maps import segments_of
-from mask2former.data.image_files import read_label_map
-from mask2former.data.preparation.files import read_json_if_whole, remove_temporaries, write_json
 from mask2former.data.preparation.labels import lookup, read_red_and_green
 from mask2former.data.preparation.panoptic import PanopticImage, write_panoptic
 from mask2former.data.preparation.work import Conversion, RunOptions, convert_all, run_all
 from mask2former.errors import DatasetError
+from mask2former.files.images import read_label_map
+from mask2former.files.json_files import require_folder
+from mask2former.files.preparation_files import read_json_if_whole, remove_temporaries, write_json
 
 FOLDER = "ADEChallengeData2016"
 IGNORE_LABEL = 255

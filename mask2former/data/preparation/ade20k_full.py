@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 
 from mask2former.data.datasets.classes import class_table
-from mask2former.data.image_files import read_image, read_image_size
-from mask2former.data.preparation.files import is_intact, link_or_copy, remove_temporaries, write_picture
 from mask2former.data.preparation.labels import lookup, read_red_and_green
 from mask2former.data.preparation.work import RunOptions, run_all
 from mask2former.errors import DatasetError
+from mask2former.files.images import read_image, read_image_size
+from mask2former.files.preparation_files import is_intact, link_or_copy, remove_temporaries, write_picture
 
 FOLDER = "ADE20K_2021_17_01"
 IGNORE_LABEL = 65535

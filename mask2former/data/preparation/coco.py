@@ -9,13 +9,13 @@ import numpy as np
 import scipy.io
 
 from mask2former.data.datasets.classes import taxonomy_metadata
-from mask2former.data.datasets.files import read_json_object, require_keys
-from mask2former.data.image_files import read_panoptic_ids
-from mask2former.data.preparation.files import remove_temporaries
 from mask2former.data.preparation.labels import lookup
 from mask2former.data.preparation.work import Conversion, RunOptions, convert_all, link_all
 from mask2former.data.targets import semantic_from_panoptic
 from mask2former.errors import DatasetError
+from mask2former.files.images import read_panoptic_ids
+from mask2former.files.json_files import read_json_object, require_keys
+from mask2former.files.preparation_files import remove_temporaries
 
 IGNORE_LABEL = 255
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from mask2former.data.datasets.classes import Category
 from mask2former.data.datasets.instance_maps import segments_of
-from mask2former.data.preparation.files import (
+from mask2former.data.preparation.work import Item, RunOptions, run_all
+from mask2former.files.preparation_files import (
     is_intact,
     read_json_if_whole,
     remove_temporaries,
     write_json,
     write_picture,
 )
-from mask2former.data.preparation.work import Item, RunOptions, run_all
 from mask2former.structures import id_to_rgb
 
 Record = dict[str, Any]

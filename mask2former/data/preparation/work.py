@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from mask2former.data.image_files import read_image_size
-from mask2former.data.preparation.files import is_intact, link_or_copy, write_picture
 from mask2former.data.preparation.processes import process_pool
 from mask2former.errors import DatasetError
+from mask2former.files.images import read_image_size
+from mask2former.files.preparation_files import is_intact, link_or_copy, write_picture
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

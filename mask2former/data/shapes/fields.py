@@ -45,7 +45,7 @@ def mix(first: Array, second: Array, weight: Array) -> Array:
 
 
 def as_field(color: Array, like: Array) -> Array:
-    """A colour (3,) as a field (h, w, 3) as large as the field `like` (h, w, …); a field stays what it is."""
+    """A colour (3,) as a field (h, w, 3) as the field `like` (h, w, …); a field stays what it is."""
     return color if color.ndim == 3 else np.tile(color, (*like.shape[:2], 1)).astype(np.float32, copy=False)
 
 

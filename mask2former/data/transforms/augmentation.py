@@ -76,7 +76,7 @@ class AugmentationList(Augmentation):
         *,
         image: np.ndarray | None = None,
     ) -> TransformList:
-        """The composed transform; labels and image are carried along only as far as an augmentation looks at them."""
+        """The composed transform; labels and image are carried along only as an augmentation looks at them."""
         last_label_reader = max((i for i, a in enumerate(self.augmentations) if a.needs_sem_seg), default=-1)
         last_image_reader = max((i for i, a in enumerate(self.augmentations) if a.needs_image), default=-1)
         transforms = []

@@ -31,14 +31,14 @@ class ResizeTransform(Transform):
         return self.apply_segmentation_within(segmentation, CropTransform(0, 0, self.new_width, self.new_height))
 
     def apply_image_within(self, image: np.ndarray, window: CropTransform) -> np.ndarray:
-        """The resized image as far as ``window`` shows it."""
+        """The resized image as ``window`` shows it."""
         self._check(image)
         if (self.height, self.width) == (self.new_height, self.new_width):
             return window.apply_image(image)
         return _resize_bilinear(image, (self.new_height, self.new_width), window)
 
     def apply_segmentation_within(self, segmentation: np.ndarray, window: CropTransform) -> np.ndarray:
-        """The resized segmentation as far as ``window`` shows it."""
+        """The resized segmentation as ``window`` shows it."""
         self._check(segmentation)
         if (self.height, self.width) == (self.new_height, self.new_width):
             return window.apply_image(segmentation)

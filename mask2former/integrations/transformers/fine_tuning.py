@@ -15,7 +15,7 @@ from typing import Any
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
-from mask2former.cli import run_cli
+from mask2former.commands.cli import run_cli
 from mask2former.data.own_data.dataset import TRAIN, VALID
 from mask2former.data.own_data.datasets_library import class_ids_of, is_datasets_folder, load_splits
 from mask2former.data.own_data.holding_out import HELD_OUT_SHARE

@@ -1,0 +1,128 @@
+"""Converts weights between families: to a file of ours or the published layout, or to a folder of transformers."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mask2former.checkpoint import resolve_address
+from mask2former.checkpoint.conversion import read_converted, write_ours, write_transformers
+from mask2former.checkpoint.families import DERIVED
+from mask2former.checkpoint.transformers_config import read_transformers_folder
+from mask2former.commands.conversion_check import verify_conversion
+from mask2former.config import CfgNode, get_cfg
+from mask2former.errors import CheckpointError, ConfigError
+from mask2former.files.atomic import write_text_atomic
+from mask2former.structures import MetadataCatalog
+
+CONVERT_DESCRIPTION = (
+    "Convert weights. SOURCE is a checkpoint of this project, a published .pkl or .pth of any age, ImageNet weights of "
+    "torchvision, timm, Swin Transformer or detectron2, a folder of transformers, or an address such as "
+    "zoo://coco/panoptic/r50. OUTPUT is a .pth, .pkl or .safetensors file with the published names, or a folder (a "
+    "name without ending), which transformers reads."
+)
+_FILE_ENDINGS = (".pth", ".pt", ".pkl", ".safetensors")
+
+
+def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("source", metavar="SOURCE", help="file, folder or address")
+    parser.add_argument("output", metavar="OUTPUT", help=f"file in {', '.join(_FILE_ENDINGS)}, or a folder")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="config of the model; not needed where SOURCE is a folder of transformers"
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="run both models on one image and show the largest difference of logits, in float64 (and in float32)",
+    )
+    parser.add_argument(
+        "--swap-channels", action="store_true", help="make weights for RGB images ones for BGR images, or the reverse"
+    )
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks and more of the log")
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Convert as the command line says.
+
+    Raises:
+        CheckpointError: the source cannot be read, does not fit the output, or the outputs differ under --verify.
+        ConfigError: a config is needed and missing, or holds what the output's model does not have.
+    """
+    source, output = resolve_address(args.source), Path(args.output)
+    is_file = output.suffix in _FILE_ENDINGS
+    if not is_file and output.is_file():
+        raise CheckpointError(f"{output}: expected a name in {', '.join(_FILE_ENDINGS)}, or a folder for transformers")
+    if output.resolve() == source.resolve():
+        raise CheckpointError(f"{output}: OUTPUT is SOURCE itself, expected another name")
+    if args.verify and args.swap_channels:
+        raise CheckpointError("--verify: with --swap-channels the models are meant to differ")
+    cfg = _find_config(args, source)
+    if cfg is None and (args.verify or not is_file):
+        raise ConfigError("--config-file: needed to know the model, unless SOURCE is a folder of transformers")
+
+    converted = read_converted(source, swap_channels=args.swap_channels)
+    assert converted.family is not None
+    print(f"{args.source}: {converted.family.name}, {len(converted.tensors)} tensors")
+    left_out = [name for name in converted.dropped if not re.search(DERIVED, name)]
+    for title, names in (("left out", left_out), ("kept under their names", list(converted.unknown))):
+        if names:
+            print(f"  {len(names)} {title}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}")
+    if is_file:
+        write_ours(converted.tensors, output)
+        _write_config(args, source, output)
+    else:
+        write_transformers(converted.tensors, output, cfg=cfg, class_names=_class_names(cfg))
+    print(f"{output}: written")
+    if args.verify:
+        verify_conversion(cfg, source, output)
+
+
+def _find_config(args: argparse.Namespace, source: Path) -> CfgNode | None:
+    """The model's config: the file given, or what a folder of transformers says; None where nothing tells."""
+    cfg = get_cfg()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    elif (source / "config.json").is_file():
+        for key, value in read_transformers_folder(source).items():
+            cfg.merge_from_list([key, value])
+    else:
+        return None
+    cfg.merge_from_list(args.opts)
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _write_config(args: argparse.Namespace, source: Path, output: Path) -> None:
+    """Beside weights that come with transformers' config: the same as a config file of ours."""
+    if args.config_file or not (source / "config.json").is_file():
+        return
+    tree: dict[str, Any] = {}
+    for key, value in read_transformers_folder(source).items():
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    path = output.with_suffix(".yaml")
+    write_text_atomic(yaml.safe_dump(tree, default_flow_style=None), path)
+    print(f"{path}: written, the config of these weights; the data sets are yours to name")
+
+
+def _class_names(cfg: Any) -> list[str]:
+    """The names of the classes, where the first data set of the config has as the model."""
+    from mask2former.data.datasets.builtin import register_builtin_datasets
+
+    register_builtin_datasets()
+    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+        metadata = MetadataCatalog.get(name)
+        for key in ("stuff_classes", "thing_classes"):
+            classes = metadata.get(key)
+            if classes is not None and len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+                return list(classes)
+    return []

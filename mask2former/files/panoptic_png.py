@@ -1,0 +1,79 @@
+"""Segment ids from a PNG file's bytes, several times faster than by way of an image library.
+
+The maps compress a hundredfold, so that nearly all of their decoding is inflating long repetitions, which libdeflate
+does ten times as zlib, and undoing PNG's filters, which here writes ids at once.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from mask2former.ops.panoptic_maps import unfilter_ids
+
+deflate: Any
+try:
+    import deflate
+except ImportError:  # on a platform that it has no wheel for
+    deflate = None
+_INFLATE_ERRORS = (zlib.error, ValueError, MemoryError, *(() if deflate is None else (deflate.DeflateError,)))
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER = struct.Struct(">II5B")  # width, height, depth, colours, compression, filters, interlacing
+_PLAIN_RGB = (8, 2, 0, 0, 0)
+_LENGTH = struct.Struct(">I")
+_MAX_PIXELS = 1 << 28  # a file that says more is left to a library that refuses it
+
+
+def decode_panoptic_png(content: bytes) -> np.ndarray | None:
+    """Ids (H, W) int32, R + 256 G + 65536 B, of a PNG of three channels of 8 bits.
+
+    None for any other file, one that is broken, and where the compiled library is missing: image libraries then say
+    what is wrong.
+    """
+    parts: list[bytes] = []
+    size: tuple[int, int] | None = None
+    if not content.startswith(_SIGNATURE):
+        return None
+    begin = len(_SIGNATURE)
+    while begin + 12 <= len(content):
+        (length,) = _LENGTH.unpack_from(content, begin)
+        kind, data = content[begin + 4 : begin + 8], content[begin + 8 : begin + 8 + length]
+        begin += 12 + length
+        if begin > len(content) or _LENGTH.unpack_from(content, begin - 4)[0] != zlib.crc32(data, zlib.crc32(kind)):
+            return None
+        if kind == b"IHDR":
+            size = _size_of(data)
+        elif kind == b"IDAT":
+            parts.append(data)
+        elif kind == b"IEND":
+            break
+        elif kind == b"tRNS":
+            return None  # transparency: a fourth channel
+    else:
+        return None
+    if size is None:
+        return None
+    rows = _inflate(parts[0] if len(parts) == 1 else b"".join(parts), size[0] * (1 + 3 * size[1]))
+    return None if rows is None else unfilter_ids(rows, size)
+
+
+def _size_of(header: bytes) -> tuple[int, int] | None:
+    if len(header) != _HEADER.size:
+        return None
+    width, height, *form = _HEADER.unpack(header)
+    return (height, width) if tuple(form) == _PLAIN_RGB and 0 < height * width <= _MAX_PIXELS else None
+
+
+def _inflate(compressed: bytes, num_bytes: int) -> bytes | bytearray | None:
+    try:
+        if deflate is not None:
+            return deflate.zlib_decompress(compressed, num_bytes)
+        inflater = zlib.decompressobj()
+        data = inflater.decompress(compressed, num_bytes)
+        return data if inflater.eof else None
+    except _INFLATE_ERRORS:
+        return None

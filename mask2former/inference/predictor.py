@@ -1,0 +1,245 @@
+"""One image or clip in, results out: a config, its weights, and the preparation an image needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask2former.checkpoint import load_weights
+from mask2former.config import CfgNode, get_cfg
+from mask2former.data import MetadataCatalog
+from mask2former.data.datasets import register_builtin_datasets
+from mask2former.data.own_data import register_own_data
+from mask2former.data.presets import build_test_augmentations
+from mask2former.errors import ConfigError, InputError
+from mask2former.files.image_input import ImageInput, to_rgb_array
+from mask2former.inference.frame_tracker import FrameTracker
+from mask2former.inference.test_time_augmentation import with_test_time_augmentation
+from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
+from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
+from mask2former.structures import Metadata
+
+TASKS = ("panoptic", "instance", "semantic")
+VIDEO_ARCHITECTURE = "VideoMaskFormer"  # looks at several frames at once
+
+
+class Predictor:
+    """Predicts single images, in lists too, and clips.
+
+    `model` is prepared for inference (`prepare_for_inference`): weights are loaded before, and it is not one to save.
+
+    Example:
+        predictor = Predictor("configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml", "model_final.pkl")
+        ids, segments_info = predictor("photo.jpg")["panoptic_seg"]
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode | str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        task: str | Sequence[str] | None = None,
+        score_threshold: float | None = None,
+        augment: bool | None = None,
+        precision: str | None = None,
+    ) -> None:
+        """Build the model and load its weights.
+
+        cfg: a config, which is not changed, or the path of a config file; the other arguments go before what it says.
+            task: one or several of "panoptic", "instance", "semantic".
+            score_threshold: 0..1, instances below it are dropped and panoptic segments must exceed it.
+            precision: "float32", "bfloat16" or, on a GPU, "float16".
+            augment: the mean over copies of the image of other sizes and mirrored ones, those of TEST.AUG.
+        Raises ConfigError for a wrong config or argument, CheckpointError for weights that cannot be used.
+        """
+        self.cfg = _resolve_config(
+            cfg, weights=weights, device=device, task=task, score_threshold=score_threshold, precision=precision
+        )
+        self.model = build_model(self.cfg).eval()
+        if self.cfg.MODEL.WEIGHTS:
+            load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+        else:
+            logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
+        prepare_for_inference(self.model)
+        is_augmented = self.cfg.TEST.AUG.ENABLED if augment is None else augment
+        self._infer = with_test_time_augmentation(self.cfg, self.model) if is_augmented else self.model
+        self.metadata = _find_metadata(self.cfg)
+        self._resize = build_test_augmentations(self.cfg)
+
+    def __call__(
+        self, image: ImageInput | list[ImageInput] | tuple[ImageInput, ...], *, channel_order: str = "RGB"
+    ) -> Any:
+        """Predict one image, or each image of a list.
+
+        image: as `to_rgb_array` takes it; channel_order: "RGB" or "BGR", for arrays and tensors.
+        Returns for an image the dict of the model's results at the size of the image (those of "sem_seg" (K, H, W),
+        or (H, W) with TEST.SEMANTIC_LABELS, "panoptic_seg" (ids (H, W), segments_info), "instances" that the config
+        asks for), for a list a list of them.
+        Raises InputError where an image is missing, corrupt or of a wrong form.
+        """
+        if isinstance(image, (list, tuple)):
+            return [self._predict(item, channel_order=channel_order) for item in image]
+        return self._predict(image, channel_order=channel_order)
+
+    def predict_clip(self, frames: Iterable[ImageInput], *, channel_order: str = "RGB") -> dict[str, Any]:
+        """Predict T frames of one clip, however long, with one set of results; needs the config of a video model.
+
+        Frames are read as they are needed: clips longer than TEST.VIDEO.WINDOW never lie in memory as a whole.
+        Returns "image_size", and lists "pred_scores", "pred_labels", "pred_masks", each (T, H, W) bool, or for longer
+        clips a MaskTrack, which decodes the mask of one frame at a time.
+        Raises InputError where there is no frame, a frame is wrong, or frames differ in size.
+        """
+        (height, width), arrays = _peek_size(_to_arrays(frames, channel_order))
+        inputs = (self._to_model_input(array) for array in arrays)
+        windows = WindowOptions(self.cfg.TEST.VIDEO.WINDOW, self.cfg.TEST.VIDEO.OVERLAP)
+        first = list(islice(inputs, windows.length + 1 if windows.length else None))
+        if windows.covers(len(first)):
+            return self._run({"image": first, "height": height, "width": width})
+        settled = self._track(chain(first, inputs), (height, width))
+        return join_settled(settled, image_size=(height, width))
+
+    def video(
+        self, frames: Iterable[ImageInput], *, channel_order: str = "RGB", score_threshold: float = 0.0
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Predict a video of any length, from a file or a camera, and give each frame with its results, in order.
+
+        A video model looks at windows of frames, an image model at each alone; then things are matched with those of
+        the frames before. Yields (frame (H, W, 3) uint8 RGB, results); results are those of an image, and besides:
+        "instances" have `track_ids` (N,) and hold what scores at least `score_threshold` and is to be seen in the
+        frame; the ids of "panoptic_seg" stay with their segments, and infos of things have a "track_id".
+        Raises InputError as `predict_clip` does.
+        """
+        size, arrays = _peek_size(_to_arrays(frames, channel_order))
+        if self.cfg.MODEL.META_ARCHITECTURE == VIDEO_ARCHITECTURE:
+            yield from self._video_by_windows(arrays, size=size, score_threshold=score_threshold)
+            return
+        trackers = {"panoptic_seg": FrameTracker(), "instances": FrameTracker()}
+        for array in arrays:
+            results = self._predict(array, channel_order="RGB")
+            if "panoptic_seg" in results:
+                results["panoptic_seg"] = trackers["panoptic_seg"].number_panoptic(*results["panoptic_seg"])
+            if "instances" in results:
+                instances = results["instances"]
+                kept = instances[instances.scores >= score_threshold]
+                results["instances"] = trackers["instances"].number_instances(kept)
+            yield array, results
+
+    def _video_by_windows(
+        self, arrays: Iterator[np.ndarray], *, size: tuple[int, int], score_threshold: float
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        waiting: deque[np.ndarray] = deque()  # frames whose window is not done
+
+        def inputs() -> Iterator[torch.Tensor]:
+            for array in arrays:
+                waiting.append(array)
+                yield self._to_model_input(array)
+
+        for settled in self._track(inputs(), size):
+            for frame in range(settled.start, settled.stop):
+                instances = instances_of_frame(settled, frame, image_size=size, score_threshold=score_threshold)
+                yield waiting.popleft(), {"instances": instances}
+
+    def _track(self, frames: Iterable[torch.Tensor], size: tuple[int, int]) -> Iterator[SettledFrames]:
+        if not isinstance(self.model, MaskFormer):
+            raise ConfigError(
+                "MODEL.META_ARCHITECTURE: long clips need MaskFormer or VideoMaskFormer, "
+                f"found {self.cfg.MODEL.META_ARCHITECTURE}"
+            )
+        return self.model.track(frames, height=size[0], width=size[1])
+
+    def _predict(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
+        array = to_rgb_array(image, channel_order=channel_order)
+        height, width = array.shape[:2]
+        return self._run({"image": self._to_model_input(array), "height": height, "width": width})
+
+    def _run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        with torch.inference_mode():
+            results = self._infer([inputs])
+        return results if isinstance(results, dict) else results[0]
+
+    def _to_model_input(self, rgb: np.ndarray) -> torch.Tensor:
+        """Image (3, h, w) uint8 at test size, in the channel order of the config."""
+        ordered = np.ascontiguousarray(rgb[:, :, ::-1]) if self.cfg.INPUT.FORMAT == "BGR" else rgb
+        # Test-time resizing has one length to choose from: nothing is random.
+        transform = self._resize.sample(np.random.default_rng(0), (ordered.shape[0], ordered.shape[1]))
+        resized = transform.apply_image(ordered)
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+
+
+def _to_arrays(frames: Iterable[ImageInput], channel_order: str) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 RGB, all of one size."""
+    size: tuple[int, ...] | None = None
+    for frame in frames:
+        array = to_rgb_array(frame, channel_order=channel_order)
+        size = array.shape[:2] if size is None else size
+        if array.shape[:2] != size:
+            found = [size, array.shape[:2]]
+            raise InputError(f"clip: expected frames of one size, found (height, width) {found}")
+        yield array
+
+
+def _peek_size(arrays: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
+    """(height, width) of the first frame, and all frames."""
+    first = next(arrays, None)
+    if first is None:
+        raise InputError("clip: expected at least one frame, found none")
+    return (first.shape[0], first.shape[1]), chain([first], arrays)
+
+
+def _find_metadata(cfg: CfgNode) -> Metadata:
+    """Class names and colours of the first data set of the config; empty where nobody registered it."""
+    register_builtin_datasets()
+    register_own_data(cfg)  # of which the config holds all that predicting needs
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
+
+
+def copy_config(cfg: CfgNode | str | os.PathLike[str]) -> CfgNode:
+    """A config, or the one of a file, as a copy that can be changed."""
+    if isinstance(cfg, (str, os.PathLike)):
+        read = get_cfg()
+        read.merge_from_file(os.fspath(cfg))
+        return read
+    copied = cfg.clone()
+    copied.defrost()
+    return copied
+
+
+def _resolve_config(
+    cfg: CfgNode | str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None,
+    device: str | torch.device | None,
+    task: str | Sequence[str] | None,
+    score_threshold: float | None,
+    precision: str | None,
+) -> CfgNode:
+    resolved = copy_config(cfg)
+    if weights is not None:
+        resolved.MODEL.WEIGHTS = os.fspath(weights)
+    if device is not None:
+        resolved.MODEL.DEVICE = str(device)
+    if precision is not None:
+        resolved.MODEL.PRECISION = precision
+    test = resolved.MODEL.MASK_FORMER.TEST
+    if task is not None:
+        tasks = [task] if isinstance(task, str) else list(task)
+        if not tasks or set(tasks) - set(TASKS):
+            raise ConfigError(f"task: expected one or several of {', '.join(TASKS)}, found {task!r}")
+        test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = (name in tasks for name in TASKS)
+    if score_threshold is not None:
+        if not 0 <= score_threshold <= 1:
+            raise ConfigError(f"score_threshold: expected 0..1, found {score_threshold}")
+        resolved.TEST.SCORE_THRESHOLD = test.OBJECT_MASK_THRESHOLD = float(score_threshold)
+    if resolved.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.FORMAT: expected RGB or BGR, found {resolved.INPUT.FORMAT!r}")
+    resolved.freeze()
+    return resolved
