@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.comparison import largest_difference, require_at_most
 from benchmarks.ms_deform_attn_errors import LIMITS, errors_of_gradients
 from benchmarks.simple_deform_attn import compile_simple, simple_backward, simple_forward
-from mask2former.ops import ms_deform_attn_around
+from mask2former.ops import ms_deform_attn_fused
 from mask2former.ops.deformable_attention_reference import reference_backward, reference_forward
 
 _FLUSH_BYTES = 2**28  # several times the last-level cache of any GPU
@@ -88,8 +88,8 @@ def errors_of(case: Case) -> dict[str, float]:
     by_head = case.value.transpose(1, 2).contiguous().transpose(1, 2)
     expected = _through_offsets_and_logits(expected, case)
     for layout, value in (("heads together", by_head), ("heads apart", case.value)):
-        found = operators.ms_deform_attn_around(value, *around)
-        grads = operators.ms_deform_attn_around_backward(case.grad_output, value, *around)
+        found = operators.ms_deform_attn_fused(value, *around)
+        grads = operators.ms_deform_attn_fused_backward(case.grad_output, value, *around)
         of_layout = {"output from offsets": largest_difference(found, output)}
         names = ("value, from offsets", "offsets", "logits")
         of_layout |= errors_of_gradients(grads, expected, locations=case.locations, shapes=pairs, names=names)
@@ -121,14 +121,14 @@ def _functions(case: Case) -> dict[str, Callable[[], Any]]:
     by_head = value.transpose(1, 2).contiguous().transpose(1, 2)
     arguments = {"centres": centres, "offsets": offsets, "logits": logits}
     around = shapes, centres, offsets, logits
-    backward, backward_around = operators.ms_deform_attn_backward, operators.ms_deform_attn_around_backward
+    backward, backward_around = operators.ms_deform_attn_backward, operators.ms_deform_attn_fused_backward
     return {
         "forward from locations": lambda: operators.ms_deform_attn(value, shapes, locations, weights),
         "backward from locations": lambda: backward(grad_output, value, shapes, locations, weights),
-        "forward from offsets": lambda: ms_deform_attn_around(value, pairs, **arguments),
+        "forward from offsets": lambda: ms_deform_attn_fused(value, pairs, **arguments),
         "backward from offsets": lambda: backward_around(grad_output, by_head, *around),
-        "forward from offsets, heads apart": lambda: operators.ms_deform_attn_around(value, *around),
-        "forward from offsets, heads together": lambda: operators.ms_deform_attn_around(by_head, *around),
+        "forward from offsets, heads apart": lambda: operators.ms_deform_attn_fused(value, *around),
+        "forward from offsets, heads together": lambda: operators.ms_deform_attn_fused(by_head, *around),
         "backward from offsets, heads apart": lambda: backward_around(grad_output, value, *around),
     }
 

@@ -156,7 +156,7 @@ def test_wrong_attention_is_refused(
 
 @pytest.mark.parametrize(
     "operator",
-    ["ms_deform_attn", "ms_deform_attn_backward", "ms_deform_attn_around", "ms_deform_attn_around_backward"],
+    ["ms_deform_attn", "ms_deform_attn_backward", "ms_deform_attn_fused", "ms_deform_attn_fused_backward"],
 )
 def test_wrong_attention_on_a_gpu_is_refused(
     load: Callable[[str], ModuleType], refusal: type[Exception], monkeypatch: pytest.MonkeyPatch, operator: str

@@ -16,11 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former.ops import MaskStrip, bands_of, is_mask_strip_fused, mask_strip, mask_strip_of
-
-# Target pixels of all maps that are formed at once: on a CPU what its cache holds, on a GPU what keeps it busy.
-_CPU_STRIP_PIXELS = 1 << 22
-_STRIP_PIXELS = 1 << 26
+from mask2former.ops import MaskStrip, bands_of, mask_strip, pixels_at_once
 
 
 @dataclass(frozen=True)
@@ -64,9 +60,8 @@ class MaskResizer:
 
     def strips(self, num_maps: int) -> Iterator[slice]:
         """Ranges of target rows in which so many maps are handled at once."""
-        budget = _CPU_STRIP_PIXELS if self.rows.is_cpu else _STRIP_PIXELS
         height, width = self.target
-        step = max(1, budget // max(1, num_maps * width))
+        step = max(1, pixels_at_once(self.rows.device) // max(1, num_maps * width))
         for start in range(0, height, step):
             yield slice(start, min(start + step, height))
 
@@ -78,9 +73,8 @@ class MaskResizer:
 
     def masks(self, maps: Tensor, strip: slice, *, least_logit: float) -> MaskStrip:
         """Maps of logits (N, h, w) -> the target's masks in a strip, where logits exceed `least_logit`."""
-        if is_mask_strip_fused(maps):
-            return mask_strip(maps, strip, rows=self._row_bands, columns=self._column_bands, least_logit=least_logit)
-        return mask_strip_of(self(maps, strip), least_logit=least_logit)
+        bands = {"rows": self._row_bands, "columns": self._column_bands}
+        return mask_strip(maps, strip, **bands, resize=self, least_logit=least_logit)
 
 
 def _interpolation(source: int, padded: int, image: int, target: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mask2former.ops import is_eager_cpu_inference
+from mask2former.ops import multiply_maps
 
 
 class QueryPrediction(NamedTuple):
@@ -43,16 +43,6 @@ def multiply_masks(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
     height, width = mask_features.shape[-2:]
     logits = multiply_maps(mask_embed[:, None], mask_features.flatten(3))  # (B, T, Q, HW)
     return logits.transpose(1, 2).unflatten(-1, (height, width))  # (B, Q, T, H, W)
-
-
-def multiply_maps(embed: Tensor, maps: Tensor) -> Tensor:
-    """Embeddings (..., Q, C) times maps (..., C, S), of which leading dimensions may be spread: (..., Q, S)."""
-    if maps.shape[:-2].numel() == 1 and is_eager_cpu_inference(maps):
-        # Several matrices in bfloat16 are first copied where channels lie side by side, one matrix is not: a quarter
-        # of the time.
-        leading = torch.broadcast_shapes(embed.shape[:-2], maps.shape[:-2])
-        return (embed.flatten(0, -2) @ maps.flatten(0, -2)).view(*leading, embed.shape[-2], maps.shape[-1])
-    return embed @ maps
 
 
 def share_features(predictions: Sequence[QueryPrediction]) -> bool:

@@ -8,19 +8,24 @@ from mask2former.ops.convolution import (
     is_winograd_faster,
     trained_conv3x3,
 )
-from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_reference
-from mask2former.ops.deformable_attention_around import ms_deform_attn_around
-from mask2former.ops.eager import is_eager_cpu, is_eager_cpu_inference
+from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_reference
 from mask2former.ops.maps import (
     add_layer_norm_,
     add_product_relu_,
     add_resized,
     group_norm_relu_,
     is_map_written_over,
+    multiply_maps,
 )
-from mask2former.ops.mask_strip import MaskStrip, bands_of, is_mask_strip_fused, mask_strip, mask_strip_of
-from mask2former.ops.mask_winners import MaskWinners, mask_winners
-from mask2former.ops.native import kernel_status
+from mask2former.ops.masks import (
+    MaskStrip,
+    MaskWinners,
+    bands_of,
+    mask_strip,
+    mask_winners,
+    pixels_at_once,
+)
+from mask2former.ops.native import is_eager_cpu, is_eager_cpu_inference, kernel_status
 from mask2former.ops.panoptic_maps import joint_histogram, unfilter_ids
 from mask2former.ops.point_sampling import point_sample, sample_uncertain_points
 
@@ -38,18 +43,18 @@ __all__ = [
     "is_eager_cpu",
     "is_eager_cpu_inference",
     "is_map_written_over",
-    "is_mask_strip_fused",
     "is_trained_winograd_faster",
     "is_winograd_faster",
     "joint_histogram",
     "kernel_status",
     "mask_strip",
-    "mask_strip_of",
     "mask_winners",
     "masked_attention",
     "ms_deform_attn",
-    "ms_deform_attn_around",
+    "ms_deform_attn_fused",
     "ms_deform_attn_reference",
+    "multiply_maps",
+    "pixels_at_once",
     "point_sample",
     "sample_uncertain_points",
     "trained_conv3x3",

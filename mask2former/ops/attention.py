@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mask2former.ops import native
-from mask2former.ops.eager import is_eager_cpu_inference
 
 _CHANNEL_MULTIPLE = 32  # two registers of the widest instruction set
 _MIN_TOKENS = 64  # below, torch's attention is as fast
@@ -21,7 +20,7 @@ _MIN_TOKENS = 64  # below, torch's attention is as fast
 
 def is_attention_faster(query: Tensor, key: Tensor, num_heads: int) -> bool:
     """Whether `masked_attention` has a faster way than torch for queries (B, Q, M D) and keys (B, S, M D)."""
-    if not is_eager_cpu_inference(query) or query.dtype not in native.MAP_DTYPES or key.dtype != query.dtype:
+    if not native.is_eager_cpu_inference(query) or query.dtype not in native.MAP_DTYPES or key.dtype != query.dtype:
         return False
     if query.shape[-1] // num_heads % _CHANNEL_MULTIPLE or key.shape[1] < _MIN_TOKENS or not query.numel():
         return False

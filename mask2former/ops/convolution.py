@@ -17,7 +17,6 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
 from mask2former.ops import native
-from mask2former.ops.eager import is_eager_cpu, is_eager_cpu_inference
 
 _TILE = 4  # kTile in csrc/cpu/winograd.h, whose kP and kQ are the next two
 _P, _Q = 0.75, 1.5
@@ -63,12 +62,12 @@ def is_winograd_faster(x: Tensor, weight: Tensor) -> bool:
 
     Never where a gradient or a graph of the operators may be wanted: it is no operator that torch could see.
     """
-    return is_eager_cpu_inference(x) and _is_served(x, weight, min_tiles=_MIN_TILES)
+    return native.is_eager_cpu_inference(x) and _is_served(x, weight, min_tiles=_MIN_TILES)
 
 
 def is_trained_winograd_faster(x: Tensor, weight: Tensor) -> bool:
     """The same of `trained_conv3x3`, whose gradients torch sees."""
-    if not is_eager_cpu(x) or not torch.is_grad_enabled():
+    if not native.is_eager_cpu(x) or not torch.is_grad_enabled():
         return False
     num_weights = max(weight.shape[0] * weight.shape[1], 1)
     needed = (_MIN_MULTIPLICATIONS_TRAINED / num_weights, num_weights / _MAX_WEIGHTS_PER_TILE_TRAINED)

@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask2former.ops import native
-from mask2former.ops.eager import is_eager_cpu_inference
 
 _CHANNEL_MULTIPLE = 16  # a register of the widest instruction set
 
 
 def is_map_written_over(x: Tensor) -> bool:
     """Whether the functions below write over x (N, C, H, W): else they leave it as it is."""
-    if not is_eager_cpu_inference(x) or x.dtype not in native.MAP_DTYPES or not x.numel():
+    if not native.is_eager_cpu_inference(x) or x.dtype not in native.MAP_DTYPES or not x.numel():
         return False
     if x.shape[1] % _CHANNEL_MULTIPLE or not x.is_contiguous(memory_format=torch.channels_last):
         return False
@@ -99,7 +98,7 @@ def add_layer_norm_(x: Tensor, y: Tensor, *, weight: Tensor, bias: Tensor, eps: 
 
     Only without gradients. Raises MemoryError where there is none for the kernel's working space.
     """
-    library = native.cpu_library() if is_eager_cpu_inference(x) else None
+    library = native.cpu_library() if native.is_eager_cpu_inference(x) else None
     is_dense = x.stride()[1:] == (x.shape[2], 1)
     types = (x.dtype, weight.dtype, bias.dtype)
     if library is None or not is_dense or x.shape[2] % _CHANNEL_MULTIPLE or set(types) != {torch.float32}:
@@ -109,6 +108,16 @@ def add_layer_norm_(x: Tensor, y: Tensor, *, weight: Tensor, bias: Tensor, eps: 
     sizes = (*x.shape, x.stride(0))
     native.check_status(library.m2f_add_norm(native.MAP_DTYPES[y.dtype], *places, eps, *sizes, torch.get_num_threads()))
     return x
+
+
+def multiply_maps(embed: Tensor, maps: Tensor) -> Tensor:
+    """Embeddings (..., Q, C) times maps (..., C, S), of which leading dimensions may be spread: (..., Q, S)."""
+    if maps.shape[:-2].numel() == 1 and native.is_eager_cpu_inference(maps):
+        # Several matrices in bfloat16 are first copied where channels lie side by side, one matrix is not: a quarter
+        # of the time.
+        leading = torch.broadcast_shapes(embed.shape[:-2], maps.shape[:-2])
+        return (embed.flatten(0, -2) @ maps.flatten(0, -2)).view(*leading, embed.shape[-2], maps.shape[-1])
+    return embed @ maps
 
 
 def _merge_moments(moments: Tensor, *, pixels: int, block: int, width: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Loads the compiled kernel libraries (plain C interface, see csrc/) and says which kernels are in use."""
+"""Loads the compiled kernel libraries (plain C interface, see csrc/); says which are used, and when they may be."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,20 @@ def cuda_library() -> ctypes.CDLL | None:
     if library is None:
         _warn_once("CUDA", problem)
     return library
+
+
+def is_eager_cpu(x: Tensor) -> bool:
+    """Whether `x` is on the CPU and no graph of the operators may be wanted but autograd's."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):  # by vmap: a batch that has no memory of its own
+        return False
+    return x.device.type == "cpu" and type(x) is Tensor and not is_in_torch_dispatch_mode()
+
+
+def is_eager_cpu_inference(x: Tensor) -> bool:
+    """The same where gradients cannot be wanted either."""
+    return not torch.is_grad_enabled() and is_eager_cpu(x)
 
 
 def check_status(status: int) -> None:

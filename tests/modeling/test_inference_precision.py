@@ -81,12 +81,12 @@ def test_islands_of_float32_in_bfloat16_training(monkeypatch: pytest.MonkeyPatch
 
     from mask2former.modeling import criterion, matcher
     from mask2former.modeling.pixel_decoder import deformable_encoder
-    from mask2former.ops import deformable_attention_around
+    from mask2former.ops import deformable_attention
 
-    watch(deformable_encoder, "ms_deform_attn_around", "values", lambda value, *_, **__: value)
-    watch(deformable_attention_around, "ms_deform_attn", "locations", lambda _, __, locations, ___: locations)
-    watch(deformable_attention_around, "ms_deform_attn", "weights", lambda _, __, ___, weights: weights)
-    watch(deformable_attention_around, "_softmax_over_few", "softmax of points", lambda logits: logits)
+    watch(deformable_encoder, "ms_deform_attn_fused", "values", lambda value, *_, **__: value)
+    watch(deformable_attention, "ms_deform_attn", "locations", lambda _, __, locations, ___: locations)
+    watch(deformable_attention, "ms_deform_attn", "weights", lambda _, __, ___, weights: weights)
+    watch(deformable_attention, "_softmax_over_few", "softmax of points", lambda logits: logits)
     watch(F, "scaled_dot_product_attention", "softmax of attention on a CPU", lambda query, *_, **__: query)
     watch(model.criterion, "_match", "class logits", lambda predictions, _: predictions[0].class_logits)
     for cost in ("class_costs", "sigmoid_ce_costs", "dice_costs"):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former.modeling import mask_geometry, postprocess
+from mask2former.modeling import postprocess
 from mask2former.modeling.postprocess import (
     InferenceOptions,
     MaskGeometry,
@@ -74,7 +74,7 @@ def naive_panoptic(
 
 @pytest.fixture(params=[1 << 25, 7 * 9 * 96, 1], ids=["one strip", "strips of several rows", "strips of a row"])
 def _strip_pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_geometry, "_CPU_STRIP_PIXELS", request.param)
+    monkeypatch.setattr("mask2former.ops.masks._CPU_STRIP_PIXELS", request.param)
 
 
 @pytest.mark.usefixtures("_strip_pixels")

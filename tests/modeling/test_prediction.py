@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mask2former.modeling.prediction import QueryPrediction, chosen_mask_logits, multiply_maps, share_features
+from mask2former.modeling.prediction import QueryPrediction, chosen_mask_logits, share_features
+from mask2former.ops import multiply_maps
 
 
 def random_layers(num_layers: int = 3, *, frames: int = 1, shared: bool = True) -> list[QueryPrediction]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mask2former.ops import build, native
-from mask2former.ops.deformable_attention_around import _backward_cuda, _forward_cuda, _locations_and_weights
-from mask2former.ops.deformable_attention_cuda import CUDA_DTYPES, backward_cuda, forward_cuda
+from mask2former.ops.deformable_attention import _fused_cuda, _fused_cuda_backward, _locations_and_weights
+from mask2former.ops.deformable_attention_kernels import CUDA_DTYPES, backward_cuda, forward_cuda
 from mask2former.ops.deformable_attention_reference import reference_backward, reference_forward
 
 SHAPES = (5, 7, 3, 1, 1, 2)
@@ -62,7 +62,7 @@ def make_given(*, queries=3, levels=3, points=2, batch=2, heads=2) -> tuple[Tens
     return locations, torch.rand(batch, queries, heads, levels, points)
 
 
-def make_around(dtype: torch.dtype, *, queries=3, levels=3, points=2) -> tuple[Tensor, Tensor, Tensor]:
+def make_fused(dtype: torch.dtype, *, queries=3, levels=3, points=2) -> tuple[Tensor, Tensor, Tensor]:
     """centres, offsets, logits"""
     offsets = (2 * torch.randn(2, queries, 2, levels, points, 2)).to(dtype)
     return torch.rand(queries, 2), offsets, (3 * torch.randn(2, queries, 2, levels, points)).to(dtype)
@@ -104,10 +104,10 @@ def test_cuda_source_equals_float64_reference(dtype: torch.dtype, channels: int,
 
 @pytest.mark.parametrize("channels", [3, 32, 160])
 @pytest.mark.parametrize("dtype", list(CUDA_DTYPES))
-def test_cuda_source_around_equals_float64_reference(dtype: torch.dtype, channels: int) -> None:
-    value, around = make_value(dtype, channels=channels), make_around(dtype)
+def test_cuda_source_fused_equals_float64_reference(dtype: torch.dtype, channels: int) -> None:
+    value, around = make_value(dtype, channels=channels), make_fused(dtype)
     grad_output = torch.randn(2, 3, 2 * channels).to(dtype)
-    found = [_forward_cuda(value, SHAPES, *around), *_backward_cuda(grad_output, value, SHAPES, *around)]
+    found = [_fused_cuda(value, SHAPES, *around), *_fused_cuda_backward(grad_output, value, SHAPES, *around)]
     assert_close(found, around_in_float64(grad_output, value, SHAPES, around), [ROUNDING[dtype]] * 4)
     assert {tensor.dtype for tensor in found} == {dtype}
 
@@ -116,19 +116,19 @@ def test_cuda_source_around_equals_float64_reference(dtype: torch.dtype, channel
 def test_cuda_source_takes_any_number_of_levels_and_points(levels: int, points: int, channels: int) -> None:
     shapes = tuple(1 + i % 4 for i in range(2 * levels))
     value = make_value(torch.float32, shapes=shapes, channels=channels)
-    around = make_around(torch.float32, levels=levels, points=points)
+    around = make_fused(torch.float32, levels=levels, points=points)
     grad_output = torch.randn(2, 3, 2 * channels)
-    found = [_forward_cuda(value, shapes, *around), *_backward_cuda(grad_output, value, shapes, *around)]
+    found = [_fused_cuda(value, shapes, *around), *_fused_cuda_backward(grad_output, value, shapes, *around)]
     assert_close(found, around_in_float64(grad_output, value, shapes, around), [3e-6] * 4)
 
 
 def test_cuda_source_leaves_more_levels_to_the_reference() -> None:
     shapes = (1, 1) * 33
-    around = make_around(torch.float32, levels=33)
+    around = make_fused(torch.float32, levels=33)
     value = make_value(torch.float32, shapes=shapes)
     assert forward_cuda(value, shapes, *make_given(levels=33)) is None
     grad_output = torch.randn(2, 3, 64)
-    found = [_forward_cuda(value, shapes, *around), *_backward_cuda(grad_output, value, shapes, *around)]
+    found = [_fused_cuda(value, shapes, *around), *_fused_cuda_backward(grad_output, value, shapes, *around)]
     assert_close(found, around_in_float64(grad_output, value, shapes, around), [3e-6] * 4)
 
 
@@ -143,31 +143,33 @@ def test_cuda_source_ignores_points_outside() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_cuda_source_passes_on_what_is_not_finite(bad: float) -> None:
-    value, (centres, offsets, logits) = make_value(torch.float32), make_around(torch.float32)
-    expected = _forward_cuda(value, SHAPES, centres, offsets, logits)
+    value, (centres, offsets, logits) = make_value(torch.float32), make_fused(torch.float32)
+    expected = _fused_cuda(value, SHAPES, centres, offsets, logits)
     is_hit = torch.zeros(2, 3, 64, dtype=torch.bool)
     is_hit[1, 2, 32:] = True  # the second head of that query, and nothing else
     offsets[1, 2, 1, 2, 0, 0] = bad
-    output = _forward_cuda(value, SHAPES, centres, offsets, logits)
-    grads = _backward_cuda(torch.ones_like(output), value, SHAPES, centres, offsets, logits)
+    output = _fused_cuda(value, SHAPES, centres, offsets, logits)
+    grads = _fused_cuda_backward(torch.ones_like(output), value, SHAPES, centres, offsets, logits)
     assert output[is_hit].isnan().all()
     assert torch.equal(output[~is_hit], expected[~is_hit])
     assert grads[1][1, 2, 1, 2, 0].isnan().all()
     assert grads[2][1, 2, 1].isnan().all()
     assert [int(grad.isnan().sum()) for grad in grads] == [0, 2, 6]
-    output = _forward_cuda(value, SHAPES, centres, offsets.zero_(), logits.index_fill_(-1, torch.tensor(0), -math.inf))
+    output = _fused_cuda(value, SHAPES, centres, offsets.zero_(), logits.index_fill_(-1, torch.tensor(0), -math.inf))
     assert output.isfinite().all()  # -inf is a weight of zero
 
 
 @pytest.mark.parametrize("dtype", list(CUDA_DTYPES))
 def test_cuda_source_is_deterministic_where_asked(dtype: torch.dtype, deterministic: None) -> None:
-    value, around = make_value(dtype), make_around(dtype, queries=29)
+    value, around = make_value(dtype), make_fused(dtype, queries=29)
     grad_output = torch.randn(2, 29, 64).to(dtype) * 1e-4
-    grads = _backward_cuda(grad_output, value, SHAPES, *around)
+    grads = _fused_cuda_backward(grad_output, value, SHAPES, *around)
     assert_close(list(grads), around_in_float64(grad_output, value, SHAPES, around)[1:], [ROUNDING[dtype]] * 3)
     order = torch.randperm(29)  # the atomics add in another order
     centres, offsets, logits = around
-    again = _backward_cuda(grad_output[:, order], value, SHAPES, centres[order], offsets[:, order], logits[:, order])
+    again = _fused_cuda_backward(
+        grad_output[:, order], value, SHAPES, centres[order], offsets[:, order], logits[:, order]
+    )
     assert torch.equal(grads[0], again[0])
 
 
@@ -180,12 +182,12 @@ def test_cuda_source_is_deterministic_with_any_weights(deterministic: None) -> N
 
 
 def test_cuda_source_deterministic_gradients_show_what_is_not_finite(deterministic: None) -> None:
-    value, (centres, offsets, logits) = make_value(torch.float32), make_around(torch.float32)
+    value, (centres, offsets, logits) = make_value(torch.float32), make_fused(torch.float32)
     grad_output = torch.zeros(2, 3, 64)
-    assert (_backward_cuda(grad_output, value, SHAPES, centres, offsets, logits)[0] == 0).all()
+    assert (_fused_cuda_backward(grad_output, value, SHAPES, centres, offsets, logits)[0] == 0).all()
     assert backward_cuda(grad_output / 0, value, SHAPES, *make_given())[0].isnan().all()
     logits[0, 1, 1, 2, 1] = math.nan
-    assert _backward_cuda(grad_output + 1, value, SHAPES, centres, offsets, logits)[0].isnan().all()
+    assert _fused_cuda_backward(grad_output + 1, value, SHAPES, centres, offsets, logits)[0].isnan().all()
 
 
 @pytest.mark.parametrize("case", [{"queries": 0}, {"points": 0}, {"batch": 0}], ids=str)

@@ -21,7 +21,7 @@ from mask2former.ops import (
     group_norm_relu_,
     mask_winners,
     masked_attention,
-    ms_deform_attn_around,
+    ms_deform_attn_fused,
     sample_uncertain_points,
     trained_conv3x3,
 )
@@ -99,7 +99,7 @@ def attention() -> Callable[[], Any]:
 def deformable_attention() -> Callable[[], Any]:
     value, offsets, logits = torch.randn(1, 24, 2, 8), torch.randn(1, 24, 2, 1, 4, 2), torch.randn(1, 24, 2, 1, 4)
     centres = torch.rand(24, 2)
-    return lambda: ms_deform_attn_around(value, [(4, 6)], centres=centres, offsets=offsets, logits=logits)
+    return lambda: ms_deform_attn_fused(value, [(4, 6)], centres=centres, offsets=offsets, logits=logits)
 
 
 def winners() -> Callable[[], Any]:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask2former.modeling.mask_geometry import MaskGeometry, MaskResizer
-from mask2former.ops import bands_of, is_mask_strip_fused, mask_strip_of
+from mask2former.ops import bands_of
+from mask2former.ops.masks import _is_strip_fused, _mask_strip_of
 
 GEOMETRIES = [
     MaskGeometry((64, 96), (61, 90), (61, 90)),
@@ -41,7 +42,7 @@ def resized(maps: Tensor, geometry: MaskGeometry) -> Tensor:
 @pytest.mark.parametrize("least_logit", [0.0, -0.7, math.inf])
 def test_masks_of_strips_equal_interpolation(geometry: MaskGeometry, least_logit: float) -> None:
     maps = 3 * torch.randn(7, 16, 24)
-    assert is_mask_strip_fused(maps)
+    assert _is_strip_fused(maps)
     resizer = MaskResizer(geometry, (16, 24), device=maps.device)
     height = geometry.output[0]
     strips = [slice(start, min(start + 9, height)) for start in range(0, height, 9)]
@@ -60,7 +61,7 @@ def test_one_pass_equals_the_operators() -> None:
     maps, geometry = 4 * torch.randn(5, 16, 24), GEOMETRIES[1]
     resizer = MaskResizer(geometry, (16, 24), device=maps.device)
     strip = slice(3, 30)
-    expected = mask_strip_of(resizer(maps, strip), least_logit=0.0)
+    expected = _mask_strip_of(resizer(maps, strip), least_logit=0.0)
     found = resizer.masks(maps, strip, least_logit=0.0)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype

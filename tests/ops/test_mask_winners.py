@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask2former.ops import mask_winners
-from mask2former.ops.mask_winners import MaskWinners
+from mask2former.ops import MaskWinners, mask_winners
 
 
 def by_operators(probs: Tensor, weights: Tensor, *, threshold: float) -> MaskWinners:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling.layers import Linear, SizeCache, cast_once, feed_forward, has_hooks, run_checkpointed
-from mask2former.ops import add_layer_norm_, is_eager_cpu_inference, ms_deform_attn_around
+from mask2former.ops import add_layer_norm_, is_eager_cpu_inference, ms_deform_attn_fused
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -70,7 +70,7 @@ class MSDeformAttn(nn.Module):
         grid = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*grid, 2)
         logits = self.attention_weights(query).view(grid)
-        return self.output_proj(ms_deform_attn_around(heads, shapes, centres=centres, offsets=offsets, logits=logits))
+        return self.output_proj(ms_deform_attn_fused(heads, shapes, centres=centres, offsets=offsets, logits=logits))
 
 
 class MSDeformAttnEncoderLayer(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
 from mask2former.modeling.layers import MLP, PositionEmbeddingSine, cast_once, run_checkpointed
-from mask2former.modeling.prediction import QueryPrediction, multiply_maps
+from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import TRANSFORMER_DECODER_REGISTRY
 from mask2former.modeling.transformer_decoder.attention import (
     CrossAttentionLayer,
@@ -25,6 +25,7 @@ from mask2former.modeling.transformer_decoder.attention import (
     SelfAttentionLayer,
     input_projection,
 )
+from mask2former.ops import multiply_maps
 
 NUM_LEVELS = 3
 

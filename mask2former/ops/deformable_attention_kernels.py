@@ -1,7 +1,7 @@
-"""Multi-scale deformable attention by the CUDA kernels; None where they are not built or cannot serve.
+"""Multi-scale deformable attention by the C++ and CUDA kernels; None where they are not built or cannot serve.
 
-They take float32, float16 and bfloat16, any number of heads, channels and points, and up to 32 levels. All run on the
-current stream; nothing waits for the device or copies from it, so that a CUDA graph can hold them.
+The CUDA kernels take float32, float16 and bfloat16, any number of heads, channels and points, and up to 32 levels. All
+run on the current stream; nothing waits for the device or copies from it, so that a CUDA graph can hold them.
 Letters: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, L levels, P points.
 """
 
@@ -15,11 +15,79 @@ import torch
 from torch import Tensor
 
 from mask2former.ops import native
-from mask2former.ops.deformable_attention_arguments import MAX_TOKENS, is_empty, output_shape, shape_array, sizes_of
+from mask2former.ops.deformable_attention_reference import output_shape
 
 CUDA_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType in csrc/cuda/problem.cuh
 _MAX_LEVELS = 32  # kMaxLevels there
+_MAX_TOKENS = 2**30  # the kernels' pixel indices are 32-bit
 _FIXED_POINT_BITS = 62  # of int64, but for the sign and one to spare
+
+
+def serves_cpu(value: Tensor) -> bool:
+    """Whether the kernels take this case."""
+    return _cpu_library_for(value) is not None
+
+
+def forward_cpu(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    locations: Tensor,
+    weights: Tensor,
+    *,
+    centres: Tensor | None = None,
+) -> Tensor | None:
+    """(B, Q, M * D). With centres, locations are offsets from them in pixels and weights logits, all of one dtype."""
+    library = _cpu_library_for(value)
+    if library is None:
+        return None
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    output = value.new_empty(output_shape(value, locations))
+    if _is_empty(output, locations):
+        return output.zero_()
+    status = library.m2f_ms_deform_attn_forward(
+        native.DTYPES[value.dtype],
+        value.data_ptr(),
+        _shape_array(spatial_shapes),
+        locations.data_ptr(),
+        weights.data_ptr(),
+        output.data_ptr(),
+        *_sizes_of(value, locations),
+        None if centres is None else centres.data_ptr(),
+        torch.get_num_threads(),
+    )
+    native.check_status(status)
+    return output
+
+
+def backward_cpu(
+    grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The gradients of value, locations and weights."""
+    library = _cpu_library_for(value)
+    if library is None:
+        return None
+    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
+    grad_output = grad_output.contiguous()
+    grads = torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
+    if _is_empty(grad_output, locations):
+        return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
+    status = library.m2f_ms_deform_attn_backward(
+        native.DTYPES[value.dtype],
+        grad_output.data_ptr(),
+        value.data_ptr(),
+        _shape_array(spatial_shapes),
+        locations.data_ptr(),
+        weights.data_ptr(),
+        *(grad.data_ptr() for grad in grads),
+        *_sizes_of(value, locations),
+        torch.get_num_threads(),
+    )
+    native.check_status(status)
+    return grads
+
+
+def _cpu_library_for(value: Tensor) -> ctypes.CDLL | None:
+    return native.cpu_library() if value.dtype in native.DTYPES and value.shape[1] <= _MAX_TOKENS else None
 
 
 def forward_cuda(
@@ -35,17 +103,17 @@ def forward_cuda(
     Fastest for a value whose memory is head by head: (B, M, S, D), transposed.
     """
     with torch.cuda.device(value.device):
-        library = _library_for(value, spatial_shapes)
+        library = _cuda_library_for(value, spatial_shapes)
         if library is None:
             return None
         value, locations, weights = _dense(value), locations.contiguous(), weights.contiguous()
         output = value.new_empty(output_shape(value, locations))
-        if is_empty(output, locations):
+        if _is_empty(output, locations):
             return output.zero_()
         status = library.m2f_cuda_ms_deform_attn_forward(
             CUDA_DTYPES[value.dtype],
             value.data_ptr(),
-            shape_array(spatial_shapes),
+            _shape_array(spatial_shapes),
             locations.data_ptr(),
             weights.data_ptr(),
             _pointer(centres),
@@ -73,14 +141,14 @@ def backward_cuda(
     finite.
     """
     with torch.cuda.device(value.device):
-        library = _library_for(value, spatial_shapes)
+        library = _cuda_library_for(value, spatial_shapes)
         if library is None:
             return None
         value, locations, weights = _dense(value), locations.contiguous(), weights.contiguous()
         grad_output = grad_output.contiguous()
         grad_locations = torch.empty_like(locations)
         grad_weights = torch.empty_like(weights, dtype=torch.float32)
-        if is_empty(grad_output, locations):
+        if _is_empty(grad_output, locations):
             return value.new_zeros(value.shape), grad_locations.zero_(), grad_weights.to(weights.dtype).zero_()
         scaling = None
         if torch.are_deterministic_algorithms_enabled():
@@ -92,7 +160,7 @@ def backward_cuda(
             CUDA_DTYPES[value.dtype],
             grad_output.data_ptr(),
             value.data_ptr(),
-            shape_array(spatial_shapes),
+            _shape_array(spatial_shapes),
             locations.data_ptr(),
             weights.data_ptr(),
             _pointer(centres),
@@ -109,8 +177,8 @@ def backward_cuda(
         return _contiguous_as(grad_value, value.dtype), grad_locations, grad_weights.to(weights.dtype)
 
 
-def _library_for(value: Tensor, spatial_shapes: Sequence[int]) -> ctypes.CDLL | None:
-    fits = len(spatial_shapes) <= 2 * _MAX_LEVELS and value.shape[1] <= MAX_TOKENS
+def _cuda_library_for(value: Tensor, spatial_shapes: Sequence[int]) -> ctypes.CDLL | None:
+    fits = len(spatial_shapes) <= 2 * _MAX_LEVELS and value.shape[1] <= _MAX_TOKENS
     return native.cuda_library() if value.dtype in CUDA_DTYPES and fits else None
 
 
@@ -137,7 +205,7 @@ def _fixed_point_scaling(grad_output: Tensor, locations: Tensor, weights: Tensor
 
 
 def _size_array(value: Tensor, locations: Tensor) -> Any:
-    return shape_array((*sizes_of(value, locations), *value.stride()[:3]))
+    return _shape_array((*_sizes_of(value, locations), *value.stride()[:3]))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -147,3 +215,19 @@ def _pointer(tensor: Tensor | None) -> int | None:
 def _raise_error(library: ctypes.CDLL, status: int) -> None:
     if status:
         raise RuntimeError(f"ms_deform_attn: CUDA kernel launch failed: {library.m2f_cuda_error(status).decode()}")
+
+
+def _sizes_of(value: Tensor, sampling_locations: Tensor) -> tuple[int, ...]:
+    """B, S, M, D, Q, L, P as the C functions take them."""
+    _, queries, _, levels, points, _ = sampling_locations.shape
+    return (*value.shape, queries, levels, points)
+
+
+def _is_empty(output: Tensor, locations: Tensor) -> bool:
+    """Whether there is nothing to compute; the kernels need something."""
+    return output.numel() == 0 or locations.numel() == 0
+
+
+def _shape_array(spatial_shapes: Sequence[int]) -> Any:
+    """Integers as C functions take them."""
+    return (ctypes.c_int64 * len(spatial_shapes))(*spatial_shapes)

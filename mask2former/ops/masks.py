@@ -1,0 +1,153 @@
+"""Masks at the output's size from the logits of small maps, strip by strip, and which mask each pixel goes to.
+
+On the CPU, for inference, resizing, sigmoid, decision and sums are one pass per map, which stays in the cache;
+comparison and counts are one pass over the probabilities.
+Letters: N G maps, h w their size, H W size of the output, S rows of a strip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mask2former.ops import native
+
+_CPU_STRIP_PIXELS = 1 << 22
+_STRIP_PIXELS = 1 << 26
+
+
+class MaskStrip(NamedTuple):
+    """Probabilities (N, S, W) and bool masks (N, S, W); of each mask its pixels and the sum of their probabilities."""
+
+    probs: Tensor
+    masks: Tensor
+    areas: Tensor  # (N,) float32, as the next: exact up to 2**24 pixels
+    inside_sums: Tensor
+
+
+class Bands(NamedTuple):
+    """An interpolation matrix (target, source): `weights` (target, num_taps) from column `first` (target,) on."""
+
+    first: Tensor  # int32
+    weights: Tensor
+
+    @property
+    def num_taps(self) -> int:
+        """How many neighbouring places a target place depends on, at most."""
+        return self.weights.shape[1]
+
+
+def bands_of(matrix: Tensor) -> Bands:
+    """The bands of a matrix (target, source) whose rows are zero but for neighbouring places."""
+    used = matrix != 0
+    size = matrix.shape[1]
+    first = used.long().argmax(1)
+    last = size - 1 - used.flip(1).long().argmax(1)
+    num_taps = int((last - first).max()) + 1 if len(matrix) else 1
+    first = first.clamp(max=size - num_taps)  # the last places, too, are within the map
+    taps = first[:, None] + torch.arange(num_taps, device=first.device)
+    return Bands(first.int(), matrix.gather(1, taps).contiguous())
+
+
+def pixels_at_once(device: torch.device) -> int:
+    """Output pixels of all maps to be formed at a time: on a CPU what its cache holds, on a GPU what keeps it busy."""
+    return _CPU_STRIP_PIXELS if device.type == "cpu" else _STRIP_PIXELS
+
+
+def _mask_strip_of(logits: Tensor, *, least_logit: float) -> MaskStrip:
+    """The masks of logits (N, S, W) that have the output's size and are written over."""
+    masks = logits > least_logit
+    probs = logits.sigmoid_()
+    # By way of uint8, whose conversion is several times as fast.
+    inside = masks.flatten(1).view(torch.uint8).float()  # (N, SW)
+    return MaskStrip(probs, masks, inside.sum(1), torch.einsum("np,np->n", probs.flatten(1), inside))
+
+
+def _is_strip_fused(maps: Tensor) -> bool:
+    if not native.is_eager_cpu_inference(maps) or maps.dtype != torch.float32 or not maps.numel():
+        return False
+    return maps.is_contiguous() and native.cpu_library() is not None
+
+
+def mask_strip(
+    maps: Tensor,
+    strip: slice,
+    *,
+    rows: Bands,
+    columns: Bands,
+    resize: Callable[[Tensor, slice], Tensor],
+    least_logit: float,
+) -> MaskStrip:
+    """The masks of maps of logits (N, h, w) in the rows `strip` of the output: where logits exceed `least_logit`.
+
+    rows: bands (H, h) and columns: bands (W, w) of what `resize` does where no kernel serves: strips (N, S, W) float32
+    of the maps. Raises MemoryError where there is none for the kernel's working space.
+    """
+    if not _is_strip_fused(maps):
+        return _mask_strip_of(resize(maps, strip), least_logit=least_logit)
+    library = native.cpu_library()
+    assert library is not None
+    num, height, width = maps.shape
+    size = (num, strip.stop - strip.start, len(columns.first))
+    probs, masks = maps.new_empty(size), maps.new_empty(size, dtype=torch.bool)
+    sums = maps.new_empty((num, 2))
+    taps = columns.weights.T.contiguous()  # (num_taps, W)
+    status = library.m2f_mask_strip(
+        *(maps.data_ptr(), num, height, width),
+        *(rows.first.data_ptr(), rows.weights.data_ptr(), rows.num_taps),
+        *(columns.first.data_ptr(), taps.data_ptr(), columns.num_taps),
+        *(strip.start, strip.stop, size[2], least_logit),
+        *(probs.data_ptr(), masks.data_ptr(), sums.data_ptr(), torch.get_num_threads()),
+    )
+    native.check_status(status)
+    return MaskStrip(probs, masks, areas=sums[:, 1], inside_sums=sums[:, 0])
+
+
+class MaskWinners(NamedTuple):
+    """Of each pixel (S, W) int32 twice the mask that it goes to, plus 1 where it is inside that mask; and counts."""
+
+    numbers: Tensor
+    won: Tensor  # (2 G,) int64: pixels of each number
+    areas: Tensor  # (G,) int64: pixels inside each mask
+
+
+def mask_winners(probs: Tensor, weights: Tensor, *, threshold: float) -> MaskWinners:
+    """Each pixel goes to the first mask with the largest product of probability (G, S, W) and weight (G,).
+
+    threshold: the probability from which on a pixel is inside a mask.
+
+    Raises:
+        ValueError: there is no mask, or not one weight for each.
+        MemoryError: there is none for the kernel's working space.
+    """
+    if probs.ndim != 3 or not len(probs):
+        raise ValueError(f"probs must have shape (G, S, W) with G of at least 1, got {tuple(probs.shape)}")
+    if weights.shape != probs.shape[:1] or weights.device != probs.device:
+        raise ValueError(
+            f"weights must have shape ({len(probs)},) on {probs.device}, got {tuple(weights.shape)} on {weights.device}"
+        )
+    if native.is_eager_cpu_inference(probs) and probs.dtype == torch.float32 and native.cpu_library() is not None:
+        return _winners_of_one_pass(probs.contiguous(), weights.float().contiguous(), threshold=threshold)
+    winner = (probs * weights[:, None, None]).argmax(dim=0)
+    numbers = 2 * winner + (probs.gather(0, winner[None])[0] >= threshold)
+    won = numbers.flatten().bincount(minlength=2 * len(probs))
+    return MaskWinners(numbers.int(), won, (probs >= threshold).sum((1, 2)))
+
+
+def _winners_of_one_pass(probs: Tensor, weights: Tensor, *, threshold: float) -> MaskWinners:
+    library = native.cpu_library()
+    assert library is not None
+    num_masks, num_pixels = len(probs), probs[0].numel()
+    numbers = torch.empty(probs.shape[1:], dtype=torch.int32, device=probs.device)
+    num_blocks = -(-num_pixels // library.m2f_winner_pixels())
+    counts = torch.empty((num_blocks, 3 * num_masks), dtype=torch.int64, device=probs.device)
+    status = library.m2f_winners(
+        *(probs.data_ptr(), weights.data_ptr(), num_masks, num_pixels, threshold),
+        *(numbers.data_ptr(), counts.data_ptr(), torch.get_num_threads()),
+    )
+    native.check_status(status)
+    won, areas = counts.sum(0).split((2 * num_masks, num_masks))
+    return MaskWinners(numbers, won, areas)
