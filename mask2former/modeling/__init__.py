@@ -20,7 +20,11 @@ from mask2former.modeling.pixel_decoder import (
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import (
     BACKBONE_REGISTRY,
+    CRITERION_REGISTRY,
+    LOSS_REGISTRY,
+    MATCHER_REGISTRY,
     META_ARCH_REGISTRY,
+    POSTPROCESSING_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
     TRANSFORMER_DECODER_REGISTRY,
 )
@@ -28,7 +32,11 @@ from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformer
 
 __all__ = [
     "BACKBONE_REGISTRY",
+    "CRITERION_REGISTRY",
+    "LOSS_REGISTRY",
+    "MATCHER_REGISTRY",
     "META_ARCH_REGISTRY",
+    "POSTPROCESSING_REGISTRY",
     "SEM_SEG_HEADS_REGISTRY",
     "TRANSFORMER_DECODER_REGISTRY",
     "BasePixelDecoder",

@@ -9,21 +9,28 @@ P points, H W size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from mask2former.errors import NonFiniteError
-from mask2former.modeling.losses import dice_losses, sigmoid_ce_losses
-from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.config.registry import build_callable
+from mask2former.errors import ConfigError, NonFiniteError
+from mask2former.modeling.interfaces import Loss, Matched, Matcher
+from mask2former.modeling.losses import dice_loss, mask_loss
 from mask2former.modeling.prediction import QueryPrediction, chosen_mask_logits
+from mask2former.modeling.registry import CRITERION_REGISTRY, LOSS_REGISTRY
 from mask2former.ops import point_sample, sample_uncertain_points
 
+_LAYER = re.compile(r"_\d+$")  # suffix of the losses of earlier layers
 
+
+@CRITERION_REGISTRY.register()
 class SetCriterion(nn.Module):
-    """Unweighted losses of all prediction layers. `loss_weights` says how much each counts: ce, mask, dice."""
+    """Unweighted losses of all prediction layers: cross-entropy of classes, and those of `losses`, of masks."""
 
     empty_weight: Tensor
 
@@ -31,17 +38,23 @@ class SetCriterion(nn.Module):
         self,
         num_classes: int,
         *,
-        matcher: HungarianMatcher,
-        loss_weights: dict[str, float],
+        matcher: Matcher,
+        loss_weights: Mapping[str, float],
         no_object_weight: float,
         num_points: int,
         oversample_ratio: float,
         importance_sample_ratio: float,
+        losses: Mapping[str, Loss] | None = None,
     ) -> None:
+        """`loss_weights` says how much each loss counts: `loss_ce`, and `loss_NAME` for each of `losses`.
+
+        `losses`: by default mask and dice.
+        """
         super().__init__()
+        self.losses = {"mask": mask_loss, "dice": dice_loss} if losses is None else dict(losses)
         self.num_classes = num_classes
         self.matcher = matcher
-        self.loss_weights = loss_weights
+        self.loss_weights = dict(loss_weights)
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
@@ -49,10 +62,31 @@ class SetCriterion(nn.Module):
         empty_weight[-1] = no_object_weight
         self.register_buffer("empty_weight", empty_weight)
 
+    @classmethod
+    def from_config(cls, cfg: Any, matcher: Matcher) -> dict[str, Any]:
+        """Weights and point counts of MODEL.MASK_FORMER, and the registered losses that LOSSES adds with theirs."""
+        options = cfg.MODEL.MASK_FORMER
+        weights = {
+            "ce": options.CLASS_WEIGHT,
+            "mask": options.MASK_WEIGHT,
+            "dice": options.DICE_WEIGHT,
+            **parse_losses(options.LOSSES),
+        }
+        return {
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "matcher": matcher,
+            "loss_weights": {f"loss_{name}": weight for name, weight in weights.items()},
+            "losses": {name: build_callable(LOSS_REGISTRY.lookup(name), cfg) for name in weights if name != "ce"},
+            "no_object_weight": options.NO_OBJECT_WEIGHT,
+            "num_points": options.TRAIN_NUM_POINTS,
+            "oversample_ratio": options.OVERSAMPLE_RATIO,
+            "importance_sample_ratio": options.IMPORTANCE_SAMPLE_RATIO,
+        }
+
     def forward(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Scalar losses `loss_ce`, `loss_mask`, `loss_dice` of the last layer, and with suffix `_0`, … of the others.
+        """Scalar losses `loss_ce`, `loss_mask`, … of the last layer, and with suffix `_0`, … of the others.
 
         Targets, one for each image: `labels` (N,) in 0..K-1 and `masks` (N, [T,] H, W) bool, padded alike.
         """
@@ -61,16 +95,14 @@ class SetCriterion(nn.Module):
         with torch.autocast(device.type, enabled=False):
             table = self._match(predictions, targets).to(device)  # (L, M)
             class_losses, class_weights = self.class_losses(predictions, targets, table)
-        mask_losses, dice_losses_ = self.mask_losses(predictions, targets, table)
+        point_logits, point_labels = self.masks_at_points(predictions, targets, table)
         # Divided by the sums of all processes: the mean of their losses is the loss of one process with all images.
         num_masks = class_weights.new_full((1,), table.shape[1])
         totals, num_processes = sum_over_processes(torch.cat([class_weights, num_masks]))
         num_masks = totals[-1].clamp(min=1) / num_processes
-        layers = {
-            "loss_ce": class_losses / (totals[:-1] / num_processes),
-            "loss_mask": mask_losses / num_masks,
-            "loss_dice": dice_losses_ / num_masks,
-        }
+        matched = Matched(predictions, targets, table, point_logits, point_labels, num_masks)
+        layers = {"loss_ce": class_losses / (totals[:-1] / num_processes)}
+        layers.update({f"loss_{name}": loss(matched) for name, loss in self.losses.items()})
         last = len(predictions) - 1
         losses = {name: values[last] for name, values in layers.items()}
         for layer in range(last):
@@ -79,8 +111,7 @@ class SetCriterion(nn.Module):
 
     def weight(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each loss times its weight; the layer suffix does not matter."""
-        kinds = {name: "_".join(name.split("_")[:2]) for name in losses}
-        return {name: loss * self.loss_weights[kinds[name]] for name, loss in losses.items()}
+        return {name: loss * self.loss_weights[_LAYER.sub("", name)] for name, loss in losses.items()}
 
     def _match(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
         try:
@@ -106,17 +137,14 @@ class SetCriterion(nn.Module):
         losses = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
         return losses.view(num_layers, -1).sum(1), self.empty_weight[classes].flatten(1).sum(1)
 
-    def mask_losses(
+    def masks_at_points(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and dice losses, two tensors (L,): sums over matched masks and over frames."""
+        """Logits of matched masks and labels of their targets at the same points, both (L, M, T, P)."""
         queries = table.clamp(min=0).split([len(target["labels"]) for target in targets], dim=1)
         logits = chosen_mask_logits(predictions, queries)
         masks = torch.cat([target["masks"] for target in targets])  # (M, T, H, W)
-        point_logits, point_labels = self._at_points(torch.cat(logits, 1).float(), masks)  # (L, M, T, P)
-        is_matched = (table >= 0).to(point_logits.dtype)  # (L, M)
-        mask_losses = sigmoid_ce_losses(point_logits, point_labels).sum(-1)
-        return (mask_losses * is_matched).sum(1), (dice_losses(point_logits, point_labels).sum(-1) * is_matched).sum(1)
+        return self._at_points(torch.cat(logits, 1).float(), masks)
 
     def _at_points(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (L, M, T, h, w) and labels of their targets (M, T, H, W), both at points of each: (L, M, T, P)."""
@@ -136,6 +164,22 @@ class SetCriterion(nn.Module):
             labels = point_sample(masks.flatten(0, 1)[:, None].float(), of_targets)  # (MT, 1, LP)
             labels = labels.view(shape[1], shape[2], shape[0], shape[3]).permute(2, 0, 1, 3)  # (L, M, T, P)
         return point_sample(maps, points_xy).view(shape), labels
+
+
+def parse_losses(entries: Sequence[Any]) -> dict[str, float]:
+    """Weights by name of MODEL.MASK_FORMER.LOSSES.
+
+    Raises:
+        ConfigError: an entry is not [name, weight], or a name ends like those of earlier layers' losses.
+    """
+    try:
+        weights = {str(name): float(weight) for name, weight in entries}
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"MODEL.MASK_FORMER.LOSSES: expected [name, weight] entries, found {entries}") from error
+    for name in weights:
+        if _LAYER.search(name):
+            raise ConfigError(f"MODEL.MASK_FORMER.LOSSES: {name}: a name must not end like the number of a layer")
+    return weights
 
 
 def with_frames(masks: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.modeling.interfaces import Matched
+from mask2former.modeling.registry import LOSS_REGISTRY
+
 IGNORED = -1  # label of a pixel that trains nothing
 
 
@@ -21,6 +24,18 @@ def dice_losses(mask_logits: Tensor, targets: Tensor) -> Tensor:
 def sigmoid_ce_losses(mask_logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropies (..., N), means over points, of logits (..., N, P) against targets (..., N, P) in 0..1."""
     return F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none").mean(-1)
+
+
+@LOSS_REGISTRY.register(name="mask")
+def mask_loss(matched: Matched) -> Tensor:
+    """Binary cross-entropies of matched masks at their points, (L,)."""
+    return matched.mean(sigmoid_ce_losses(matched.point_logits, matched.point_labels))
+
+
+@LOSS_REGISTRY.register(name="dice")
+def dice_loss(matched: Matched) -> Tensor:
+    """Dice losses of matched masks at their points, (L,)."""
+    return matched.mean(dice_losses(matched.point_logits, matched.point_labels))
 
 
 def dice_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:

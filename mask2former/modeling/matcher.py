@@ -7,6 +7,7 @@ C channels, P points, H W size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from mask2former.errors import NonFiniteError
 from mask2former.modeling.losses import class_costs, dice_costs, sigmoid_ce_costs
 from mask2former.modeling.prediction import QueryPrediction, share_features
+from mask2former.modeling.registry import MATCHER_REGISTRY
 from mask2former.ops import point_sample
 
 UNMATCHED = -1
@@ -24,6 +26,7 @@ UNMATCHED = -1
 _CPU_BLOCK_VALUES = 1 << 22
 
 
+@MATCHER_REGISTRY.register()
 class HungarianMatcher:
     """Matches every target with one query, in every prediction layer, by class, mask and dice cost.
 
@@ -37,6 +40,17 @@ class HungarianMatcher:
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
         self.num_points = num_points
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """Weights and points of MODEL.MASK_FORMER, which are those of the losses."""
+        options = cfg.MODEL.MASK_FORMER
+        return {
+            "class_weight": options.CLASS_WEIGHT,
+            "mask_weight": options.MASK_WEIGHT,
+            "dice_weight": options.DICE_WEIGHT,
+            "num_points": options.TRAIN_NUM_POINTS,
+        }
 
     @torch.no_grad()
     def __call__(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:

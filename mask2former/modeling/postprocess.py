@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mask2former.modeling.mask_geometry import MaskGeometry, MaskResizer
 from mask2former.modeling.prediction import QueryPrediction, multiply_masks
+from mask2former.modeling.registry import POSTPROCESSING_REGISTRY
 from mask2former.ops import MaskStrip, mask_winners
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
@@ -56,6 +57,7 @@ class _Task(Protocol):
         """What the model returns under the task's name."""
 
 
+@POSTPROCESSING_REGISTRY.register()
 def infer_image(
     class_logits: Tensor,
     mask_logits: Tensor,

@@ -1,46 +1,30 @@
-"""Registries of the exchangeable model parts, and the one way to build a registered part from a config.
+"""Registries of the exchangeable model parts: they hold the names that configs in the world use.
 
 A registered component takes keyword arguments and knows nothing of the config; its `from_config(cls, cfg, ...)`
-translates a config into those arguments. Registries hold the names that configs in the world use.
+translates a config into those arguments. What each kind promises is in `interfaces`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from mask2former.config.registry import Registry, build_from_config
 
-from fvcore.common.registry import Registry
+META_ARCH_REGISTRY = Registry("meta-architecture", key="MODEL.META_ARCHITECTURE")
+BACKBONE_REGISTRY = Registry("backbone", key="MODEL.BACKBONE.NAME")
+SEM_SEG_HEADS_REGISTRY = Registry("head or pixel decoder", key="MODEL.SEM_SEG_HEAD.NAME")
+TRANSFORMER_DECODER_REGISTRY = Registry("transformer decoder", key="MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME")
+CRITERION_REGISTRY = Registry("criterion", key="MODEL.MASK_FORMER.CRITERION")
+MATCHER_REGISTRY = Registry("matcher", key="MODEL.MASK_FORMER.MATCHER")
+LOSS_REGISTRY = Registry("loss", key="MODEL.MASK_FORMER.LOSSES")
+POSTPROCESSING_REGISTRY = Registry("post-processing", key="MODEL.MASK_FORMER.POSTPROCESSING")
 
-from mask2former.errors import ConfigError, InputError
-
-META_ARCH_REGISTRY = Registry("META_ARCH")
-BACKBONE_REGISTRY = Registry("BACKBONE")
-SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
-TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
-
-Component = TypeVar("Component")
-
-
-def build_from_config(component: Callable[..., Component], cfg: Any, *args: Any) -> Component:
-    """Builds a component from `component.from_config(cfg, *args)`, or calls a plain builder with `(cfg, *args)`.
-
-    Raises:
-        ConfigError: also where the component refuses the values that it was given.
-    """
-    from_config = getattr(component, "from_config", None)
-    if from_config is None:
-        return component(cfg, *args)
-    try:
-        return component(**from_config(cfg, *args))
-    except InputError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{getattr(component, '__name__', component)}: {error}") from error
-
-
-def lookup(registry: Registry, name: str, *, key: str) -> Any:
-    """The entry called `name`; a ConfigError that names the config key and the known names where there is none."""
-    if name not in registry:
-        known = ", ".join(sorted(entry for entry, _ in registry))
-        raise ConfigError(f"{key}: expected one of {known}; found {name!r}")
-    return registry.get(name)
+__all__ = [
+    "BACKBONE_REGISTRY",
+    "CRITERION_REGISTRY",
+    "LOSS_REGISTRY",
+    "MATCHER_REGISTRY",
+    "META_ARCH_REGISTRY",
+    "POSTPROCESSING_REGISTRY",
+    "SEM_SEG_HEADS_REGISTRY",
+    "TRANSFORMER_DECODER_REGISTRY",
+    "build_from_config",
+]

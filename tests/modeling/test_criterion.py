@@ -5,10 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former.config import get_cfg
+from mask2former.errors import ConfigError
+from mask2former.modeling import LOSS_REGISTRY
 from mask2former.modeling import criterion as criterion_module
 from mask2former.modeling.criterion import SetCriterion
+from mask2former.modeling.interfaces import Matched
 from mask2former.modeling.losses import dice_losses, sigmoid_ce_losses
 from mask2former.modeling.matcher import HungarianMatcher
+from mask2former.modeling.meta_arch.assembly import build_criterion as assemble_criterion
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.ops import point_sample
 
@@ -164,3 +169,49 @@ def test_criterion_computes_in_float32_under_autocast() -> None:
         losses = build_criterion()(layers, [target])
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert torch.equal(losses["loss_ce"], expected["loss_ce"])  # matching and class loss know no bfloat16
+
+
+def edge_loss(matched: Matched) -> Tensor:
+    """Largest error of each mask."""
+    errors = (matched.point_logits.sigmoid() - matched.point_labels).abs().amax(-1)  # (L, M, T)
+    return matched.mean(errors)
+
+
+def test_registered_loss_is_added_by_name_and_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOSS_REGISTRY, "_obj_map", {**LOSS_REGISTRY._obj_map, "worst_edge": edge_loss})
+    cfg = get_cfg()
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = NUM_CLASSES
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = NUM_POINTS
+    torch.manual_seed(0)
+    layers, targets = random_layers(2), [random_target(3), random_target(0)]
+    torch.manual_seed(1)
+    criterion = assemble_criterion(cfg)
+    published = criterion.weight(criterion(layers, targets))
+    cfg.MODEL.MASK_FORMER.LOSSES = [["worst_edge", 3.0]]
+    torch.manual_seed(1)
+    criterion = assemble_criterion(cfg)
+    unweighted = criterion(layers, targets)
+    losses = criterion.weight(unweighted)
+    added = {f"loss_worst_edge{suffix}" for suffix in ("", "_0", "_1")}
+    assert losses.keys() - published.keys() == added
+    assert all(torch.equal(losses[name], value) for name, value in published.items())
+    for name in added:
+        torch.testing.assert_close(losses[name], 3 * unweighted[name])
+        assert 0 < unweighted[name] <= 1
+    sum(losses[name] for name in added).backward()
+    assert layers[0].mask_features.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ([["edgy", 1.0]], r"MODEL\.MASK_FORMER\.LOSSES: expected one of dice, mask"),
+        ([["mask"]], r"\[name, weight\]"),
+        ([["edge_2", 1.0]], "edge_2: a name must not end"),
+    ],
+)
+def test_wrong_losses_of_the_config_are_refused(losses: list[object], message: str) -> None:
+    cfg = get_cfg()
+    cfg.MODEL.MASK_FORMER.LOSSES = losses
+    with pytest.raises(ConfigError, match=message):
+        assemble_criterion(cfg)

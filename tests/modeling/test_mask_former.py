@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError, DatasetError, InputError, NonFiniteError
-from mask2former.modeling import META_ARCH_REGISTRY, MaskFormer, build_model
+from mask2former.modeling import META_ARCH_REGISTRY, POSTPROCESSING_REGISTRY, MaskFormer, build_model
 from mask2former.modeling.meta_arch.assembly import usable_device
 from mask2former.structures import BitMasks, Instances, MetadataCatalog
 from tests.parity import NUM_CLASSES, fixture_config, load_fixture, register_metadata
@@ -231,11 +231,22 @@ def test_model_without_metadata_treats_all_as_things_and_says_so_once(
 
 
 def test_model_names_are_registered_and_unknown_ones_refused() -> None:
-    assert META_ARCH_REGISTRY.get("VideoMaskFormer") is MaskFormer
+    assert issubclass(META_ARCH_REGISTRY.get("VideoMaskFormer"), MaskFormer)
     with pytest.raises(ConfigError, match=r"MODEL\.META_ARCHITECTURE.*GeneralizedRCNN"):
         build_model(tiny_config("MODEL.META_ARCHITECTURE", "GeneralizedRCNN"))
     with pytest.raises(ConfigError, match=r"MODEL\.SEM_SEG_HEAD\.PIXEL_DECODER_NAME"):
         build_model(tiny_config("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "Unknown"))
+
+
+def test_postprocessing_of_the_config_makes_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    def name_sizes(class_logits: Tensor, mask_logits: Tensor, **options: Any) -> dict[str, Any]:
+        return {"queries": len(class_logits), "size": options["geometry"].output}
+
+    monkeypatch.setattr(POSTPROCESSING_REGISTRY, "_obj_map", {"name_sizes": name_sizes})
+    model = build_model(tiny_config("MODEL.MASK_FORMER.POSTPROCESSING", "name_sizes")).eval()
+    queries = model.sem_seg_head.predictor.num_queries
+    sample = {"image": random_image(40, 50), "height": 20, "width": 25}
+    assert model([sample]) == [{"queries": queries, "size": (20, 25)}]
 
 
 def test_device_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from detectron2.config import configurable
 from fvcore.common.registry import Registry
 
-from mask2former.modeling.registry import build_from_config, lookup
+from mask2former.config import Registry as OurRegistry
+from mask2former.config import build_from_config
 
 
 class FromConfig:
@@ -18,7 +19,7 @@ class FromConfig:
         super().__init__(*args, **kwargs)
 
 
-def build_named(name: str, theirs: Registry, ours: Registry, *args: Any, key: str) -> Any:
+def build_named(name: str, theirs: Registry, ours: OurRegistry, *args: Any, key: str) -> Any:
     """What is registered as `name` in detectron2, or else with us, made from `args`, the first of which is the config.
 
     Raises:
@@ -26,4 +27,4 @@ def build_named(name: str, theirs: Registry, ours: Registry, *args: Any, key: st
     """
     if name in theirs:
         return theirs.get(name)(*args)
-    return build_from_config(lookup(ours, name, key=key), *args)
+    return build_from_config(ours.lookup(name, key=key), *args)

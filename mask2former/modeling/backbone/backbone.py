@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
-from mask2former.modeling.registry import BACKBONE_REGISTRY, build_from_config, lookup
+from mask2former.modeling.registry import BACKBONE_REGISTRY, build_from_config
 from mask2former.structures import ShapeSpec
 
 
@@ -70,5 +70,4 @@ def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
     """The backbone that MODEL.BACKBONE.NAME names; by default its input has as many channels as MODEL.PIXEL_MEAN."""
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
-    builder = lookup(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME, key="MODEL.BACKBONE.NAME")
-    return build_from_config(builder, cfg, input_shape)
+    return build_from_config(BACKBONE_REGISTRY.lookup(cfg.MODEL.BACKBONE.NAME), cfg, input_shape)

@@ -12,17 +12,17 @@ from torch import nn
 
 from mask2former.errors import ConfigError
 from mask2former.modeling.compilation import compile_model
-from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.inference_precision import parse_precision
+from mask2former.modeling.interfaces import Criterion, TransformerDecoder
 from mask2former.modeling.layers import checkpoint_activations
-from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.meta_arch.mask_former_head import ENCODED, MULTI_SCALE, PIXELS
 from mask2former.modeling.registry import (
+    CRITERION_REGISTRY,
+    MATCHER_REGISTRY,
     META_ARCH_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
     TRANSFORMER_DECODER_REGISTRY,
     build_from_config,
-    lookup,
 )
 from mask2former.modeling.transformer_decoder import StandardTransformerDecoder
 from mask2former.structures import ShapeSpec
@@ -37,7 +37,7 @@ def build_model(cfg: Any) -> nn.Module:
         ConfigError: a name is not registered, or parts do not fit.
     """
     _check_counts(cfg)
-    meta_architecture = lookup(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, key="MODEL.META_ARCHITECTURE")
+    meta_architecture = META_ARCH_REGISTRY.lookup(cfg.MODEL.META_ARCHITECTURE)
     device = usable_device(cfg.MODEL.DEVICE)
     parse_precision(cfg.MODEL.PRECISION, device)
     model = build_from_config(meta_architecture, cfg).to(device)
@@ -49,11 +49,9 @@ def build_model(cfg: Any) -> nn.Module:
 def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """The head of MODEL.SEM_SEG_HEAD.NAME with its pixel decoder and what predicts from it."""
     names = cfg.MODEL.SEM_SEG_HEAD
-    head = lookup(SEM_SEG_HEADS_REGISTRY, names.NAME, key="MODEL.SEM_SEG_HEAD.NAME")
-    pixel_decoder = lookup(
-        SEM_SEG_HEADS_REGISTRY, names.PIXEL_DECODER_NAME, key="MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
-    )
-    build_predictor = _PREDICTOR_BUILDERS.get(names.NAME, build_transformer_decoder)
+    head = SEM_SEG_HEADS_REGISTRY.lookup(names.NAME)
+    pixel_decoder = SEM_SEG_HEADS_REGISTRY.lookup(names.PIXEL_DECODER_NAME, key="MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME")
+    build_predictor: Callable[..., Any] = _PREDICTOR_BUILDERS.get(names.NAME, build_transformer_decoder)
     return build_from_config(
         head,
         cfg,
@@ -62,10 +60,9 @@ def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module
     )
 
 
-def build_transformer_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+def build_transformer_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> TransformerDecoder:
     """The decoder of MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME."""
-    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-    decoder = lookup(TRANSFORMER_DECODER_REGISTRY, name, key="MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME")
+    decoder = TRANSFORMER_DECODER_REGISTRY.lookup(cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)
     return build_from_config(decoder, cfg, transformer_in_channels(cfg, input_shape))
 
 
@@ -106,28 +103,11 @@ def transformer_in_channels(cfg: Any, input_shape: dict[str, ShapeSpec]) -> int:
     return found
 
 
-def build_criterion(cfg: Any) -> SetCriterion:
-    """Matcher and losses with the weights and point counts of MODEL.MASK_FORMER."""
+def build_criterion(cfg: Any) -> Criterion:
+    """The criterion of MODEL.MASK_FORMER.CRITERION, with the matcher of MATCHER and the losses of LOSSES."""
     options = cfg.MODEL.MASK_FORMER
-    matcher = HungarianMatcher(
-        class_weight=options.CLASS_WEIGHT,
-        mask_weight=options.MASK_WEIGHT,
-        dice_weight=options.DICE_WEIGHT,
-        num_points=options.TRAIN_NUM_POINTS,
-    )
-    return SetCriterion(
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        matcher=matcher,
-        loss_weights={
-            "loss_ce": options.CLASS_WEIGHT,
-            "loss_mask": options.MASK_WEIGHT,
-            "loss_dice": options.DICE_WEIGHT,
-        },
-        no_object_weight=options.NO_OBJECT_WEIGHT,
-        num_points=options.TRAIN_NUM_POINTS,
-        oversample_ratio=options.OVERSAMPLE_RATIO,
-        importance_sample_ratio=options.IMPORTANCE_SAMPLE_RATIO,
-    )
+    matcher = build_from_config(MATCHER_REGISTRY.lookup(options.MATCHER), cfg)
+    return build_from_config(CRITERION_REGISTRY.lookup(options.CRITERION), cfg, matcher)
 
 
 def usable_device(name: str) -> torch.device:

@@ -15,14 +15,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mask2former.modeling.criterion import SetCriterion
+from mask2former.config.registry import build_callable
+from mask2former.modeling.interfaces import Criterion, PostProcessing
 from mask2former.modeling.meta_arch.assembly import build_criterion
 from mask2former.modeling.meta_arch.inputs import count_frames, pad_targets
 from mask2former.modeling.meta_arch.mask_former_head import join_frames
 from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
 from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_clip, infer_image
 from mask2former.modeling.prediction import QueryPrediction
-from mask2former.modeling.registry import META_ARCH_REGISTRY
+from mask2former.modeling.registry import META_ARCH_REGISTRY, POSTPROCESSING_REGISTRY
 from mask2former.modeling.video_windows import (
     SettledFrames,
     WindowOptions,
@@ -49,7 +50,7 @@ class MaskFormer(SegmentationModel):
         backbone: Any,
         *,
         sem_seg_head: Any,
-        criterion: SetCriterion,
+        criterion: Criterion,
         inference: InferenceOptions,
         size_divisibility: int,
         pixel_mean: Sequence[float],
@@ -58,10 +59,12 @@ class MaskFormer(SegmentationModel):
         channels_last: bool = False,
         inference_dtype: torch.dtype | None = None,
         windows: WindowOptions | None = None,
+        postprocess: PostProcessing = infer_image,
     ) -> None:
         """`dataset_names`: the metadata of the first that knows its things says which classes are things.
 
         `windows`: how clips are inferred; None: as a whole.
+        `postprocess`: what makes the results of an image.
         A negative `size_divisibility` stands for the backbone's.
         """
         super().__init__(
@@ -75,6 +78,7 @@ class MaskFormer(SegmentationModel):
         )
         self.criterion = criterion
         self.inference = inference
+        self.postprocess = postprocess
         self.dataset_names = tuple(dataset_names)
         self.windows = WindowOptions() if windows is None else windows
         self._warned_about_things = False
@@ -98,6 +102,7 @@ class MaskFormer(SegmentationModel):
                 resize_before_inference=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
             ),
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "postprocess": build_callable(POSTPROCESSING_REGISTRY.lookup(cfg.MODEL.MASK_FORMER.POSTPROCESSING), cfg),
             "windows": WindowOptions(cfg.TEST.VIDEO.WINDOW, cfg.TEST.VIDEO.OVERLAP),
             "dataset_names": [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST],
         }
@@ -137,7 +142,7 @@ class MaskFormer(SegmentationModel):
             mask_logits = prediction.mask_logits().squeeze(2)  # (B, Q, H, W)
             thing_ids = self.thing_ids() if self.inference.panoptic else None
             return [
-                infer_image(classes, masks, geometry=geometry, options=self.inference, thing_ids=thing_ids)
+                dict(self.postprocess(classes, masks, geometry=geometry, options=self.inference, thing_ids=thing_ids))
                 for classes, masks, geometry in zip(prediction.class_logits, mask_logits, geometries, strict=True)
             ]
 
@@ -198,5 +203,8 @@ class MaskFormer(SegmentationModel):
         return None
 
 
-# The published name of the same model in video configs.
-META_ARCH_REGISTRY._do_register("VideoMaskFormer", MaskFormer)
+@META_ARCH_REGISTRY.register()
+class VideoMaskFormer(MaskFormer):
+    """The published name of the same model in video configs, which trains on clips."""
+
+    takes_clips = True

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
+from mask2former.modeling.interfaces import PixelDecoder, TransformerDecoder
 from mask2former.modeling.meta_arch.inputs import fold_frames
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
@@ -27,8 +28,8 @@ class MaskFormerHead(nn.Module):
         self,
         num_classes: int,
         *,
-        pixel_decoder: Any,
-        predictor: nn.Module,
+        pixel_decoder: PixelDecoder,
+        predictor: TransformerDecoder,
         transformer_in_feature: str = MULTI_SCALE,
     ) -> None:
         """`transformer_in_feature` names what queries look at (see `predict_queries`)."""
@@ -39,7 +40,7 @@ class MaskFormerHead(nn.Module):
         self.transformer_in_feature = transformer_in_feature
 
     @classmethod
-    def from_config(cls, cfg: Any, pixel_decoder: Any, predictor: nn.Module) -> dict[str, Any]:
+    def from_config(cls, cfg: Any, pixel_decoder: PixelDecoder, predictor: TransformerDecoder) -> dict[str, Any]:
         """Class count and what queries look at come from the config; both decoders are given."""
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -72,7 +73,7 @@ class MaskFormerHead(nn.Module):
 
 
 def predict_queries(
-    features: dict[str, Tensor], *, pixel_decoder: Any, predictor: nn.Module, in_feature: str
+    features: dict[str, Tensor], *, pixel_decoder: PixelDecoder, predictor: TransformerDecoder, in_feature: str
 ) -> list[QueryPrediction]:
     """Maps (B, [T,] C, h, w) by name -> one prediction per layer, the final one last.
 
@@ -89,7 +90,7 @@ def predict_queries(
     return predictor(inputs, mask_features, num_frames=num_frames)
 
 
-def pixel_maps(features: dict[str, Tensor], *, pixel_decoder: Any, in_feature: str) -> tuple[Any, Tensor]:
+def pixel_maps(features: dict[str, Tensor], *, pixel_decoder: PixelDecoder, in_feature: str) -> tuple[Any, Tensor]:
     """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W); errors as above."""
     mask_features, encoded, multi_scale_features = pixel_decoder.forward_features(features)
     inputs = {**features, MULTI_SCALE: multi_scale_features, ENCODED: encoded, PIXELS: mask_features}[in_feature]

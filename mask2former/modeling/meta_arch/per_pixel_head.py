@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
+from mask2former.modeling.interfaces import PixelDecoder
 from mask2former.modeling.losses import pixel_ce_loss
 from mask2former.modeling.meta_arch.mask_former_head import predict_queries
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
@@ -25,7 +26,9 @@ _logger = logging.getLogger(__name__)
 class PerPixelBaselineHead(nn.Module):
     """A pixel decoder and a classifier of its mask features."""
 
-    def __init__(self, num_classes: int, *, pixel_decoder: Any, predictor: nn.Module, common_stride: int = 4) -> None:
+    def __init__(
+        self, num_classes: int, *, pixel_decoder: PixelDecoder, predictor: nn.Module, common_stride: int = 4
+    ) -> None:
         """`common_stride` is that of the mask features; `predictor` makes class logits of them."""
         super().__init__()
         self.num_classes = num_classes
@@ -34,7 +37,7 @@ class PerPixelBaselineHead(nn.Module):
         self.common_stride = common_stride
 
     @classmethod
-    def from_config(cls, cfg: Any, pixel_decoder: Any, predictor: nn.Module) -> dict[str, Any]:
+    def from_config(cls, cfg: Any, pixel_decoder: PixelDecoder, predictor: Any) -> dict[str, Any]:
         """Class count and stride are those of MODEL.SEM_SEG_HEAD; the parts are given."""
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -78,7 +81,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         self,
         num_classes: int,
         *,
-        pixel_decoder: Any,
+        pixel_decoder: PixelDecoder,
         predictor: Any,
         transformer_in_feature: str,
         common_stride: int = 4,
@@ -96,7 +99,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
             )
 
     @classmethod
-    def from_config(cls, cfg: Any, pixel_decoder: Any, predictor: nn.Module) -> dict[str, Any]:
+    def from_config(cls, cfg: Any, pixel_decoder: PixelDecoder, predictor: Any) -> dict[str, Any]:
         """As the simple head's, and MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE."""
         arguments = super().from_config(cfg, pixel_decoder, predictor)
         return {**arguments, "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE}
@@ -115,7 +118,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         predictions = predict_queries(
             features,
             pixel_decoder=self.pixel_decoder,
-            predictor=self.predictor,
+            predictor=self.predictor,  # type: ignore[arg-type]
             in_feature=self.transformer_in_feature,
         )
         return [prediction.mask_logits().squeeze(2) for prediction in predictions]

@@ -22,6 +22,7 @@ from mask2former.modeling.meta_arch.inputs import pad_images, unfold_frames
 class SegmentationModel(nn.Module):
     """Backbone and head, the normalisation of pixels, and the layout of memory."""
 
+    takes_clips: ClassVar[bool] = False  # trained on clips, and looks at several frames of a video at once
     compiled_steps: ClassVar[Sequence[str]] = ("predict_pixels",)  # see `compile_model`
     is_prepared: bool = False  # `prepare_for_inference` has merged and cast its weights
     pixel_mean: Tensor

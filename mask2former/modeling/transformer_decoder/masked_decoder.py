@@ -141,7 +141,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
 
 # The published name of the same decoder in video configs.
-TRANSFORMER_DECODER_REGISTRY._do_register("VideoMultiScaleMaskedTransformerDecoder", MultiScaleMaskedTransformerDecoder)
+TRANSFORMER_DECODER_REGISTRY.register(
+    MultiScaleMaskedTransformerDecoder, name="VideoMultiScaleMaskedTransformerDecoder"
+)
 
 
 def resize_to_tokens(mask_features: Tensor, size: Sequence[int]) -> Tensor:

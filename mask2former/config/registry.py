@@ -1,0 +1,93 @@
+"""Registries: the parts that a config names, ours and those that a module given with `--import` adds.
+
+    @BACKBONE_REGISTRY.register()
+    class MyBackbone(Backbone): ...
+
+A part is built from a config by `build_from_config`: by its `from_config`, or else by calling it with the config.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from fvcore.common.registry import Registry as FvcoreRegistry
+
+from mask2former.errors import ConfigError, InputError
+
+Component = TypeVar("Component")
+Part = TypeVar("Part", bound=Callable[..., Any])
+
+
+class Registry(FvcoreRegistry):
+    """Parts of one kind by name."""
+
+    def __init__(self, kind: str, *, key: str = "") -> None:
+        """`kind` says what the parts are; `key` is the config key that names one."""
+        super().__init__(kind)
+        self.kind, self.key = kind, key
+
+    def register(self, obj: Any = None, *, name: str | None = None) -> Any:
+        """Adds a class or builder under `name`, by default its own; a decorator where no object is given.
+
+        Raises:
+            ConfigError: something else has the name.
+        """
+        if obj is None:
+            return lambda part: self.register(part, name=name)
+        self._do_register(obj.__name__ if name is None else name, obj)
+        return obj
+
+    def lookup(self, name: str, *, key: str | None = None) -> Any:
+        """The part called `name`; `key` is the config key to be named in errors.
+
+        Raises:
+            ConfigError: there is none; names the nearest and all known names.
+        """
+        if name in self:
+            return self.get(name)
+        nearest = difflib.get_close_matches(str(name), self.names(), n=3)
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        key = self.key if key is None else key
+        raise ConfigError(f"{key}: expected one of {', '.join(sorted(self.names()))}; found {name!r}{hint}")
+
+    def names(self) -> list[str]:
+        """The names, in the order of registration."""
+        return [name for name, _ in self]
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(list(self._obj_map.items()))
+
+    def _do_register(self, name: str, obj: Any) -> None:
+        known = self._obj_map.get(name)
+        # The same definition again, of a module that was reloaded, replaces itself.
+        if known is not None and known is not obj and _origin(known) != _origin(obj):
+            raise ConfigError(f"{self.kind} {name!r} is {_origin(known)}: {_origin(obj)} needs another name")
+        self._obj_map[name] = obj
+
+
+def _origin(part: Any) -> str:
+    return f"{getattr(part, '__module__', '')}.{getattr(part, '__qualname__', part)}"
+
+
+def build_callable(part: Any, cfg: Any) -> Any:
+    """A registered function itself; of a class with `from_config` what that builds."""
+    return build_from_config(part, cfg) if hasattr(part, "from_config") else part
+
+
+def build_from_config(component: Callable[..., Component], cfg: Any, *args: Any) -> Component:
+    """Builds a component from `component.from_config(cfg, *args)`, or calls a plain builder with `(cfg, *args)`.
+
+    Raises:
+        ConfigError: also where the component refuses the values that it was given.
+    """
+    from_config = getattr(component, "from_config", None)
+    if from_config is None:
+        return component(cfg, *args)
+    try:
+        return component(**from_config(cfg, *args))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{getattr(component, '__name__', component)}: {error}") from error

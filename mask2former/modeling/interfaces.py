@@ -1,0 +1,95 @@
+"""What the exchangeable parts of the model promise each other.
+
+Letters: L prediction layers, B batch, T frames, Q queries, N targets of an image, M targets of all images, K classes,
+C channels, P points, H W size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from mask2former.modeling.mask_geometry import MaskGeometry
+from mask2former.modeling.postprocess import InferenceOptions
+from mask2former.modeling.prediction import QueryPrediction
+
+Targets = Sequence[dict[str, Tensor]]  # of each image `labels` (N,) in 0..K-1 and `masks` (N, [T,] H, W) bool
+
+
+class PixelDecoder(Protocol):
+    """Brings the maps of a backbone to one width, and makes mask features of them."""
+
+    def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Maps (N, C, h, w) by name -> mask features (N, C, H, W), the encoder's map if any, maps that queries see."""
+
+
+class TransformerDecoder(Protocol):
+    """Turns queries into predictions."""
+
+    num_queries: int
+
+    def __call__(self, inputs: Any, mask_features: Tensor, *, num_frames: int = 1) -> list[QueryPrediction]:
+        """What queries look at (tensors (BT, C, h, w)) and mask features (BT, C, H, W) -> one prediction a layer."""
+
+
+class Matcher(Protocol):
+    """Gives every target a query."""
+
+    def __call__(self, predictions: Sequence[QueryPrediction], targets: Targets) -> Tensor:
+        """The query of each target in each layer: (L, M) int64 on the host, -1 for a target without one."""
+
+
+class Criterion(Protocol):
+    """Compares predictions with targets. It is a module of the model, so that its buffers move along."""
+
+    def __call__(self, predictions: Sequence[QueryPrediction], targets: Targets) -> dict[str, Tensor]:
+        """Unweighted scalars by name; those of earlier layers have the suffixes `_0`, …"""
+
+    def weight(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each loss times its weight; what is returned is summed and differentiated."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What a loss is computed from: predictions beside the targets they were matched with.
+
+    `table` (L, M) is the query of each target, negative without one. `point_logits` and `point_labels` (L, M, T, P) are
+    the masks of these queries and of their targets at the same points. `num_masks` is the mean over processes.
+    """
+
+    predictions: Sequence[QueryPrediction]
+    targets: Targets
+    table: Tensor
+    point_logits: Tensor
+    point_labels: Tensor
+    num_masks: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Means (L,) over matched masks of values (L, M, T), whose frames add up."""
+        is_matched = (self.table >= 0).to(values.dtype)
+        return (values.sum(-1) * is_matched).sum(1) / self.num_masks
+
+
+class Loss(Protocol):
+    """One term of the criterion."""
+
+    def __call__(self, matched: Matched) -> Tensor:
+        """The unweighted loss of each layer, (L,)."""
+
+
+class PostProcessing(Protocol):
+    """Makes results of what queries say of an image."""
+
+    def __call__(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        *,
+        geometry: MaskGeometry,
+        options: InferenceOptions,
+        thing_ids: Set[int] | None = None,
+    ) -> Mapping[str, Any]:
+        """Class logits (Q, K + 1) and mask logits (Q, h, w) -> `sem_seg`, `panoptic_seg`, `instances` as asked for."""
