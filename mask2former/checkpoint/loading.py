@@ -28,7 +28,8 @@ _MAX_LISTED = 8  # names per list in the log; the report object holds all
 class LoadReport:
     """What happened to each name; shapes are (in the checkpoint, in the model).
 
-    ``adapted`` are loaded too, but resized; ``notes`` say what else the user should know of this file.
+    ``adapted`` are loaded too, but resized; ``nonfinite`` hold values that are NaN or infinite; ``notes`` say what else
+    the user should know of this file.
     """
 
     source: str
@@ -37,6 +38,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     adapted: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    nonfinite: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -51,6 +53,7 @@ class LoadReport:
         lines += _format_list("resized", _format_shapes(self.adapted))
         lines += _format_list("of another shape, keep their initial values", _format_shapes(self.mismatched))
         lines += _format_list("not in the checkpoint, keep their initial values", self.missing)
+        lines += _format_list("with values that are NaN or infinite", self.nonfinite)
         lines += _format_list("in the checkpoint but not in the model, ignored", self.unexpected)
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
@@ -73,8 +76,8 @@ def load_weights(model: nn.Module, path: str | Path, *, resize_queries: bool = F
     tensors, adapted = adapt_shapes(tensors, own, resize_queries=resize_queries)
     report = load_state_dict(model, tensors, source=str(path))
     report = replace(report, adapted=adapted, notes=tuple(_note_images(model, family)))
-    level = logging.INFO if report.is_complete and not report.notes else logging.WARNING
-    logging.getLogger(__name__).log(level, "%s", report.format())
+    is_plain = report.is_complete and not report.notes and not report.nonfinite
+    logging.getLogger(__name__).log(logging.INFO if is_plain else logging.WARNING, "%s", report.format())
     return report
 
 
@@ -164,7 +167,13 @@ def load_state_dict(model: nn.Module, weights: Mapping[str, Any], *, source: str
     if parameters and not parameters & set(matched):
         raise CheckpointError(_describe_foreign(source, tensors, own, mismatched=len(mismatched)))
     unexpected = tuple(name for name in outcome.unexpected_keys if not re.search(DERIVED, name))
-    return LoadReport(source, matched, missing, unexpected, mismatched)
+    nonfinite = tuple(name for name, tensor in fitting.items() if not _is_finite(tensor))
+    return LoadReport(source, matched, missing, unexpected, mismatched, nonfinite=nonfinite)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # In float64 the sum of finite values is finite, too, and it takes no map of booleans.
+    return not tensor.is_floating_point() or bool(tensor.sum(dtype=torch.float64).isfinite())
 
 
 def to_tensors(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -172,7 +181,8 @@ def to_tensors(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, value in weights.items():
         if isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "biuf":
-            value = torch.from_numpy(np.array(value))
+            array = np.array(value)
+            value = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         if isinstance(value, torch.Tensor):
             tensors[str(name)] = value
     if tensors and all(name.startswith(_WRAPPER_PREFIX) for name in tensors):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import re
-import warnings
-import zipfile
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +10,11 @@ from typing import Any
 import torch
 
 from mask2former.checkpoint.addresses import resolve_address, suggest_source
-from mask2former.checkpoint.restricted_pickle import RestrictedUnpickler
+from mask2former.checkpoint.restricted_pickle import read_pickle
+from mask2former.checkpoint.torch_archive import load_torch
+from mask2former.checkpoint.transformers_config import read_json_object
 from mask2former.errors import CheckpointError
+from mask2former.files.regular import describe_irregular
 
 _TRANSFORMERS_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
 
@@ -32,13 +31,14 @@ def load_state(path: str | Path) -> dict[str, Any]:
             address cannot be downloaded.
     """
     path = resolve_address(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # which takes names that the system refuses for no folder
         path = _find_transformers_file(path)
     reader = _read_sharded if path.name == _TRANSFORMERS_FILES[0] else _READERS.get(path.suffix.lower())
     if reader is None:
         raise CheckpointError(f"{path}: unknown kind of checkpoint, expected one of {', '.join(_READERS)}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file{suggest_source(path)}")
+    problem = describe_irregular(path, kind="checkpoint file")
+    if problem:
+        raise CheckpointError(f"{path}: {problem}{suggest_source(path)}")
     try:
         state = reader(path)
     except CheckpointError:
@@ -53,35 +53,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        _verify_zip(path)
-    elif path.stat().st_size == 0 or path.read_bytes()[:2] == b"PK":
-        raise CheckpointError(f"{path}: truncated: {path.stat().st_size} bytes, and the end of the archive is missing")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)  # what it cannot read it refuses
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"(?:Unsupported global: )?GLOBAL ([\w.]+)", str(error))
-        if refused is None:
-            raise
-        raise CheckpointError(
-            f"{path}: refused, nothing was run: the file names {refused.group(1)}, and only tensors and plain "
-            "containers are read"
-        ) from error
-
-
-def _verify_zip(path: Path) -> None:
-    """Compares every record with its checksum, which torch does not (about 5 GB/s)."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise CheckpointError(f"{path}: corrupt: the checksum of the record {damaged} is wrong")
-
-
-def _read_pickle(path: Path) -> Any:
     with path.open("rb") as file:
-        return RestrictedUnpickler(file, source=str(path)).load()
+        return load_torch(file, source=str(path), size=path.stat().st_size)
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -99,14 +72,20 @@ def _find_transformers_file(folder: Path) -> Path:
 
 def _read_sharded(index: Path) -> Any:
     """Several safetensors files beside an index that lists them."""
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    listed = read_json_object(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(shard, str) for shard in listed.values()):
+        raise CheckpointError(f"{index}: weight_map: expected an object that names the file of each tensor")
     tensors: dict[str, torch.Tensor] = {}
-    for shard in shards:
+    for shard in sorted(set(listed.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: refused: lists {shard!r}, expected .safetensors files of the same folder")
-        if not (index.parent / shard).is_file():
-            raise CheckpointError(f"{index}: the listed file {shard} is missing")
+            raise CheckpointError(f"{index}: refused: lists {shard!a}, expected .safetensors files of the same folder")
+        problem = describe_irregular(index.parent / shard, kind="file")
+        if problem:
+            raise CheckpointError(f"{index}: the listed file {shard}: {problem}")
         tensors |= _read_safetensors(index.parent / shard)["model"]
+    absent = [name for name in listed if name not in tensors]
+    if absent:
+        raise CheckpointError(f"{index}: {len(absent)} tensors are in none of the listed files, such as {absent[0]!a}")
     return {"model": tensors}
 
 
@@ -119,6 +98,6 @@ _READERS: dict[str, Callable[[Path], Any]] = {
     ".pth": _read_torch,
     ".pt": _read_torch,
     ".bin": _read_torch,
-    ".pkl": _read_pickle,
+    ".pkl": read_pickle,
     ".safetensors": _read_safetensors,
 }
