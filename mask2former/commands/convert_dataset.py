@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from mask2former.data.own_data.conversion import DATASETS, FORMAT_NAMES, ClassChoice, convert_own_data
+from mask2former.data.own_data import ClassChoice, all_formats, convert_own_data
+from mask2former.data.own_data.dataset import DATASETS
 from mask2former.data.own_data.datasets_library import is_datasets_folder
 from mask2former.errors import InputError
 
@@ -20,7 +21,7 @@ def add_convert_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="what to read; its format is detected")
     parser.add_argument("output", metavar="OUTPUT", help="new folder to write")
     parser.add_argument(
-        "--to", choices=list(FORMAT_NAMES), help="what to write (datasets, unless SOURCE is in that format)"
+        "--to", choices=sorted(_names()), help="what to write (datasets, unless SOURCE is in that format)"
     )
     parser.add_argument(
         "--read",
@@ -51,8 +52,8 @@ def run_convert_dataset(args: argparse.Namespace) -> None:
     written = convert_own_data(
         args.source,
         args.output,
-        target=FORMAT_NAMES[target],
-        preferred=FORMAT_NAMES.get(args.read),
+        target=_names()[target],
+        preferred=_names().get(args.read),
         choice=ClassChoice(args.classes, ignored),
     )
     for note in written.notes:
@@ -61,3 +62,8 @@ def run_convert_dataset(args: argparse.Namespace) -> None:
     print(f"{args.output}: {target}, {counts}, {len(written.classes)} classes")
     if target == DATASETS:
         print("class ids begin at 1, 0 is background: train with --do_reduce_labels")
+
+
+def _names() -> dict[str, str]:
+    """Names of formats by those of the command line."""
+    return {data_format.option: data_format.name for data_format in all_formats()}

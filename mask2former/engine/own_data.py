@@ -13,10 +13,10 @@ from pathlib import Path
 from mask2former import distributed
 from mask2former.config import CfgNode
 from mask2former.data.own_data import (
-    FORMAT_TITLES,
     DataClass,
     OwnDataset,
     convert_own_data,
+    format_named,
     format_own_histogram,
     hold_out,
     is_datasets_folder,
@@ -28,7 +28,7 @@ from mask2former.data.own_data import (
     training_classes,
     write_index,
 )
-from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, LABELME, PNG_TREE, TRAIN
+from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, TRAIN
 from mask2former.data.presets import preset_of
 from mask2former.engine.logging import setup_logging
 from mask2former.errors import ConfigError
@@ -36,12 +36,6 @@ from mask2former.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 INDEX_FOLDER = "data"  # below OUTPUT_DIR
-_TASKS_OF = {
-    PNG_TREE: ("semantic",),
-    COCO_INSTANCES: ("instance",),
-    LABELME: ("instance",),
-    COCO_PANOPTIC: ("panoptic", "semantic"),
-}
 _CONFIGS_OF = {
     "semantic": "configs/ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml",
     "instance": "configs/coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml",
@@ -95,7 +89,7 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     classes = training_classes(dataset, names, ignored=ignored)
     notes = [*dataset.notes, hold_out(dataset), rare_ids_note(dataset, classes)]
     histogram = format_own_histogram(dataset, classes, ignored=ignored)
-    logger.info("--data %s is %s: %s", request.path, FORMAT_TITLES[dataset.format], histogram)
+    logger.info("--data %s is %s: %s", request.path, format_named(dataset.format).title, histogram)
     for note in filter(None, notes):
         logger.info("--data: %s", note)
     resolved = cfg.clone()
@@ -116,16 +110,16 @@ def _unpacked(request: OwnDataRequest, output_dir: str, task: str) -> OwnDataReq
     folder = Path(output_dir, INDEX_FOLDER, kind)
     shutil.rmtree(folder, ignore_errors=True)
     convert_own_data(request.path, folder, target=kind)
-    logger.info("--data %s is of the library datasets: unpacked to %s as %s", request.path, folder, FORMAT_TITLES[kind])
+    logger.info("--data %s is of the library datasets: unpacked to %s as %s", request.path, folder, kind)
     return replace(request, path=str(folder))
 
 
 def _check_task(task: str, dataset: OwnDataset) -> None:
-    tasks = _TASKS_OF[dataset.format]
-    if task not in tasks:
-        fitting = " or ".join(f"{_CONFIGS_OF[t]} ({t})" for t in tasks)
+    data_format = format_named(dataset.format)
+    if task not in data_format.tasks:
+        fitting = " or ".join(f"{_CONFIGS_OF[t]} ({t})" for t in data_format.tasks)
         raise ConfigError(
-            f"{dataset.root} is {FORMAT_TITLES[dataset.format]}, from which {' and '.join(tasks)} segmentation is "
+            f"{dataset.root} is {data_format.title}, from which {' and '.join(data_format.tasks)} segmentation is "
             f"learned; the config is for {task} segmentation (INPUT.DATASET_MAPPER_NAME). Configs that fit: {fitting}"
         )
 
@@ -144,7 +138,7 @@ def _set_data(
     own.PATH, own.INDEX = (
         os.path.abspath(os.path.expanduser(p)) for p in (request.path, Path(cfg.OUTPUT_DIR, INDEX_FOLDER))
     )
-    own.FORMAT, own.TASK = dataset.format, task
+    own.FORMAT, own.TASK = format_named(dataset.format).index_form, task
     own.CLASSES = [[entry.id, entry.name, entry.is_thing] for entry in classes]
     own.IGNORED_IDS = sorted(ignored)
     for key, name in zip(("TRAIN", "TEST"), own_names(own.PATH, classes), strict=True):

@@ -13,8 +13,16 @@ import pytest
 from PIL import Image
 
 from mask2former.commands.cli import main
-from mask2former.data.own_data import ClassChoice, convert_own_data, is_datasets_folder, read_own_data, segment_masks
-from mask2former.data.own_data.conversion import DATASETS, FORMAT_NAMES, open_samples
+from mask2former.data.own_data import (
+    ClassChoice,
+    all_formats,
+    convert_own_data,
+    is_datasets_folder,
+    read_own_data,
+    segment_masks,
+)
+from mask2former.data.own_data.conversion import open_samples
+from mask2former.data.own_data.dataset import DATASETS
 from mask2former.data.own_data.samples import Sample
 from mask2former.errors import DatasetError
 from tests.data_pipeline import own_data_trees as trees
@@ -54,7 +62,9 @@ def test_segments_survive_the_way_to_datasets_and_back(source: str, tmp_path: Pa
     original = SOURCES[source](tmp_path / "original")
     convert_own_data(original, tmp_path / "hub", target=DATASETS)
     assert is_datasets_folder(tmp_path / "hub")
-    convert_own_data(tmp_path / "hub", tmp_path / "back", target=FORMAT_NAMES[source])
+    convert_own_data(
+        tmp_path / "hub", tmp_path / "back", target=next(f.name for f in all_formats() if f.option == source)
+    )
     expected = [regions(sample, class_names(original)) for sample in samples(original)]
     assert [regions(s, class_names(tmp_path / "hub")) for s in samples(tmp_path / "hub")] == expected
     names_file = tmp_path / "back" / "classes.txt"
@@ -148,7 +158,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     library.DatasetDict({"train": broken}).save_to_disk(tmp_path / "broken")
     (tmp_path / ".out.partial").mkdir()  # of a run that was killed
     with pytest.raises(DatasetError, match="row 1: annotation: expected an RGB picture"):
-        convert_own_data(tmp_path / "broken", tmp_path / "out", target=FORMAT_NAMES["coco-panoptic"])
+        convert_own_data(tmp_path / "broken", tmp_path / "out", target="coco_panoptic")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
@@ -163,7 +173,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
 def test_wrong_columns_are_named(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
     library.Dataset.from_list([columns]).save_to_disk(tmp_path / "hub")
     with pytest.raises(DatasetError, match=message):
-        convert_own_data(tmp_path / "hub", tmp_path / "out", target=FORMAT_NAMES["png"])
+        convert_own_data(tmp_path / "hub", tmp_path / "out", target="png_tree")
 
 
 def test_command_converts_and_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

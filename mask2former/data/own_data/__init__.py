@@ -1,14 +1,14 @@
 """Data of users, in the formats they have it in: read, counted, checked, and registered for training.
 
-Each reader returns an ``OwnDataset``, whatever the format.
+Each format (`formats.DataFormat`) returns an ``OwnDataset``.
 """
 
+from mask2former.data.own_data import builtin_formats as builtin_formats
 from mask2former.data.own_data.classes import parse_ignored, rare_ids_note, read_class_names, training_classes
 from mask2former.data.own_data.coco_instances import read_coco_instances
 from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
 from mask2former.data.own_data.conversion import ClassChoice, convert_own_data
 from mask2former.data.own_data.dataset import (
-    FORMAT_TITLES,
     DataClass,
     FileMask,
     ImageEntry,
@@ -17,7 +17,14 @@ from mask2former.data.own_data.dataset import (
     segment_masks,
 )
 from mask2former.data.own_data.datasets_library import is_datasets_folder
-from mask2former.data.own_data.detect import read_own_data
+from mask2former.data.own_data.formats import (
+    FORMAT_REGISTRY,
+    DataFormat,
+    all_formats,
+    format_named,
+    read_own_data,
+    register_format,
+)
 from mask2former.data.own_data.histogram import format_own_histogram
 from mask2former.data.own_data.holding_out import hold_out
 from mask2former.data.own_data.index import write_index
@@ -26,14 +33,17 @@ from mask2former.data.own_data.png_tree import read_png_tree
 from mask2former.data.own_data.register import own_names, register_own_data
 
 __all__ = [
-    "FORMAT_TITLES",
+    "FORMAT_REGISTRY",
     "ClassChoice",
     "DataClass",
+    "DataFormat",
     "FileMask",
     "ImageEntry",
     "OwnDataset",
     "Segment",
+    "all_formats",
     "convert_own_data",
+    "format_named",
     "format_own_histogram",
     "hold_out",
     "is_datasets_folder",
@@ -46,6 +56,7 @@ __all__ = [
     "read_labelme",
     "read_own_data",
     "read_png_tree",
+    "register_format",
     "register_own_data",
     "segment_masks",
     "training_classes",

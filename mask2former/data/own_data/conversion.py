@@ -14,27 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mask2former.data.own_data.classes import parse_ignored, read_class_names, training_classes
-from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, LABELME, PNG_TREE, DataClass
-from mask2former.data.own_data.datasets_library import (
-    classes_of,
-    is_datasets_folder,
-    load_splits,
-    read_samples,
-    write_splits,
-)
-from mask2former.data.own_data.detect import read_own_data
-from mask2former.data.own_data.exporting import WRITERS
+from mask2former.data.own_data.dataset import DataClass
+from mask2former.data.own_data.datasets_library import classes_of, is_datasets_folder, load_splits, read_samples
+from mask2former.data.own_data.formats import format_named, read_own_data
 from mask2former.data.own_data.samples import BACKGROUND, Sample, numbered_classes, part_samples
 from mask2former.errors import DatasetError
-
-DATASETS = "datasets"
-FORMAT_NAMES = {
-    DATASETS: DATASETS,
-    "coco-instances": COCO_INSTANCES,
-    "coco-panoptic": COCO_PANOPTIC,
-    "labelme": LABELME,
-    "png": PNG_TREE,
-}
 
 
 @dataclass(frozen=True)
@@ -66,13 +50,13 @@ def convert_own_data(
 ) -> SampleSource:
     """Write the data of ``source``, whatever their format, to the new folder ``output`` as ``target`` has it.
 
-    ``target`` is one of ``FORMAT_NAMES``' values, ``preferred`` the format to read where a folder holds several.
+    ``target`` is the name of a format, ``preferred`` that of the one to read where a folder holds several.
     Returns what was written.
 
     Raises:
         DatasetError: the output exists, the source cannot be read or is wrong, or its classes do not fit the target.
     """
-    output = Path(output).expanduser()
+    data_format, output = format_named(target), Path(output).expanduser()
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise DatasetError(f"{output}: exists already; give a new folder, or remove it first")
     opened = open_samples(source, preferred=preferred, choice=choice or ClassChoice(), cache_dir=cache_dir)
@@ -81,8 +65,7 @@ def convert_own_data(
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     try:
         partial.mkdir(parents=True)
-        writer = write_splits if target == DATASETS else WRITERS[target]
-        writer(partial, parts, opened.classes)
+        data_format.write(partial, parts, opened.classes)
         if output.is_dir():
             output.rmdir()
         partial.rename(output)

@@ -18,12 +18,7 @@ from mask2former.structures import segmentation_to_bitmask
 TRAIN, VALID = "train", "valid"
 
 PNG_TREE, COCO_INSTANCES, COCO_PANOPTIC, LABELME = "png_tree", "coco_instances", "coco_panoptic", "labelme"
-FORMAT_TITLES = {
-    PNG_TREE: "a tree of images and PNG masks",
-    COCO_INSTANCES: "COCO instances",
-    COCO_PANOPTIC: "COCO panoptic",
-    LABELME: "a labelme folder",
-}
+DATASETS = "datasets"
 
 
 @dataclass(frozen=True)

@@ -1,73 +1,70 @@
-"""Which format a path holds, and reading it."""
+"""What lies at a path: JSON files of COCO that belong together, or of labelme."""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 from mask2former.data.own_data.coco_files import CocoFile, is_partner, json_files_below, part_of
-from mask2former.data.own_data.coco_instances import read_coco_instances
-from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
-from mask2former.data.own_data.dataset import (
-    COCO_INSTANCES,
-    COCO_PANOPTIC,
-    FORMAT_TITLES,
-    TRAIN,
-    VALID,
-    OwnDataset,
-)
-from mask2former.data.own_data.datasets_library import is_datasets_folder
-from mask2former.data.own_data.labelme import is_labelme_json, read_labelme
-from mask2former.data.own_data.png_tree import is_png_tree, read_png_tree
+from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, TRAIN, VALID
+from mask2former.data.own_data.labelme import is_labelme_json
 from mask2former.errors import DatasetError
 
-EXPECTED = (
-    "expected a folder with train/images and train/masks, a COCO instances or panoptic json or a folder with one, "
-    "or a folder of labelme files"
-)
 _NUM_LOOKED_AT = 10
-_COCO_READERS = {COCO_INSTANCES: read_coco_instances, COCO_PANOPTIC: read_coco_panoptic}
 
 
-def read_own_data(path: str | Path, *, preferred: str | None = None, num_workers: int | None = None) -> OwnDataset:
-    """The data set that ``path`` holds, its format found by what lies there.
-
-    ``preferred`` is the format to take where a folder holds COCO files of several kinds.
+def holds_coco(path: Path, *, kind: str) -> bool:
+    """Whether a JSON file, or one below a folder, is COCO's of this kind.
 
     Raises:
-        DatasetError: nothing is there, it is of none of the formats, or what is there is wrong.
+        DatasetError: a file is no JSON.
     """
-    location = Path(path).expanduser()
-    if location.is_file():
-        return _read_json(location, num_workers)
-    if not location.is_dir():
-        raise DatasetError(f"{path}: no such file or folder; {EXPECTED}")
-    if is_png_tree(location):
-        return read_png_tree(location, num_workers=num_workers)
-    coco_files = _coco_files_below(location, preferred)
-    if coco_files:
-        kind = coco_files[TRAIN].kind
-        return _COCO_READERS[kind](coco_files, location, num_workers=num_workers)
-    if any(_is_labelme(json_file) for json_file in sorted(location.rglob("*.json"))[:_NUM_LOOKED_AT]):
-        return read_labelme(location, num_workers=num_workers)
-    if is_datasets_folder(location):
-        raise DatasetError(f"{path}: a data set of the library datasets; tools/convert_dataset.py makes files of it")
-    raise DatasetError(f"{path}: no data set found in this folder; {EXPECTED}")
+    files = [path] if path.is_file() else json_files_below(path)
+    return any(coco_file.kind == kind for coco_file in _coco_files(files))
 
 
-def _coco_files_below(root: Path, preferred: str | None) -> dict[str, CocoFile]:
-    """The file of each part; empty where there is none."""
-    paths = json_files_below(root)
-    found = [coco_file for path in paths if (coco_file := _read_coco_file(path)) is not None]
-    present = [kind for kind in (COCO_INSTANCES, COCO_PANOPTIC) if any(f.kind == kind for f in found)]
-    if not present:
-        return {}
-    kind = preferred if preferred in present else present[0]
-    return _choose(root, [coco_file for coco_file in found if coco_file.kind == kind], paths)
+def coco_parts(path: Path, *, kind: str, title: str) -> tuple[dict[str, CocoFile], Path]:
+    """The file of each part with what it holds, and the folder of the data set; ``title`` names the kind in errors.
+
+    A training file brings along the validation file beside it, where that is called the same but for this word.
+
+    Raises:
+        DatasetError: files do not say which part they are, or contradict each other.
+    """
+    try:
+        if path.is_dir():
+            paths = json_files_below(path)
+            found = [coco_file for coco_file in _coco_files(paths) if coco_file.kind == kind]
+            return _choose(path, found, paths, title), path
+        root = path.parent
+        if part_of(path, root) != TRAIN:
+            return {TRAIN: _coco_files([path])[0]}, root
+        beside = [other for other in sorted(root.glob("*.json")) if is_partner(other, path, root)][:1]
+        return _choose(root, _coco_files([path, *beside]), beside, title), root
+    finally:
+        _read_coco_file.cache_clear()
 
 
-def _read_coco_file(json_file: Path) -> CocoFile | None:
+def holds_labelme(path: Path) -> bool:
+    """Whether a JSON file, or one of the first below a folder, is labelme's.
+
+    Raises:
+        DatasetError: a file is no JSON.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("*.json"))[:_NUM_LOOKED_AT]
+    return any(is_labelme_json(_content_of(json_file)) for json_file in files)
+
+
+def _coco_files(json_files: list[Path]) -> list[CocoFile]:
+    stats = [(path, path.stat()) for path in json_files]
+    found = [_read_coco_file(path, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
+    return [coco_file for coco_file in found if coco_file is not None]
+
+
+@functools.cache  # until the files are chosen: they may be large, and several formats ask for them
+def _read_coco_file(json_file: Path, mtime_ns: int, size: int) -> CocoFile | None:
     content = _content_of(json_file)
     kind = _coco_kind(content)
     return None if kind is None else CocoFile(json_file, kind, content)
@@ -93,26 +90,7 @@ def _content_of(json_file: Path) -> Any:
         raise DatasetError(f"{json_file} is not valid JSON: {error}") from error
 
 
-def _is_labelme(json_file: Path) -> bool:
-    return is_labelme_json(_content_of(json_file))
-
-
-def _read_json(json_file: Path, num_workers: int | None) -> OwnDataset:
-    """One JSON file; with the validation file beside it, where it is called as the training one but for that word."""
-    train = _read_coco_file(json_file)
-    if train is None:
-        if _is_labelme(json_file):
-            raise DatasetError(f"{json_file} is one labelme file; give the folder that holds all of them")
-        raise DatasetError(f"{json_file}: neither COCO instances nor COCO panoptic; {EXPECTED}")
-    folder = json_file.parent
-    if part_of(json_file, folder) != TRAIN:
-        return _COCO_READERS[train.kind]({TRAIN: train}, folder, num_workers=num_workers)
-    beside = [path for path in sorted(folder.glob("*.json")) if is_partner(path, json_file, folder)][:1]
-    parts = [train, *filter(None, map(_read_coco_file, beside))]
-    return _COCO_READERS[train.kind](_choose(folder, parts, beside), folder, num_workers=num_workers)
-
-
-def _choose(root: Path, found: list[CocoFile], paths: list[Path]) -> dict[str, CocoFile]:
+def _choose(root: Path, found: list[CocoFile], paths: list[Path], title: str) -> dict[str, CocoFile]:
     """The file of each part, of those of one kind among ``paths``; a single one may name no part and is for training.
 
     A file that is the other part by its name alone is refused: without a word the data set would be half of what it is.
@@ -123,12 +101,11 @@ def _choose(root: Path, found: list[CocoFile], paths: list[Path]) -> dict[str, C
     for part in (TRAIN, VALID):
         files = [coco_file for coco_file in found if part_of(coco_file.path, root) == part]
         if len(files) > 1:
-            names, title = _names(root, files), FORMAT_TITLES[files[0].kind]
-            raise DatasetError(f"{root}: several {part} files of {title}: {names}; give the path of one")
+            raise DatasetError(f"{root}: several {part} files of {title}: {_names(root, files)}; give the path of one")
         if files:
             chosen[part] = files[0]
     if TRAIN not in chosen:
-        title, others = FORMAT_TITLES[found[0].kind], [path for path in paths if part_of(path, root) == TRAIN]
+        others = [path for path in paths if part_of(path, root) == TRAIN]
         note = f"; {', '.join(map(str, others))}: no {title}" if others else ""
         raise DatasetError(
             f"{root}: which file is for training? {title} are in {_names(root, found)} alone; its name must say train, "
@@ -136,7 +113,6 @@ def _choose(root: Path, found: list[CocoFile], paths: list[Path]) -> dict[str, C
         )
     partner = next((path for path in paths if is_partner(path, chosen[TRAIN].path, root)), None)
     if partner is not None and VALID not in chosen:
-        title = FORMAT_TITLES[chosen[TRAIN].kind]
         raise DatasetError(f"{partner}: called as the validation part of {chosen[TRAIN].path}, but no {title}")
     return chosen
 

@@ -6,28 +6,19 @@ Every writer fills an empty folder with ``train`` and ``val`` or ``valid`` parts
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mask2former.data.own_data.dataset import (
-    COCO_INSTANCES,
-    COCO_PANOPTIC,
-    LABELME,
-    PNG_TREE,
-    TRAIN,
-    VALID,
-    DataClass,
-)
+from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass
+from mask2former.data.own_data.formats import Parts
 from mask2former.data.own_data.samples import BACKGROUND, Region, Sample
 from mask2former.errors import DatasetError
 from mask2former.files.preparation_files import encode_png, write_json, write_picture
 from mask2former.structures import bitmasks_to_rles, id_to_rgb, mask_to_box_xywh
-
-Parts = Mapping[str, Iterable[Sample]]
 
 _COCO_PARTS = {TRAIN: "train", VALID: "val"}
 _PNG_VOID = 255  # does not train, unless said otherwise
@@ -98,14 +89,6 @@ def write_png_tree(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> 
             labels = np.where(sample.class_ids == BACKGROUND, _PNG_VOID, sample.class_ids).astype(np.uint8)
             write_picture((folder / part / "masks" / sample.name).with_suffix(".png"), labels)
     (folder / "classes.txt").write_text("".join(f"{c.id}: {c.name}\n" for c in classes), encoding="utf-8")
-
-
-WRITERS: Mapping[str, Callable[[Path, Parts, Sequence[DataClass]], None]] = {
-    COCO_INSTANCES: write_coco_instances,
-    COCO_PANOPTIC: write_coco_panoptic,
-    LABELME: write_labelme,
-    PNG_TREE: write_png_tree,
-}
 
 
 def _write_coco(

@@ -16,7 +16,6 @@ from pycocotools import mask as coco_mask
 from mask2former.data.own_data.dataset import (
     COCO_INSTANCES,
     COCO_PANOPTIC,
-    LABELME,
     PNG_TREE,
     DataClass,
     FileMask,
@@ -24,6 +23,7 @@ from mask2former.data.own_data.dataset import (
     OwnDataset,
     Segment,
 )
+from mask2former.data.own_data.formats import format_named
 from mask2former.files.images import read_panoptic_ids
 from mask2former.files.preparation_files import write_json, write_picture
 from mask2former.structures import bitmasks_to_rles, id_to_rgb
@@ -38,7 +38,8 @@ def index_file(folder: str | Path, part: str) -> Path:
 
 def write_index(dataset: OwnDataset, classes: Sequence[DataClass], folder: Path) -> None:
     """Write the index of every part; file names are relative to the data set's root where they lie below it."""
-    annotate = _ANNOTATE[dataset.format]
+    form = format_named(dataset.format).index_form
+    annotate = _ANNOTATE[form]
     trained = {entry.id for entry in classes}
     root = Path(os.path.abspath(dataset.root))
     for part, images in dataset.parts.items():
@@ -51,7 +52,7 @@ def write_index(dataset: OwnDataset, classes: Sequence[DataClass], folder: Path)
         for image in images:
             segments = [segment for segment in image.segments if segment.class_id in trained]
             content["annotations"] += annotate(image, segments, root, folder / part)
-        if dataset.format in (COCO_INSTANCES, LABELME):
+        if form == COCO_INSTANCES:
             content["annotations"] = [{"id": i, **a} for i, a in enumerate(content["annotations"], start=1)]
         write_json(index_file(folder, part), content)
 
@@ -125,6 +126,5 @@ _Annotate = Callable[[ImageEntry, Sequence[Segment], Path, Path], list[dict[str,
 _ANNOTATE: Mapping[str, _Annotate] = {
     PNG_TREE: _label_map,
     COCO_INSTANCES: _instances,
-    LABELME: _instances,
     COCO_PANOPTIC: _panoptic,
 }
