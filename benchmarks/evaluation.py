@@ -34,7 +34,8 @@ from mask2former.evaluation import COCOPanopticEvaluator, evaluate_panoptic
 from mask2former.evaluation.average_precision import PrecisionTally
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
 from mask2former.evaluation.coco_matching import IouType, match_image
-from mask2former.files.evaluation_files import write_json, write_png
+from mask2former.files.atomic import write_json
+from mask2former.files.pictures import write_picture
 from mask2former.structures import MetadataCatalog, bitmasks_to_rles, id_to_rgb
 
 NAME = "evaluation_benchmark"
@@ -77,10 +78,10 @@ def write_panoptic(folder: Path, num_images: int, size: tuple[int, int]) -> list
     for image_id in range(num_images):
         ids, segments = panoptic_scene(rng, size)
         file_name = f"{image_id}.png"
-        write_png(id_to_rgb(ids), folder / "truth" / file_name)
+        write_picture(id_to_rgb(ids), folder / "truth" / file_name)
         truth.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
         shifted = np.roll(ids, (5, -7), axis=(0, 1))
-        write_png(id_to_rgb(shifted), folder / "found" / file_name)
+        write_picture(id_to_rgb(shifted), folder / "found" / file_name)
         own = [{"id": segment["id"], "category_id": segment["category_id"]} for segment in segments]
         found.append({"image_id": image_id, "file_name": file_name, "segments_info": own})
         predictions.append((image_id, torch.from_numpy(shifted), own))

@@ -31,7 +31,7 @@ def evaluate(dataset_name: str, predictions: str) -> None:
     """Prints the metrics as JSON."""
     from mask2former.data import register_builtin_datasets
     from mask2former.evaluation import evaluate_semantic_pq
-    from mask2former.files.evaluation_files import metadata_field
+    from mask2former.evaluation.protocol import metadata_field
     from mask2former.structures import MetadataCatalog
 
     register_builtin_datasets()

@@ -13,8 +13,8 @@ from mask2former.commands.predict_video import VideoOptions, find_videos, predic
 from mask2former.config import get_cfg
 from mask2former.errors import InputError
 from mask2former.files.finding import IMAGE_SUFFIXES, VIDEO_SUFFIXES, NamedFile, find_files, prepare_folder
-from mask2former.files.image_input import to_rgb_array
-from mask2former.inference.mask_files import write_png
+from mask2former.files.images import to_rgb_array
+from mask2former.files.pictures import write_picture
 from mask2former.inference.outputs import draw_results, save_results
 from mask2former.inference.predictor import TASKS, Predictor
 from mask2former.modeling.inference_precision import PRECISIONS
@@ -111,7 +111,7 @@ def _predict_images(
         stem.parent.mkdir(parents=True, exist_ok=True)
         results = predictor(image)
         for task, picture in draw_results(image, results, predictor.metadata, threshold=threshold).items():
-            write_png(Path(f"{stem}_{task}.png"), picture)
+            write_picture(picture, Path(f"{stem}_{task}.png"))
             num_written += 1
         if save_masks:
             num_written += save_results(stem, results, predictor.metadata, name=file.path.name, threshold=threshold)

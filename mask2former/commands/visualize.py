@@ -20,8 +20,10 @@ from mask2former.data.catalog import DatasetDict, is_video, name_of
 from mask2former.data.targets import clip_targets, instance_targets, panoptic_targets, semantic_targets
 from mask2former.data.transforms import NoOpTransform
 from mask2former.errors import ConfigError, DatasetError, InputError
-from mask2former.files.images import read_image, read_label_map, read_panoptic_ids
-from mask2former.inference.mask_files import write_png
+from mask2former.files.images import read_image
+from mask2former.files.label_maps import read_label_map
+from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.pictures import write_picture
 from mask2former.structures import Instances, Metadata
 from mask2former.visualization.targets import draw_targets, join_frames
 
@@ -83,7 +85,7 @@ def run_visualize(args: argparse.Namespace) -> None:
         )
         num_pictures += 1
         if output is not None:
-            write_png(output / f"{num_pictures:04d}_{stem}.png", picture)
+            write_picture(picture, output / f"{num_pictures:04d}_{stem}.png")
         if args.show:
             Image.fromarray(picture).show(title=stem)
     print(f"{num_pictures} pictures" + ("" if output is None else f" in {output}"))

@@ -28,7 +28,9 @@ from mask2former.data.targets import (
 )
 from mask2former.data.transforms import AugmentationList
 from mask2former.errors import ConfigError, DatasetError
-from mask2former.files.images import FORMATS, read_image, read_label_map, read_panoptic_ids
+from mask2former.files.images import FORMATS, read_image
+from mask2former.files.label_maps import read_label_map
+from mask2former.files.panoptic import read_panoptic_ids
 from mask2former.structures import Instances
 from mask2former.structures.label_ids import labels_to_train_ids
 

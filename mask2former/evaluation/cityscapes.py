@@ -21,9 +21,10 @@ import numpy as np
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.optional import import_optional
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
-from mask2former.files.evaluation_files import PathLike, metadata_field, write_png
+from mask2former.files.opening import PathLike
+from mask2former.files.pictures import write_picture
 from mask2former.structures.label_ids import semantic_labels
 from mask2former.structures.metadata import MetadataCatalog
 
@@ -140,7 +141,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         truth = self._truth_file(image, "labelIds")
         self._truth_file(image, "instanceIds")  # read too, beside the other
         prediction = folder / f"{_stem(image)}_pred.png"
-        write_png(ids_of[train_ids], prediction)
+        write_picture(ids_of[train_ids], prediction)
         self._module.evaluatePair(str(prediction), str(truth), self._confusion, self._instances, {}, self._args)
 
     def _sum_instances(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -195,7 +196,7 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
             if not 0 <= label < len(names):
                 raise InputError(f"prediction for {image}: class {label} is none of the {len(names)} of thing_classes")
             path = folder / f"{_stem(image)}_{i}_{names[label].replace(' ', '_')}.png"
-            write_png((masks[i] > 0.5).cpu().numpy().astype(np.uint8) * 255, path)
+            write_picture((masks[i] > 0.5).cpu().numpy().astype(np.uint8) * 255, path)
             written[str(path)] = {"labelID": self._labels.name2label[names[label]].id, "conf": score}
         if self._predictions_dir is not None:
             lines = [f"{Path(path).name} {entry['labelID']} {entry['conf']}\n" for path, entry in written.items()]

@@ -15,9 +15,10 @@ from mask2former.evaluation.average_precision import AveragePrecision, Precision
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, needs_masks, read_detections
 from mask2former.evaluation.coco_matching import MAX_DETECTIONS, IouType, match_image
 from mask2former.evaluation.gather import gather_on_main
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
-from mask2former.files.evaluation_files import PathLike, metadata_field, write_json
+from mask2former.files.atomic import write_json
+from mask2former.files.opening import PathLike
 from mask2former.structures.instances import Instances
 from mask2former.structures.masks import bitmasks_to_rles, masks_to_boxes_xyxy
 from mask2former.structures.metadata import Metadata, MetadataCatalog

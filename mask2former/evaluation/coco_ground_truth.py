@@ -10,7 +10,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mask2former.errors import DatasetError, InputError
-from mask2former.files.evaluation_files import PathLike, read_json
+from mask2former.files.json_files import read_json
+from mask2former.files.opening import PathLike
 
 
 class CocoGroundTruth:

@@ -12,17 +12,14 @@ import numpy as np
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.read_ahead import ReadAhead
 from mask2former.evaluation.results import check_percentages, format_table
-from mask2former.files.evaluation_files import (
-    PathLike,
-    metadata_field,
-    read_json,
-    read_panoptic_ids,
-    write_json,
-    write_png,
-)
+from mask2former.files.atomic import write_json
+from mask2former.files.json_files import read_json
+from mask2former.files.opening import PathLike
+from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.pictures import write_picture
 from mask2former.structures.metadata import MetadataCatalog
 from mask2former.structures.panoptic_ids import id_to_rgb
 
@@ -145,7 +142,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             file_name = str(Path(annotation["file_name"]).with_suffix(".png"))
             self._predictions.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
             if self._output_dir is not None and self._save_pngs:
-                write_png(id_to_rgb(ids), self._output_dir / PNG_FOLDER / file_name)
+                write_picture(id_to_rgb(ids), self._output_dir / PNG_FOLDER / file_name)
 
     def evaluate(self) -> Results | None:
         """``{"panoptic_seg": {PQ, SQ, RQ, PQ_th, …, RQ_st}}`` in percent on the main process, None elsewhere.

@@ -11,7 +11,7 @@ from mask2former.errors import DatasetError
 from mask2former.evaluation.coco import COCOEvaluator
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
 from mask2former.evaluation.panoptic import PanopticGroundTruth
-from mask2former.files.evaluation_files import metadata_field
+from mask2former.evaluation.protocol import metadata_field
 from mask2former.structures.masks import bitmasks_to_rles
 from mask2former.structures.metadata import Metadata
 

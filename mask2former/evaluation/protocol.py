@@ -5,9 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mask2former.errors import DatasetError
+from mask2former.structures.metadata import Metadata
+
 ModelInputs = Sequence[Mapping[str, Any]]
 ModelOutputs = Sequence[Mapping[str, Any]]
 Results = dict[str, dict[str, float]]
+
+
+def metadata_field(metadata: Metadata, key: str, evaluator: str) -> Any:
+    """A metadata value that an evaluator cannot do without.
+
+    Raises:
+        DatasetError: it is missing or None.
+    """
+    value = metadata.get(key)
+    if value is None:
+        known = sorted(metadata.as_dict())
+        raise DatasetError(f"{evaluator}: data set {metadata.name!r} has no metadata {key!r}, it has {known}")
+    return value
 
 
 class DatasetEvaluator:

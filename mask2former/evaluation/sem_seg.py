@@ -12,10 +12,13 @@ import numpy as np
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.panoptic import PanopticGroundTruth
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.semantic_confusion import SemanticConfusion
-from mask2former.files.evaluation_files import PathLike, metadata_field, read_json, read_label_map, write_json
+from mask2former.files.atomic import write_json
+from mask2former.files.json_files import read_json
+from mask2former.files.label_maps import read_label_map
+from mask2former.files.opening import PathLike
 from mask2former.structures.label_ids import labels_to_train_ids, semantic_labels
 from mask2former.structures.masks import bitmasks_to_rles, segmentation_to_bitmask
 from mask2former.structures.metadata import MetadataCatalog

@@ -12,11 +12,12 @@ from pycocotools import mask as coco_mask
 
 from mask2former.errors import InputError
 from mask2former.evaluation.gather import gather_on_main
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.video_average_precision import compute_video_average_precision
 from mask2former.evaluation.video_ground_truth import VideoGroundTruth, joined, read_video_results
-from mask2former.files.evaluation_files import PathLike, metadata_field, write_json
+from mask2former.files.atomic import write_json
+from mask2former.files.opening import PathLike
 from mask2former.structures.mask_track import MaskTrack
 from mask2former.structures.masks import bitmasks_to_rles
 from mask2former.structures.metadata import MetadataCatalog

@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.coco_ground_truth import check_segmentation, compressed_rle
 from mask2former.evaluation.video_average_precision import Rle, join_frames, mean_visible_area
-from mask2former.files.evaluation_files import PathLike, read_json
+from mask2former.files.json_files import read_json
+from mask2former.files.opening import PathLike
 
 
 @dataclass(frozen=True)

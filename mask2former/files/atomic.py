@@ -1,59 +1,118 @@
-"""Atomic writing: a reader, also after a crash or power loss, finds the old file or the new one, never half of one."""
+"""Atomic writing: a reader, also after a crash or power loss, finds the old file or the new one, never half of one.
+
+A temporary file lies beside its place, with a dot before its name and ``.tmp`` after it; none outlives an error.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from mask2former.errors import InputError
+from mask2former.files.opening import PathLike
 
-def save_atomic(obj: Any, path: str | Path) -> None:
+_TEMPORARY = ".tmp"
+_MAX_NAME_KEPT = 40  # characters, of up to four bytes each, so that a name that fits still does with what is added
+
+
+def save_atomic(obj: Any, path: PathLike) -> None:
     """Writes a torch file; on any error ``path`` keeps what it held."""
-    with _replacing(Path(path)) as file:
-        torch.save(obj, file)
+    with replacing(path) as file:
+        try:
+            torch.save(obj, file)
+        except RuntimeError as error:  # torch's own, of a disk that took less than it should
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
-def write_text_atomic(text: str, path: str | Path) -> None:
+def write_text_atomic(text: str, path: PathLike) -> None:
     """Writes a UTF-8 text file; on any error ``path`` keeps what it held."""
-    with _replacing(Path(path)) as file:
-        file.write(text.encode("utf-8"))
+    write_bytes_atomic(text.encode("utf-8"), path)
 
 
-def write_bytes_atomic(content: bytes, path: str | Path) -> None:
-    """Writes a binary file; on any error ``path`` keeps what it held."""
-    with _replacing(Path(path)) as file:
+def write_bytes_atomic(content: bytes, path: PathLike, *, is_durable: bool = True) -> None:
+    """Writes a binary file; on any error ``path`` keeps what it held.
+
+    is_durable: wait until it lies on the disk; not worth it for one of thousands of files that can be made again.
+    """
+    with replacing(path, is_durable=is_durable) as file:
         file.write(content)
 
 
+def write_json(content: Any, path: PathLike, *, is_durable: bool = True) -> None:
+    """Writes compact JSON; on any error ``path`` keeps what it held."""
+    write_bytes_atomic(json.dumps(content, separators=(",", ":")).encode(), path, is_durable=is_durable)
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Make ``target`` the same file as ``source``, or a copy on another disk; False where it was there already."""
+    if target.is_file() and target.stat().st_size == source.stat().st_size:
+        return False
+    with replacing_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, temporary)
+    return True
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed runs left below ``folder``."""
+    for pattern in (f".*{_TEMPORARY}", f".*{_TEMPORARY}.*"):
+        for path in folder.rglob(pattern):
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file in the same folder, which takes the place of ``path`` once it is complete and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            yield file
-            file.flush()
+def replacing(path: PathLike, *, is_durable: bool = True) -> Iterator[IO[bytes]]:
+    """A temporary file, which takes the place of ``path`` once the block is done.
+
+    Raises:
+        InputError: it cannot be written, with the path and the reason.
+    """
+    # Made by open, which follows the process's mask of permissions; "x" never opens what is there.
+    with replacing_path(path, is_durable=is_durable) as temporary, open(temporary, "xb") as file:
+        yield file
+        file.flush()
+        if is_durable:
             os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing_path(path: PathLike, *, is_durable: bool = False) -> Iterator[Path]:
+    """The name of a temporary file for the block to make, as ``replacing`` does.
+
+    Raises:
+        InputError: it cannot be written, with the path and the reason.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    _sync_directory(path.parent)
+        if is_durable:
+            _sync_directory(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    """The process's file-creation mask, which mkstemp overrides with owner-only access."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def temporary_path(path: Path, *, keeps_suffix: bool = False) -> Path:
+    """Where what becomes ``path`` is written first; ``keeps_suffix`` for writers that go by the ending of the name."""
+    suffix = path.suffix if keeps_suffix else ""
+    return path.with_name(f".{path.stem[:_MAX_NAME_KEPT]}.{secrets.token_hex(4)}{_TEMPORARY}{suffix}")
 
 
 def _sync_directory(directory: Path) -> None:

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mask2former.errors import DatasetError
+from mask2former.errors import DatasetError, InputError
+from mask2former.files.opening import PathLike
 
 
 def root_note() -> str:
@@ -49,6 +50,29 @@ def read_json_object(path: str | os.PathLike[str], keys: tuple[str, ...]) -> dic
             found = type(content[key]).__name__ if key in content else "no such key"
             raise DatasetError(f"{file}: expected a list under {key!r}, found {found}")
     return content
+
+
+def read_json(path: PathLike, *, error: type[InputError] = DatasetError) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        DatasetError (or ``error``): it is missing or not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+    except ValueError as cause:
+        raise error(f"{path}: not a valid JSON file: {cause}") from cause
+
+
+def read_json_if_whole(path: Path) -> Any:
+    """The content of a JSON file, None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def require_keys(entry: Any, keys: tuple[str, ...], context: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from mask2former.checkpoint import find_zoo_model, zoo_models
 from mask2former.checkpoint.transformers_config import read_class_names, read_transformers_folder
 from mask2former.config import CfgNode, get_cfg
 from mask2former.errors import CheckpointError, ConfigError
-from mask2former.files.image_input import ImageInput
+from mask2former.files.images import ImageInput
 from mask2former.inference.predictor import TASKS, Predictor, copy_config
 from mask2former.structures import MetadataCatalog
 from mask2former.visualization.overlays import class_name

@@ -19,7 +19,7 @@ from mask2former.data.datasets import register_builtin_datasets
 from mask2former.data.own_data import register_own_data
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import ConfigError, InputError
-from mask2former.files.image_input import ImageInput, to_rgb_array
+from mask2former.files.images import ImageInput, to_rgb_array
 from mask2former.inference.frame_tracker import FrameTracker
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference

@@ -18,7 +18,7 @@ from mask2former.commands import predict as predict_command
 from mask2former.commands.predict import add_predict_arguments, find_images, run_predict
 from mask2former.errors import InputError
 from mask2former.files.finding import NamedFile
-from mask2former.files.image_input import to_rgb_array
+from mask2former.files.images import to_rgb_array
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
 
 REPOSITORY = Path(__file__).parents[2]

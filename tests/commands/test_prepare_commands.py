@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,7 +15,6 @@ from mask2former.commands.prepare import PREPARATIONS, main, run_preparation
 from mask2former.data import DatasetCatalog
 from mask2former.data.preparation.work import RunOptions
 from mask2former.errors import DatasetError
-from mask2former.files import preparation_files as files
 from tests.data_pipeline import prepared_trees
 
 REPOSITORY = Path(__file__).parents[2]
@@ -102,7 +100,7 @@ def test_error_in_a_process_is_the_same_error(tmp_path: Path) -> None:
     prepared_trees.ade20k_tree(tmp_path)
     (tmp_path / "ADEChallengeData2016/annotations/training/ADE_train_00000001.png").write_bytes(b"no picture")
     for workers in (1, 2):
-        with pytest.raises(DatasetError, match=r"cannot be read: .*ADE_train_00000001.png"):
+        with pytest.raises(DatasetError, match=r"ADE_train_00000001.png: cannot be read as an image"):
             run_preparation("ade20k_sem_seg", tmp_path, options=RunOptions(num_workers=workers))
 
 
@@ -157,36 +155,6 @@ def test_help_tells_what_is_made(name: str, capsys: pytest.CaptureFixture[str]) 
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert next(iter(PREPARATIONS[name].splits)) in shown
-
-
-def test_failed_writing_leaves_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "folder" / "a.png"
-    files.write_picture(target, np.zeros((3, 4), np.uint8))
-    whole = target.read_bytes()
-
-    def fail(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        files.write_atomic(target, fail)
-    assert target.read_bytes() == whole
-    assert list(target.parent.iterdir()) == [target]
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
-def test_intact_pictures_are_told_from_others(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"a{suffix}"
-    assert not files.is_intact(path, (7, 9))
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 9)).astype(np.uint16 if suffix == ".tif" else np.uint8)
-    files.write_picture(path, pixels)
-    assert files.is_intact(path, (7, 9))
-    assert not files.is_intact(path, (9, 7))
-    content = path.read_bytes()
-    for damaged in (content[:-20], content[:10], b""):
-        path.write_bytes(damaged)
-        assert not files.is_intact(path, (7, 9))
 
 
 def test_mapillary_checks_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from mask2former.commands.prepare import run_preparation
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, DatasetMapper
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_label_map, read_panoptic_ids
+from mask2former.files.label_maps import read_label_map
+from mask2former.files.panoptic import read_panoptic_ids
 from mask2former.structures import segmentation_to_bitmask
 from tests.data_pipeline.prepared_trees import SIZE, cityscapes_tree
 
@@ -117,5 +118,7 @@ def test_cityscapes_panoptic_wrong_entries_are_named(ids: np.ndarray, tmp_path: 
 def test_cityscapes_map_that_is_no_label_map_is_named(ids: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "cityscapes/gtFine/val/ulm/ulm_000000_000019_gtFine_labelIds.png"
     Image.new("RGB", SIZE[::-1]).save(path)
-    with pytest.raises(DatasetError, match=r"one channel of class ids.*ulm_000000_000019_gtFine_labelIds"):
+    with pytest.raises(
+        DatasetError, match=r"ulm_000000_000019_gtFine_labelIds.png: a label map has one channel of class ids"
+    ):
         run_preparation("cityscapes", splits=["val"])

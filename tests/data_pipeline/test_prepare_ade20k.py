@@ -15,7 +15,9 @@ from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, DatasetMapper
 from mask2former.data.preparation.ade20k_full import read_train_ids
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_image_size, read_label_map, read_panoptic_ids
+from mask2former.files.images import read_image_size
+from mask2former.files.label_maps import read_label_map
+from mask2former.files.panoptic import read_panoptic_ids
 from mask2former.structures import segmentation_to_bitmask
 from tests.data_pipeline.prepared_trees import SIZE, ade20k_full_tree, ade20k_tree
 
@@ -115,7 +117,7 @@ def test_ade20k_instance_without_class_is_named(root: Path) -> None:
         with pytest.raises(DatasetError, match=r"ADE_val_00000001.png: labels \[101\] have no class"):
             run_preparation(name)
     Image.new("L", SIZE[::-1]).save(path)
-    with pytest.raises(DatasetError, match=r"RGB, found 1 channel.*ADE_val_00000001.png"):
+    with pytest.raises(DatasetError, match=r"ADE_val_00000001.png: .* RGB, found 1 channel"):
         run_preparation("ade20k_ins_seg")
 
 

@@ -23,7 +23,9 @@ from mask2former.evaluation import (
 )
 from mask2former.evaluation.__main__ import main
 from mask2former.evaluation.results import format_table
-from mask2former.files.evaluation_files import read_json, write_json, write_png
+from mask2former.files.atomic import write_json
+from mask2former.files.json_files import read_json
+from mask2former.files.pictures import write_picture
 from mask2former.structures import MetadataCatalog
 from tests.evaluation.reference_data import REFERENCE, ReferenceData
 
@@ -87,22 +89,8 @@ def test_written_files_replace_whole_files(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json({"a": object()}, path)
     assert read_json(path) == {"a": 1}
-    write_png(np.zeros((2, 2), dtype=np.uint8), tmp_path / "sub" / "a.png")
+    write_picture(np.zeros((2, 2), dtype=np.uint8), tmp_path / "sub" / "a.png")
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.json", "a.png"]
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    write_json(1, path)
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_json(2, path)
-    assert read_json(path) == 1
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def cfg_for(tmp_path: Path, **tasks: bool) -> Any:

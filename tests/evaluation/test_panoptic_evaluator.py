@@ -84,7 +84,7 @@ def test_panoptic_evaluator_refuses_damaged_png(copied: tuple[str, Path]) -> Non
     with pytest.raises(DatasetError, match=r"000000000000\.png: cannot be read as an image"):
         COCOPanopticEvaluator(name).process([{"image_id": 100}], [one_segment()])
     shutil.copy(REFERENCE / "panoptic_semseg" / "000000000000.png", path)
-    with pytest.raises(DatasetError, match=r"segment ids are coded in RGB, found an image of shape \(60, 80\)"):
+    with pytest.raises(DatasetError, match=r"segment ids are coded in RGB, found 1 channel of uint8"):
         COCOPanopticEvaluator(name).process([{"image_id": 100}], [one_segment()])
     path.unlink()
     with pytest.raises(DatasetError, match=r"000000000000\.png: file not found"):

@@ -22,7 +22,7 @@ from mask2former.evaluation import (
     build_evaluator,
 )
 from mask2former.evaluation import optional as optional_module
-from mask2former.files.evaluation_files import write_png
+from mask2former.files.pictures import write_picture
 from mask2former.structures import Instances, MetadataCatalog, bitmasks_to_rles
 from mask2former.structures.panoptic_ids import id_to_rgb
 from tests.evaluation.reference_data import ReferenceData
@@ -50,7 +50,7 @@ SEGMENTS = [
 
 
 def write_truth(folder: Path, **changes: Any) -> None:
-    write_png(id_to_rgb(truth_ids()), folder / "panoptic" / "a_b.png")
+    write_picture(id_to_rgb(truth_ids()), folder / "panoptic" / "a_b.png")
     content = {
         "images": [{"id": "a_b", "file_name": "a_b.jpg", "height": SIZE[0], "width": SIZE[1]}],
         "categories": [{"id": i, "name": f"name {i}", "isthing": int(i in THINGS)} for i in (1, 5, 9)],

@@ -194,7 +194,7 @@ BAD_CASES = {
     "missing": (DatasetError, "none.png: file not found"),
     "truncated": (DatasetError, "a.png: cannot be read as an image"),
     "text": (DatasetError, "a.png: cannot be read as an image"),
-    "rgb": (DatasetError, r"a.png: a label map has one channel, found an image of shape \(2, 3, 3\)"),
+    "rgb": (DatasetError, r"a.png: a label map has one channel of class ids, found 3 channels of uint8"),
     "label": (DatasetError, r"a.png: label 3 is neither a class \(0..2\) nor the ignore label \(255\)"),
     "size": (InputError, r"photo.jpg: size \(height, width\) is \(2, 2\), .*a.png is \(2, 3\)"),
     "class": (InputError, r"photo.jpg: labels must lie in 0..2, found 3..3"),

@@ -16,8 +16,8 @@ from mask2former.data.datasets.coco import XYWH_ABS
 from mask2former.data.datasets.coco_panoptic import convert_segment, resolve_categories
 from mask2former.data.datasets.instance_maps import segments_of
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_label_map
 from mask2former.files.json_files import read_json_object, require_folder, require_keys
+from mask2former.files.label_maps import read_label_map
 
 logger = logging.getLogger(__name__)
 

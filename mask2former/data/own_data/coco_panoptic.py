@@ -14,8 +14,9 @@ from mask2former.data.own_data.dataset import COCO_PANOPTIC, DataClass, FileMask
 from mask2former.data.own_data.png_tree import count_values
 from mask2former.data.own_data.scanning import scan
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_image_size, read_panoptic_ids
+from mask2former.files.images import read_image_size
 from mask2former.files.json_files import require_keys
+from mask2former.files.panoptic import read_panoptic_ids
 
 _VOID = 0
 

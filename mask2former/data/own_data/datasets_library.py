@@ -18,7 +18,7 @@ from PIL import Image
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass
 from mask2former.data.own_data.samples import BACKGROUND, Sample
 from mask2former.errors import DatasetError
-from mask2former.files.preparation_files import encode_png
+from mask2former.files.pictures import encode_picture
 
 COLUMNS = ("image", "annotation", "semantic_class_to_id")
 THING_CLASSES = "thing_classes"
@@ -149,7 +149,7 @@ def encode_annotation(sample: Sample) -> bytes:
     """The annotation of a sample as a PNG."""
     instance_ids = sample.instance_ids
     channels = (sample.class_ids, (instance_ids & 255).astype(np.uint8), (instance_ids >> 8).astype(np.uint8))
-    return encode_png(np.stack(channels, axis=-1))
+    return encode_picture(np.stack(channels, axis=-1))
 
 
 def write_splits(folder: Path, parts: Mapping[str, Iterable[Sample]], classes: Sequence[DataClass]) -> None:

@@ -17,7 +17,8 @@ from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass
 from mask2former.data.own_data.formats import Parts
 from mask2former.data.own_data.samples import BACKGROUND, Region, Sample
 from mask2former.errors import DatasetError
-from mask2former.files.preparation_files import encode_png, write_json, write_picture
+from mask2former.files.atomic import write_bytes_atomic, write_json, write_text_atomic
+from mask2former.files.pictures import encode_picture, write_picture
 from mask2former.structures import bitmasks_to_rles, id_to_rgb, mask_to_box_xywh
 
 _COCO_PARTS = {TRAIN: "train", VALID: "val"}
@@ -51,7 +52,7 @@ def write_coco_panoptic(folder: Path, parts: Parts, classes: Sequence[DataClass]
             area, box = int(region.mask.sum()), list(mask_to_box_xywh(region.mask))
             infos.append({"id": number, "category_id": region.class_id, "area": area, "bbox": box, "iscrowd": 0})
         png = f"{image['id']:012d}.png"
-        write_picture(folder / "annotations" / f"panoptic_{image['part']}" / png, id_to_rgb(ids))
+        write_picture(id_to_rgb(ids), folder / "annotations" / f"panoptic_{image['part']}" / png)
         return [{"image_id": image["id"], "file_name": png, "segments_info": infos}]
 
     _write_coco(folder, parts, _categories(classes), "panoptic", annotate)
@@ -72,7 +73,7 @@ def write_labelme(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> N
                 "imageHeight": sample.size[0],
                 "imageWidth": sample.size[1],
             }
-            write_json((folder / part / sample.name).with_suffix(".json"), content)
+            write_json(content, (folder / part / sample.name).with_suffix(".json"))
 
 
 def write_png_tree(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> None:
@@ -87,8 +88,8 @@ def write_png_tree(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> 
         for sample in samples:
             _write_image(folder / part / "images", sample)
             labels = np.where(sample.class_ids == BACKGROUND, _PNG_VOID, sample.class_ids).astype(np.uint8)
-            write_picture((folder / part / "masks" / sample.name).with_suffix(".png"), labels)
-    (folder / "classes.txt").write_text("".join(f"{c.id}: {c.name}\n" for c in classes), encoding="utf-8")
+            write_picture(labels, (folder / part / "masks" / sample.name).with_suffix(".png"))
+    write_text_atomic("".join(f"{c.id}: {c.name}\n" for c in classes), folder / "classes.txt")
 
 
 def _write_coco(
@@ -109,13 +110,11 @@ def _write_coco(
             content["annotations"] += annotate({**image, "part": name}, sample)
         if kind == "instances":
             content["annotations"] = [{"id": i, **entry} for i, entry in enumerate(content["annotations"], start=1)]
-        write_json(folder / "annotations" / f"{kind}_{name}.json", content)
+        write_json(content, folder / "annotations" / f"{kind}_{name}.json")
 
 
 def _write_image(folder: Path, sample: Sample) -> None:
-    path = folder / sample.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(sample.image)
+    write_bytes_atomic(sample.image, folder / sample.name, is_durable=False)
 
 
 def _categories(classes: Sequence[DataClass]) -> list[dict[str, Any]]:
@@ -143,5 +142,5 @@ def _shape(region: Region, label: str) -> dict[str, Any]:
         "group_id": None,
         "shape_type": "mask",
         "flags": {},
-        "mask": base64.b64encode(encode_png(crop)).decode(),
+        "mask": base64.b64encode(encode_picture(crop)).decode(),
     }

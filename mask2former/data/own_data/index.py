@@ -24,8 +24,9 @@ from mask2former.data.own_data.dataset import (
     Segment,
 )
 from mask2former.data.own_data.formats import format_named
-from mask2former.files.images import read_panoptic_ids
-from mask2former.files.preparation_files import write_json, write_picture
+from mask2former.files.atomic import write_json
+from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.pictures import write_picture
 from mask2former.structures import bitmasks_to_rles, id_to_rgb
 
 _VOID = 0
@@ -54,7 +55,7 @@ def write_index(dataset: OwnDataset, classes: Sequence[DataClass], folder: Path)
             content["annotations"] += annotate(image, segments, root, folder / part)
         if form == COCO_INSTANCES:
             content["annotations"] = [{"id": i, **a} for i, a in enumerate(content["annotations"], start=1)]
-        write_json(index_file(folder, part), content)
+        write_json(content, index_file(folder, part))
 
 
 def _image(image: ImageEntry, root: Path) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def _panoptic(image: ImageEntry, segments: Sequence[Segment], root: Path, folder
         ids = read_panoptic_ids(png)
         kept = [segment.mask.value for segment in segments]
         png = folder / f"{image.image_id}.png"
-        write_picture(png, id_to_rgb(np.where(np.isin(ids, kept), ids, _VOID)))
+        write_picture(id_to_rgb(np.where(np.isin(ids, kept), ids, _VOID)), png)
     infos = [
         {
             "id": segment.mask.value,

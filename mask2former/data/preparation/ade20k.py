@@ -14,9 +14,9 @@ from mask2former.data.preparation.labels import lookup, read_red_and_green
 from mask2former.data.preparation.panoptic import PanopticImage, write_panoptic
 from mask2former.data.preparation.work import Conversion, RunOptions, convert_all, run_all
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_label_map
-from mask2former.files.json_files import require_folder
-from mask2former.files.preparation_files import read_json_if_whole, remove_temporaries, write_json
+from mask2former.files.atomic import remove_temporaries, write_json
+from mask2former.files.json_files import read_json_if_whole, require_folder
+from mask2former.files.label_maps import read_label_map
 
 FOLDER = "ADEChallengeData2016"
 IGNORE_LABEL = 255
@@ -45,12 +45,12 @@ def prepare_ade20k_ins_seg(root: Path, split: str, options: RunOptions) -> None:
     annotations = [annotation for _, annotations in records for annotation in annotations]
     categories = [{"id": c.id, "name": c.instance_name} for c in _things()]
     write_json(
-        json_file,
         {
             "images": [image for image, _ in records],
             "annotations": [{"id": number, **entry} for number, entry in enumerate(annotations, start=1)],
             "categories": categories,
         },
+        json_file,
     )
     print(f"{json_file.name}: {len(records)} images, {len(annotations)} instances")
 

@@ -16,8 +16,9 @@ from mask2former.data.datasets.classes import class_table
 from mask2former.data.preparation.labels import lookup, read_red_and_green
 from mask2former.data.preparation.work import RunOptions, run_all
 from mask2former.errors import DatasetError
+from mask2former.files.atomic import link_or_copy, remove_temporaries
 from mask2former.files.images import read_image, read_image_size
-from mask2former.files.preparation_files import is_intact, link_or_copy, remove_temporaries, write_picture
+from mask2former.files.pictures import is_intact, write_picture
 
 FOLDER = "ADE20K_2021_17_01"
 IGNORE_LABEL = 65535
@@ -99,8 +100,8 @@ def _prepare_image(
     else:
         labels = cv2.resize(labels, new_size[::-1], interpolation=cv2.INTER_NEAREST)
         image = cv2.resize(read_image(path, "RGB"), new_size[::-1], interpolation=cv2.INTER_LINEAR)
-        write_picture(image_target, image)
-    write_picture(label_target, labels)
+        write_picture(image, image_target)
+    write_picture(labels, label_target)
     return True
 
 

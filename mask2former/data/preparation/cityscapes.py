@@ -12,8 +12,8 @@ from mask2former.data.preparation.labels import lookup
 from mask2former.data.preparation.panoptic import PanopticImage, write_panoptic
 from mask2former.data.preparation.work import Conversion, RunOptions, convert_all
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_label_map
-from mask2former.files.preparation_files import remove_temporaries
+from mask2former.files.atomic import remove_temporaries
+from mask2former.files.label_maps import read_label_map
 
 IGNORE_LABEL = 255
 PANOPTIC_SPLITS = ("train", "val")  # the annotations of the test images are not published

@@ -13,9 +13,9 @@ from mask2former.data.preparation.labels import lookup
 from mask2former.data.preparation.work import Conversion, RunOptions, convert_all, link_all
 from mask2former.data.targets import semantic_from_panoptic
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_panoptic_ids
+from mask2former.files.atomic import remove_temporaries
 from mask2former.files.json_files import read_json_object, require_keys
-from mask2former.files.preparation_files import remove_temporaries
+from mask2former.files.panoptic import read_panoptic_ids
 
 IGNORE_LABEL = 255
 

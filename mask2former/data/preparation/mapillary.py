@@ -9,7 +9,7 @@ from mask2former.data.preparation.work import RunOptions, link_all, run_all
 from mask2former.errors import DatasetError
 from mask2former.files.images import read_image_size
 from mask2former.files.json_files import read_json_object, require_folder
-from mask2former.files.preparation_files import is_intact
+from mask2former.files.pictures import is_intact
 
 FOLDER = "mapillary_vistas"
 _ROLES = ("labels", "instances", "panoptic")

@@ -13,13 +13,9 @@ import numpy as np
 from mask2former.data.datasets.classes import Category
 from mask2former.data.datasets.instance_maps import segments_of
 from mask2former.data.preparation.work import Item, RunOptions, run_all
-from mask2former.files.preparation_files import (
-    is_intact,
-    read_json_if_whole,
-    remove_temporaries,
-    write_json,
-    write_picture,
-)
+from mask2former.files.atomic import remove_temporaries, write_json
+from mask2former.files.json_files import read_json_if_whole
+from mask2former.files.pictures import is_intact, write_picture
 from mask2former.structures import id_to_rgb
 
 Record = dict[str, Any]
@@ -55,8 +51,8 @@ def write_panoptic(
         {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color or (0, 0, 0))} for c in classes
     ]
     write_json(
-        json_file,
         {"images": [r[0] for r in records], "annotations": [r[1] for r in records], "categories": categories},
+        json_file,
     )
     print(f"{folder.name}: {len(records)} files, {json_file.name}")
 
@@ -91,7 +87,7 @@ def _write_one(item: Item, read: Callable[[Item], PanopticImage], folder: Path, 
         )
     path = folder / image.png_name
     if force or not is_intact(path, (height, width)):
-        write_picture(path, id_to_rgb(image.ids))
+        write_picture(id_to_rgb(image.ids), path)
     return (
         {"id": image.image_id, "file_name": image.image_name, "height": height, "width": width},
         {"image_id": image.image_id, "file_name": image.png_name, "segments_info": segments},

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from mask2former.data.preparation.processes import process_pool
 from mask2former.errors import DatasetError
+from mask2former.files.atomic import link_or_copy
 from mask2former.files.images import read_image_size
-from mask2former.files.preparation_files import is_intact, link_or_copy, write_picture
+from mask2former.files.pictures import is_intact, write_picture
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -62,7 +63,7 @@ def _convert_one(conversion: Conversion, convert: Callable[[Conversion], np.ndar
         raise DatasetError(
             f"{conversion.source}: (height, width) is {pixels.shape[:2]}, that of {conversion.size_of} is {size}"
         )
-    write_picture(conversion.target, pixels)
+    write_picture(pixels, conversion.target)
     return True
 
 

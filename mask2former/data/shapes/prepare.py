@@ -24,11 +24,10 @@ from mask2former.data.shapes.writing import (
     Record,
     chunks_of,
     draw_chunk,
-    to_json,
     write_annotations,
-    write_atomic,
 )
 from mask2former.errors import DatasetError
+from mask2former.files.atomic import remove_temporaries, write_json
 
 MANIFEST = "manifest.json"
 _FOLDERS = ("annotations", *(f"{role}{split}" for role in ("", "panoptic_", "sem_seg_", "video_") for split in SPLITS))
@@ -52,7 +51,7 @@ def prepare_shapes(
             return False
         _make_room(root, parameters, force=force)
         _draw_all(root, parameters, num_workers)
-        write_atomic(root, MANIFEST, to_json(parameters.manifest()))
+        write_json(parameters.manifest(), root / MANIFEST)
         shutil.rmtree(root / SCRATCH, ignore_errors=True)
     except OSError as error:
         raise DatasetError(f"cannot write the shapes data set below {root}: {error}") from error
@@ -101,14 +100,15 @@ def _make_room(root: Path, parameters: ShapesParameters, *, force: bool) -> None
             "choose another --output, or --force to draw them anew"
         )
     if complete is None and unfinished == wanted and not force:
+        remove_temporaries(root)
         return
     # An empty manifest until all is removed: a run stopped here begins with removing again.
     shutil.rmtree(root / SCRATCH, ignore_errors=True)
-    write_atomic(root, f"{SCRATCH}/{MANIFEST}", to_json({}))
+    write_json({}, root / f"{SCRATCH}/{MANIFEST}")
     (root / MANIFEST).unlink(missing_ok=True)
     for folder in present:
         shutil.rmtree(folder)
-    write_atomic(root, f"{SCRATCH}/{MANIFEST}", to_json(wanted))
+    write_json(wanted, root / f"{SCRATCH}/{MANIFEST}")
 
 
 def _draw_all(root: Path, parameters: ShapesParameters, num_workers: int) -> None:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from mask2former.data.shapes.coco import instance_entries, panoptic_entry, track
 from mask2former.data.shapes.parameters import FORMAT_VERSION, KINDS, SPLITS, ShapesParameters, item_generator
 from mask2former.data.shapes.scene import draw_scene
 from mask2former.data.shapes.video import draw_video
+from mask2former.files.atomic import write_json
+from mask2former.files.pictures import write_picture
 from mask2former.structures import id_to_rgb
 
 SCRATCH = ".unfinished"  # holds temporary files and the records of finished chunks
@@ -69,7 +70,7 @@ def draw_chunk(chunk: Chunk, root: Path, parameters: ShapesParameters) -> list[R
     for index in range(chunk.start, chunk.stop):
         rng = item_generator(parameters.seed, chunk.kind, chunk.split, index)
         records.append(write_item(rng, root, chunk.split, index + 1, parameters))
-    write_atomic(root, chunk.record_file, to_json(records))
+    write_json(records, root / chunk.record_file, is_durable=False)
     return records
 
 
@@ -125,31 +126,13 @@ def write_annotations(root: Path, split: str, images: list[Record], videos: list
         }
     head = {"info": {"description": f"shapes, {split}", "version": str(FORMAT_VERSION)}, "licenses": []}
     for name, content in files.items():
-        write_atomic(root, f"annotations/{name}_{split}.json", to_json({**head, **content}))
+        write_json({**head, **content}, root / f"annotations/{name}_{split}.json")
 
 
 def _numbered(entries: list[Record]) -> list[Record]:
     return [{"id": number, **entry} for number, entry in enumerate(entries, start=1)]
 
 
-def to_json(content: Any) -> bytes:
-    """Compact JSON text."""
-    return json.dumps(content, separators=(",", ":")).encode()
-
-
 def write_image(root: Path, name: str, image: np.ndarray) -> None:
     """Write an RGB (H, W, 3) or grey (H, W) uint8 picture in the format that the name's ending asks for."""
-    pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    suffix = Path(name).suffix
-    done, data = cv2.imencode(suffix, pixels, _JPEG if suffix == ".jpg" else ())
-    assert done, name
-    write_atomic(root, name, data.tobytes())
-
-
-def write_atomic(root: Path, name: str, data: bytes) -> None:
-    """Write the file `name` below the root; it is never seen half-written."""
-    path, temporary = root / name, root / SCRATCH / f"{os.getpid()}.tmp"
-    for folder in (path.parent, temporary.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_picture(image, root / name, options=_JPEG if name.endswith(".jpg") else None)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from mask2former.files import panoptic_png
-from mask2former.files.panoptic_png import decode_panoptic_png
+from mask2former.errors import DatasetError
+from mask2former.files import panoptic
+from mask2former.files.panoptic import decode_panoptic_png, read_panoptic_ids
 from mask2former.ops import native
 from mask2former.structures import id_to_rgb, rgb_to_id
 
-pytestmark = pytest.mark.skipif(native.cpu_library() is None, reason="the compiled library is not built")
+needs_library = pytest.mark.skipif(native.cpu_library() is None, reason="the compiled library is not built")
 
 
 @pytest.fixture(params=["libdeflate", "zlib"], autouse=True)
@@ -23,7 +25,7 @@ def _inflater(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param == "libdeflate":
         pytest.importorskip("deflate")
     else:
-        monkeypatch.setattr(panoptic_png, "deflate", None)
+        monkeypatch.setattr(panoptic, "deflate", None)
 
 
 def segments(size: tuple[int, int]) -> np.ndarray:
@@ -38,6 +40,7 @@ def png(pixels: np.ndarray, **options: object) -> bytes:
     return stream.getvalue()
 
 
+@needs_library
 @pytest.mark.parametrize("size", [(1, 1), (48, 64), (37, 101), (1, 50), (300, 1)])
 @pytest.mark.parametrize("options", [{}, {"optimize": True}, {"compress_level": 0}])
 def test_ids_are_those_that_pillow_reads(size: tuple[int, int], options: dict[str, object]) -> None:
@@ -49,6 +52,7 @@ def test_ids_are_those_that_pillow_reads(size: tuple[int, int], options: dict[st
     np.testing.assert_array_equal(found, rgb_to_id(np.asarray(Image.open(io.BytesIO(content)))))
 
 
+@needs_library
 def test_files_in_many_chunks_are_read() -> None:
     noise = np.random.default_rng(0).integers(1 << 24, size=(200, 300)).astype(np.int32)
     content = png(id_to_rgb(noise))
@@ -58,6 +62,7 @@ def test_files_in_many_chunks_are_read() -> None:
     np.testing.assert_array_equal(found, noise)
 
 
+@needs_library
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
 def test_other_kinds_of_files_are_left(mode: str) -> None:
     picture = Image.fromarray(id_to_rgb(segments((20, 30))))
@@ -69,6 +74,7 @@ def test_other_kinds_of_files_are_left(mode: str) -> None:
     assert decode_panoptic_png(b"\xff\xd8\xff") is None
 
 
+@needs_library
 @pytest.mark.parametrize(
     "form", [(8, 2, 0, 0, 1), (16, 2, 0, 0, 0), (8, 2, 0, 0, 0)], ids=["interlaced", "deep", "size"]
 )
@@ -79,6 +85,7 @@ def test_headers_that_say_otherwise_are_left(form: tuple[int, ...]) -> None:
     assert decode_panoptic_png(bytes(content)) is None
 
 
+@needs_library
 def test_broken_files_are_left() -> None:
     content = png(id_to_rgb(segments((40, 60))))
     assert all(decode_panoptic_png(content[:length]) is None for length in range(0, len(content), 3))
@@ -86,3 +93,46 @@ def test_broken_files_are_left() -> None:
         damaged = bytearray(content)
         damaged[place] ^= 0x55
         assert decode_panoptic_png(bytes(damaged)) is None, place
+
+
+@pytest.mark.parametrize("kind", ["plain", "interlaced", "gamma", "transparent colour", "alpha", "bmp"])
+def test_read_panoptic_ids_of_any_kind_of_file(kind: str, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 1 << 24, size=(7, 9), dtype=np.int32)
+    image = Image.fromarray(id_to_rgb(ids))
+    path = tmp_path / ("ids.bmp" if kind == "bmp" else "ids.png")
+    chunks = PngImagePlugin.PngInfo()
+    if kind == "gamma":
+        chunks.add(b"gAMA", (100000).to_bytes(4, "big"))
+    if kind == "alpha":
+        image.putalpha(100)
+    image.save(path, **({"pnginfo": chunks} if kind == "gamma" else {}))
+    if kind == "transparent colour":
+        image.save(path, transparency=(1, 2, 3))
+    found = read_panoptic_ids(path)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, ids)
+
+
+@pytest.mark.parametrize("kept", [0, 20, 60, -400, -12, -1])
+def test_read_panoptic_ids_refuses_truncated_files(kept: int, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 1 << 24, size=(50, 60), dtype=np.int32)
+    path = tmp_path / "ids.png"
+    Image.fromarray(id_to_rgb(ids)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:kept])
+    if kept in (-1, -12):  # all pixels are there: what ends the file is missing
+        np.testing.assert_array_equal(read_panoptic_ids(path), ids)
+        return
+    with pytest.raises(DatasetError, match=r"ids\.png"):
+        read_panoptic_ids(path)
+
+
+def test_read_panoptic_ids_refuses_damaged_pixels(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 1 << 24, size=(50, 60), dtype=np.int32)
+    path = tmp_path / "ids.png"
+    Image.fromarray(id_to_rgb(ids)).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(DatasetError, match=r"ids\.png: cannot be read as an image"):
+        read_panoptic_ids(path)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mask2former.inference.mask_files import save_instances, save_panoptic, save_semantic
+from mask2former.inference.outputs import save_instances, save_panoptic, save_semantic
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy, rgb_to_id
 
 METADATA = Metadata(

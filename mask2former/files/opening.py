@@ -1,0 +1,49 @@
+"""Opening a file that somebody named; whatever stands in its place is said in one line with its name."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO, TypeAlias
+
+from mask2former.errors import DatasetError, InputError
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_file(path: PathLike, *, error: type[InputError] = DatasetError) -> BinaryIO:
+    """The file, opened for reading bytes.
+
+    Raises:
+        DatasetError (or ``error``): it is missing, a link to nothing, no regular file, or must not be read.
+    """
+    try:
+        mode = os.stat(path).st_mode  # before opening: a pipe nobody writes to would be waited for
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
+    except FileNotFoundError as cause:
+        what = "file not found" if not os.path.islink(path) else f"a link to {os.readlink(path)}, which is not there"
+        raise error(f"{path}: {what}") from cause
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror}") from cause
+    except ValueError as cause:  # a NUL in the name
+        raise error(f"{os.fspath(path)!r}: cannot be the name of a file: {cause}") from cause
+    found = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+    raise error(f"{path}: expected a file, found {found}")
+
+
+def read_file(path: PathLike, *, error: type[InputError] = DatasetError) -> bytes:
+    """The bytes of a file; raises as ``open_file``, and where the disk fails."""
+    with open_file(path, error=error) as file:
+        try:
+            return file.read()
+        except OSError as cause:
+            raise error(f"{path}: cannot be read: {cause.strerror}") from cause
