@@ -20,16 +20,17 @@ KEY := $(shell cat $(SOURCES) 2>/dev/null | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
 SHAPES := $(DETECTRON2_DATASETS)/shapes
 
-.PHONY: help env quickstart quickstart-video test test-all check fix bench clean
+.PHONY: help env quickstart quickstart-video test test-all check docs fix bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   train, evaluate and draw on an embedded data set"
 	@echo "make quickstart-video   the same with videos: instances that keep their identity"
 	@echo "make test         run the tests"
-	@echo "make check        linter, formatter, types, import layers"
+	@echo "make check        linter, formatter, types, import layers, documentation"
+	@echo "make docs         build the documentation into site/"
 	@echo "make fix          let linter and formatter mend what they can"
-	@echo "make bench        measure speed, and write what was found to MODEL_ZOO.md"
+	@echo "make bench        measure speed, and write what was found to docs/benchmarks.md"
 	@echo "make clean        remove builds and caches; the environment ($(VENV)), data and output stay"
 	@echo "PYTHON=python3.12 and VENV=path choose interpreter and environment."
 
@@ -79,6 +80,12 @@ check: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+	$(MAKE) --no-print-directory docs
+
+# Pages that follow from the code first; --strict makes a broken link an error.
+docs: $(STAMP)
+	$(PY) tools/make_docs.py
+	$(PY) -m zensical build --clean --strict
 
 fix: $(STAMP)
 	$(PY) -m ruff check --fix .
@@ -97,10 +104,10 @@ bench: $(STAMP)
 	$(PY) benchmarks/data_loading.py
 	$(PY) benchmarks/evaluation.py
 	test ! -f $(OUTPUT)/model_final.pth || $(PY) benchmarks/precision.py $(CONFIG) $(OUTPUT)/model_final.pth
-	$(PY) tools/make_model_zoo.py
+	$(PY) tools/make_benchmarks.py
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache htmlcov .coverage .coverage.* coverage.xml
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache htmlcov site .coverage .coverage.* coverage.xml
 	rm -rf mask2former/ops/lib
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	rm -f $(VENV)/.installed-*

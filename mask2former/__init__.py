@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mask2former.inference.test_time_augmentation import SemanticSegmentorWithTTA
     from mask2former.modeling import prepare_for_inference
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Predictor",
