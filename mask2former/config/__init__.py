@@ -1,11 +1,13 @@
 """Configuration: every key with its default, inheritance, safe reading, and registries of what it names."""
 
 from mask2former.config.cfg_node import CfgNode
-from mask2former.config.defaults import add_maskformer2_config, add_maskformer2_video_config, get_cfg, register_keys
+from mask2former.config.defaults import add_maskformer2_config, add_maskformer2_video_config, get_cfg
+from mask2former.config.keys import Key, register_keys
 from mask2former.config.registry import Registry, build_from_config
 
 __all__ = [
     "CfgNode",
+    "Key",
     "Registry",
     "add_maskformer2_config",
     "add_maskformer2_video_config",

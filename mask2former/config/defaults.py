@@ -1,62 +1,31 @@
-"""Default configuration, read from ``defaults.yaml`` beside this file."""
+"""Default configuration, from the tables of keys beside this file."""
 
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Mapping
-from importlib import resources
 from typing import Any
-
-import yaml
 
 from mask2former.config.cfg_node import CfgNode
 from mask2former.config.integration import DETECTRON2, comes_from, load_integration
-from mask2former.errors import ConfigError
+from mask2former.config.keys import accepted_document, default_documents, registered_keys
 
 _FOUNDATION, _MASKFORMER2, _VIDEO, _RUNTIME = range(4)
-_registered = CfgNode()  # keys of modules outside
-
-
-@functools.cache
-def _default_documents() -> tuple[dict[str, Any], ...]:
-    text = resources.files(__package__).joinpath("defaults.yaml").read_text(encoding="utf-8")
-    return tuple(yaml.safe_load_all(text))
 
 
 def get_cfg() -> CfgNode:
     """A configuration with every key at its default: detectron2's, Mask2Former's, video's and the runtime's.
 
-    Those of `register_keys` come last.
+    Those that ``register_keys`` added are among them.
     """
     cfg = CfgNode()
-    for document in (*_default_documents(), dict(_registered)):
+    for document in (*default_documents(), accepted_document()):
         _add_missing_keys(cfg, document)
+    for key, entry in registered_keys().items():
+        tree: Any = entry.default
+        for part in reversed(key.split(".")):
+            tree = {part: tree}
+        _add_missing_keys(cfg, tree)
     return cfg
-
-
-def register_keys(defaults: Mapping[str, Any]) -> None:
-    """Adds keys with their defaults, nested as in a file, to every configuration that `get_cfg` makes from now on.
-
-    Example: `register_keys({"MODEL": {"MY_BACKBONE": {"DEPTH": 18}}})`, in a module that `--import` names.
-
-    Raises:
-        ConfigError: a key exists already with another default.
-    """
-    added = CfgNode()
-    _add_missing_keys(added, dict(defaults))
-    _refuse_known_keys(get_cfg(), added, prefix="")
-    _add_missing_keys(_registered, added)
-
-
-def _refuse_known_keys(known: CfgNode, added: CfgNode, *, prefix: str) -> None:
-    for name, value in added.items():
-        if name not in known:
-            continue
-        if isinstance(value, CfgNode) and isinstance(known[name], CfgNode):
-            _refuse_known_keys(known[name], value, prefix=f"{prefix}{name}.")
-        elif value != known[name]:
-            raise ConfigError(f"register_keys: {prefix}{name} exists already, with the default {known[name]!r}")
 
 
 def add_maskformer2_config(cfg: Any) -> None:
@@ -66,13 +35,13 @@ def add_maskformer2_config(cfg: Any) -> None:
     """
     if comes_from(cfg, DETECTRON2):
         load_integration(DETECTRON2)
-    _add_missing_keys(cfg, _default_documents()[_MASKFORMER2])
-    _add_missing_keys(cfg, _default_documents()[_RUNTIME])
+    _add_missing_keys(cfg, default_documents()[_MASKFORMER2])
+    _add_missing_keys(cfg, default_documents()[_RUNTIME])
 
 
 def add_maskformer2_video_config(cfg: Any) -> None:
     """Add the keys of video instance segmentation to ``cfg``, leaving those it has as they are."""
-    _add_missing_keys(cfg, _default_documents()[_VIDEO])
+    _add_missing_keys(cfg, default_documents()[_VIDEO])
 
 
 def _add_missing_keys(cfg: Any, tree: dict[str, Any]) -> None:

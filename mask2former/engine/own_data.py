@@ -198,7 +198,10 @@ def scale_schedule(cfg: CfgNode, request: OwnDataRequest, *, num_images: int) ->
 
 
 def _iterations(cfg: CfgNode, batch: int, reference_samples: int, num_images: int) -> tuple[int, str]:
-    own = cfg.DATASETS.OWN
+    own, epochs = cfg.DATASETS.OWN, cfg.SOLVER.MAX_EPOCHS
+    if epochs:
+        cfg.SOLVER.MAX_EPOCHS, iterations = 0, math.ceil(epochs * num_images / batch)
+        return iterations, f"{epochs} epochs (SOLVER.MAX_EPOCHS) of {num_images} images / {batch} = {iterations}"
     by_epochs = math.ceil(own.EPOCHS * num_images / batch)
     most = math.ceil(reference_samples / batch)
     iterations = min(max(by_epochs, own.MIN_ITER), most)

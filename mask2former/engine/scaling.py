@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
+
 from mask2former.config import CfgNode
 from mask2former.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
@@ -25,6 +30,37 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
             scaled.freeze()
     _check_batch(scaled, world_size)
     return scaled
+
+
+def resolve_epochs(cfg: CfgNode, num_images: int) -> CfgNode:
+    """A copy of ``cfg`` whose MAX_ITER is that of SOLVER.MAX_EPOCHS, which is 0 then; ``cfg`` where it is 0 already.
+
+    STEPS keep their shares of the training.
+
+    Raises:
+        ConfigError: SOLVER.MAX_EPOCHS is negative.
+    """
+    epochs, before = cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.MAX_ITER
+    if epochs < 0:
+        raise ConfigError(f"SOLVER.MAX_EPOCHS must not be negative, found {epochs}")
+    if epochs == 0:
+        return cfg
+    resolved = cfg.clone()
+    resolved.defrost()
+    solver = resolved.SOLVER
+    solver.MAX_ITER, solver.MAX_EPOCHS = math.ceil(epochs * num_images / max(solver.IMS_PER_BATCH, 1)), 0
+    solver.STEPS = type(solver.STEPS)(round(step * solver.MAX_ITER / before) for step in solver.STEPS if step < before)
+    logger.info(
+        "SOLVER.MAX_EPOCHS: %d epochs of %d images / %d = %d iterations, steps %s",
+        epochs,
+        num_images,
+        solver.IMS_PER_BATCH,
+        solver.MAX_ITER,
+        list(solver.STEPS),
+    )
+    if cfg.is_frozen():
+        resolved.freeze()
+    return resolved
 
 
 def describe_scaling(before: CfgNode, after: CfgNode) -> str:

@@ -33,7 +33,7 @@ from mask2former.engine.metrics import METRICS_FILE, ConsoleWriter, JsonWriter, 
 from mask2former.engine.optimizer import build_gradient_clipping, build_optimizer
 from mask2former.engine.precision import Precision
 from mask2former.engine.random_state import draw_seed, seed_everything, set_determinism
-from mask2former.engine.scaling import describe_scaling, scale_to_world_size
+from mask2former.engine.scaling import describe_scaling, resolve_epochs, scale_to_world_size
 from mask2former.engine.schedule import build_lr_scheduler
 from mask2former.engine.trainer import Batch, Hook, Trainer
 from mask2former.engine.training_state import restore_state
@@ -58,11 +58,15 @@ def train(cfg: CfgNode, *, resume: bool = False, mapper: Callable[..., Any] | No
         NonFiniteError: a loss became infinite or not a number.
     """
     from mask2former.data import DatasetCatalog, build_train_loader
+    from mask2former.data.loader import load_train_dicts
     from mask2former.data.own_data import register_own_data
     from mask2former.inference.test_time_augmentation import CopyMaker
     from mask2former.modeling import build_model
 
     register_own_data(cfg)
+    if cfg.SOLVER.MAX_EPOCHS:
+        setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)
+        cfg = resolve_epochs(cfg, len(load_train_dicts(cfg)))
 
     def build_batches(cfg: CfgNode, start_iter: int) -> Iterable[Batch]:
         for name in cfg.DATASETS.TEST if distributed.is_main() else ():

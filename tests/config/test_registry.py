@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mask2former.config import Registry, build_from_config, defaults, get_cfg, register_keys
-from mask2former.config.cfg_node import CfgNode
+from mask2former.config import Registry, build_from_config, get_cfg, keys, register_keys
 from mask2former.errors import ConfigError
 
 
@@ -18,7 +17,7 @@ def build_registry() -> Registry:
 
 @pytest.fixture
 def own_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(defaults, "_registered", CfgNode())
+    monkeypatch.setattr(keys, "_REGISTERED", {})
     return
 
 

@@ -1,0 +1,132 @@
+"""What the keys are: those that are read, those only accepted, and those that a project registers for itself.
+
+Descriptions stand beside the defaults in the YAML files; error messages and the reference page take them from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from mask2former.errors import ConfigError
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*")
+_LINE = re.compile(r"^( *)([A-Z0-9_]+):(?:[^#]*?)(?:  # (.*))?$")
+_REGISTERED: dict[str, Key] = {}
+
+
+@dataclass(frozen=True)
+class Key:
+    """The default of a key, which also gives its type, and what it does, in one line."""
+
+    default: Any
+    description: str = ""
+
+
+def register_keys(defaults: Mapping[str, Any]) -> None:
+    """Adds keys of a project's own, nested as in a file or by full names, to all configurations made from now on.
+
+    Call it in a module that ``--import`` names: it is imported before the configuration is read. A default may come
+    with a description: ``register_keys({"MODEL": {"MY_BACKBONE": {"DEPTH": Key(18, "number of layers")}}})``.
+
+    Raises:
+        ConfigError: a key exists already, is not written in capitals, or has no plain default.
+    """
+    added = {key: entry if isinstance(entry, Key) else Key(entry) for key, entry in iter_leaves(defaults)}
+    taken = {**accepted_keys(), **read_keys(), **_REGISTERED}
+    faults = [fault for key, entry in added.items() if (fault := _find_fault(key, entry, taken))]
+    if faults:
+        raise ConfigError("register_keys: " + "; ".join(faults))
+    _REGISTERED.update(added)
+
+
+def _find_fault(key: str, entry: Key, taken: Mapping[str, Key]) -> str:
+    """What is wrong with a key to be registered; empty where nothing is."""
+    if not _KEY.fullmatch(key):
+        return f"{key!r} must be written as MODEL.PART.NAME, in capitals"
+    if _REGISTERED.get(key) == entry:  # a module imported once more
+        return ""
+    if key in taken:
+        return f"{key} exists already, with the default {taken[key].default!r}"
+    above = next((known for known in taken if key.startswith(f"{known}.")), None)
+    if above is not None:
+        return f"{above} exists already and holds a value: {key} cannot stand below it"
+    if any(known.startswith(f"{key}.") for known in taken):
+        return f"{key} exists already and holds keys"
+    if not isinstance(entry.default, (str, int, float, bool, list, tuple, type(None))):
+        return f"{key}: the default must be a number, text, true or false, or a list, found {entry.default!r}"
+    return ""
+
+
+def registered_keys() -> Mapping[str, Key]:
+    """The keys that ``register_keys`` added."""
+    return MappingProxyType(_REGISTERED)
+
+
+@functools.cache
+def default_documents() -> tuple[dict[str, Any], ...]:
+    """The trees of ``defaults.yaml``: detectron2's keys, Mask2Former's, video's, and those of running it."""
+    return tuple(yaml.safe_load_all(_read("defaults.yaml")))
+
+
+@functools.cache
+def accepted_document() -> dict[str, Any]:
+    """The tree of keys that nothing reads, with their defaults."""
+    return dict(yaml.safe_load(_read("accepted.yaml")))
+
+
+@functools.cache
+def read_keys() -> Mapping[str, Key]:
+    """The keys that something reads, by their full names."""
+    descriptions = _descriptions(_read("defaults.yaml"))
+    leaves = {key: value for tree in default_documents() for key, value in iter_leaves(tree)}
+    return MappingProxyType({key: Key(value, descriptions.get(key, "")) for key, value in sorted(leaves.items())})
+
+
+@functools.cache
+def accepted_keys() -> Mapping[str, Key]:
+    """The keys that are accepted because published files hold them, and that nothing reads."""
+    leaves = dict(iter_leaves(accepted_document()))
+    return MappingProxyType({key: Key(value, foreign_names().get(key, "")) for key, value in leaves.items()})
+
+
+@functools.cache
+def foreign_names() -> Mapping[str, str]:
+    """Keys that other projects use: what each is called here, or why there is none."""
+    return MappingProxyType(dict(yaml.safe_load(_read("foreign_keys.yaml"))))
+
+
+def iter_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(full key, value) of all that is no mapping itself."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from iter_leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _descriptions(text: str) -> dict[str, str]:
+    """Full key → the comment behind its value, or in the lines above it."""
+    found: dict[str, str] = {}
+    parents: list[str] = []
+    above: list[str] = []
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            above = [*above, line.strip("# ")] if line.lstrip().startswith("#") else []
+            continue
+        parents = [*parents[: len(match[1]) // 2], match[2]]
+        found[".".join(parents)] = match[3] or " ".join(above)
+        above = []
+    return found

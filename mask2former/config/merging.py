@@ -1,0 +1,230 @@
+"""Values into a configuration: all that is wrong with them in one message, and what has no effect in one warning."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fvcore.common.config import CfgNode as FvcoreCfgNode
+
+from mask2former.config.keys import accepted_keys, foreign_names, iter_leaves
+from mask2former.config.literals import decode_text
+from mask2former.config.yaml_reader import shorten, show_value
+from mask2former.errors import ConfigError
+
+_EPOCHS, _ITERATIONS = "SOLVER.MAX_EPOCHS", "SOLVER.MAX_ITER"
+_WRITTEN_KEYS = 100  # a file of more was written by a run: it holds every key, so that two are no contradiction
+_MAX_SHOWN = 30
+_MAX_NEAREST = 3
+# What the family does in any case: such a value is no disappointment.
+_HOLDS_ANYWAY: Mapping[str, tuple[Any, ...]] = {
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "MODEL.MASK_ON": (True,),
+    "MODEL.KEYPOINT_ON": (False,),
+}
+
+_NUMBER_OR_NULL = ("MODEL.SWIN.QK_SCALE", "SOLVER.WEIGHT_DECAY_BIAS")  # the default null says nothing of the type
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Merge:
+    root: FvcoreCfgNode
+    assignments: list[tuple[FvcoreCfgNode, str, Any]] = field(default_factory=list)
+    faults: list[tuple[str, str, str]] = field(default_factory=list)  # source, key, fault; "" for an unknown key
+    idle: dict[str, None] = field(default_factory=dict)
+
+
+def merge_trees(root: FvcoreCfgNode, trees: Sequence[tuple[str, Mapping[Any, Any]]]) -> None:
+    """Overwrite values of ``root`` by those of each (source, tree) in turn; all of them, or none where one is wrong.
+
+    Raises:
+        ConfigError: keys are unknown or values of another type: all of them, with the source of each.
+    """
+    merge = _Merge(root)
+    for source, tree in trees:
+        _merge_node(merge, root, tree, source=source, prefix="")
+        _settle_length(merge, tree, source=source)
+    if merge.faults:
+        raise ConfigError(_format(merge))
+    for node, name, value in merge.assignments:
+        node[name] = copy.deepcopy(value)  # an alias of YAML would change two keys
+    if merge.idle:
+        _warn_once("; ".join(_idle(key) for key in list(merge.idle)[:_MAX_SHOWN]))
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """``A.B.C`` as a tree of one leaf."""
+    tree = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree  # type: ignore[no-any-return]
+
+
+def _merge_node(merge: _Merge, node: Any, tree: Mapping[Any, Any], *, source: str, prefix: str) -> None:
+    for name, value in tree.items():
+        key = f"{prefix}{shorten(str(name))}"
+        if not isinstance(name, str):
+            merge.faults.append((source, key, f"keys are text, found {show_value(name)}"))
+        elif name not in node:
+            _add_unknown(merge, node, name, value, source=source, key=key)
+        elif isinstance(node[name], FvcoreCfgNode):
+            value = decode_text(value) if isinstance(value, str) else value
+            if isinstance(value, Mapping):
+                _merge_node(merge, node[name], value, source=source, prefix=f"{key}.")
+            elif value is not None:
+                held = ", ".join(list(node[name])[:4])
+                merge.faults.append((source, key, f"{key} holds keys ({held}, …), found {show_value(value)}"))
+        else:
+            _assign(merge, node, name, value, source=source, key=key)
+
+
+def _assign(merge: _Merge, node: Any, name: str, value: Any, *, source: str, key: str) -> None:
+    try:
+        fitting = fit_value(value, node[name]) if key not in _NUMBER_OR_NULL else _fit_number_or_null(value)
+    except ValueError as error:
+        merge.faults.append((source, key, f"{key} {error}"))
+        return
+    merge.assignments.append((node, name, fitting))
+    accepted = accepted_keys().get(key)
+    if accepted is not None:
+        if fitting == accepted.default or fitting in _HOLDS_ANYWAY.get(key, ()):
+            merge.idle.pop(key, None)
+        else:
+            merge.idle[key] = None
+
+
+def _add_unknown(merge: _Merge, node: Any, name: str, value: Any, *, source: str, key: str) -> None:
+    if node.is_new_allowed():
+        value = type(node)(value) if isinstance(value, dict) else value
+        merge.assignments.append((node, name, decode_text(value) if isinstance(value, str) else value))
+        return
+    # A part that is called otherwise here, with its keys one by one.
+    leaves = dict(iter_leaves(value, f"{key}.")) if isinstance(value, Mapping) else {}
+    foreign = [leaf for leaf in leaves if leaf in foreign_names()]
+    for unknown in list(leaves) if foreign else [key]:
+        merge.faults.append((source, unknown, ""))
+
+
+def fit_value(value: Any, current: Any) -> Any:
+    """``value`` in the type of the value it replaces; text as a literal, integers as floats, lists as tuples and back.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    if isinstance(value, str) and not isinstance(current, str):
+        value = decode_text(value, arithmetic=True)
+    elif isinstance(value, str):
+        literal = decode_text(value)
+        value = literal if isinstance(literal, str) else value
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError("must be a number, found nan")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError(f"must lie below 2 ** 63, found {show_value(value)}")
+    if current is None or type(value) is type(current):
+        return _fit_elements(value, current) if isinstance(value, (list, tuple)) else value
+    if isinstance(current, float) and type(value) is int:
+        return float(value)
+    if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)):
+        return type(current)(_fit_elements(value, current))
+    hint = f"; a list of one is written [{show_value(value)}]" if isinstance(current, (list, tuple)) else ""
+    raise ValueError(
+        f"must be {type(current).__name__} (now {show_value(current)}), "
+        f"found {type(value).__name__} {show_value(value)}{hint}"
+    )
+
+
+def _fit_number_or_null(value: Any) -> float | None:
+    value = decode_text(value) if isinstance(value, str) else value
+    return None if value is None else float(fit_value(value, 0.0))
+
+
+def _fit_elements(value: Sequence[Any], current: Any) -> Sequence[Any]:
+    """The elements as they are, once they are of the kind of those they replace, where these are all of one kind."""
+    kinds = {_kind(element) for element in current or ()}
+    wrong = next((element for element in value if len(kinds) == 1 and _kind(element) not in kinds), None)
+    if wrong is not None:
+        raise ValueError(
+            f"must be a {type(current).__name__} of {kinds.pop()} (now {show_value(current)}), "
+            f"found {show_value(wrong)} in it"
+        )
+    return value
+
+
+def _kind(value: Any) -> str:
+    for kind, types in (("true and false", bool), ("numbers", (int, float)), ("text", str), ("lists", (list, tuple))):
+        if isinstance(value, types):  # type: ignore[arg-type]
+            return kind
+    return type(value).__name__
+
+
+def _settle_length(merge: _Merge, tree: Mapping[Any, Any], *, source: str) -> None:
+    """Epochs or iterations: what the last source says counts; one that says both contradicts itself."""
+    solver = tree.get("SOLVER")
+    solver = solver if isinstance(solver, Mapping) else {}
+    if "MAX_ITER" not in solver or "MAX_EPOCHS" not in merge.root.get("SOLVER", {}):
+        return
+    if "MAX_EPOCHS" not in solver:
+        merge.assignments.append((merge.root["SOLVER"], "MAX_EPOCHS", 0))
+    elif solver["MAX_EPOCHS"] and sum(1 for _ in iter_leaves(tree)) < _WRITTEN_KEYS:
+        fault = f"{_EPOCHS} and {_ITERATIONS} both say how long training is; give one of them"
+        merge.faults.append((source, _EPOCHS, fault))
+
+
+def _format(merge: _Merge) -> str:
+    known = [key for key in iter_keys(merge.root) if key not in accepted_keys()]
+    lines = [
+        f"{source}: {fault or f'unknown key {shorten(key)}{_suggest(known, key)}'}"
+        for source, key, fault in merge.faults[:_MAX_SHOWN]
+    ]
+    if len(merge.faults) == 1:
+        return lines[0]
+    if len(merge.faults) > _MAX_SHOWN:
+        lines.append(f"… and {len(merge.faults) - _MAX_SHOWN} more")
+    return "\n  ".join([f"{len(merge.faults)} faults in the configuration:", *lines])
+
+
+def _suggest(known: list[str], key: str) -> str:
+    """What the key is called here, if other projects use it; else the nearest keys that have an effect."""
+    if key in foreign_names():
+        return f"; {_say_name_here(key)}"
+    nearest = _nearest(known, key)
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+
+
+def _nearest(known: list[str], key: str) -> list[str]:
+    leaf = key.rsplit(".", 1)[-1]
+    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == leaf]
+    close = difflib.get_close_matches(shorten(key), known, n=_MAX_NEAREST, cutoff=0.75)
+    if len(same_leaf) > _MAX_NEAREST:  # such as NAME, which says nothing
+        same_leaf = []
+    return list(dict.fromkeys([*same_leaf, *close]))[:_MAX_NEAREST]
+
+
+def _say_name_here(key: str) -> str:
+    name = foreign_names()[key]
+    return f"it is called {name} here" if name.isupper() or name.startswith("MODEL.") else name
+
+
+def _idle(key: str) -> str:
+    return f"{key} has no effect" + (f": {_say_name_here(key)}" if key in foreign_names() else "")
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
+
+
+def iter_keys(node: FvcoreCfgNode, prefix: str = "") -> Iterator[str]:
+    """Full names of all keys and of what holds them."""
+    for name, value in node.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, FvcoreCfgNode):
+            yield from iter_keys(value, f"{prefix}{name}.")
