@@ -11,8 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mask2former.checkpoint.download import download
 from mask2former.errors import CheckpointError
+from mask2former.files.addresses import download
 
 _SCHEME = re.compile(r"^([a-z0-9+]{2,})://(.*)$", re.IGNORECASE | re.DOTALL)  # one letter would be a Windows drive
 _DETECTRON2_CATALOG = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -86,11 +86,11 @@ def resolve_address(address: str | Path) -> Path:
         return Path(address).expanduser()
     scheme, rest = found[1].lower(), found[2]
     if scheme in ("http", "https"):
-        return download(str(address))
+        return download(str(address), error=CheckpointError)
     if scheme == "zoo":
-        return download(find_zoo_model(rest).checkpoint_url)
+        return download(find_zoo_model(rest).checkpoint_url, error=CheckpointError)
     if scheme == "detectron2":
-        return download(_DETECTRON2_CATALOG + rest.lstrip("/"))
+        return download(_DETECTRON2_CATALOG + rest.lstrip("/"), error=CheckpointError)
     raise CheckpointError(f"{address}: addresses of the kind {scheme}:// are not read; expected {_FORMS}")
 
 

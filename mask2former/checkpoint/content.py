@@ -17,6 +17,10 @@ _MAX_GROWTH = 16  # shared tensors count at each place that they have: of tied w
 _ALWAYS_ALLOWED_BYTES = 1 << 26
 
 
+class DamagedError(CheckpointError):
+    """The file is not as it was written."""
+
+
 def check_content(content: Any, *, source: str, size: int) -> None:
     """Refuses what a file of `size` bytes cannot honestly hold.
 

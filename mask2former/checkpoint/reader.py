@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from mask2former.checkpoint.addresses import resolve_address, suggest_source
+from mask2former.checkpoint.content import DamagedError
 from mask2former.checkpoint.restricted_pickle import read_pickle
 from mask2former.checkpoint.torch_archive import load_torch
 from mask2former.checkpoint.transformers_config import read_json_object
 from mask2former.errors import CheckpointError
-from mask2former.files.regular import describe_irregular
+from mask2former.files.addresses import cache_directory
+from mask2former.files.opening import open_file
 
 _TRANSFORMERS_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
 
@@ -30,26 +32,36 @@ def load_state(path: str | Path) -> dict[str, Any]:
         CheckpointError: the file is missing, truncated, corrupt, of an unknown kind, or names code to run, or an
             address cannot be downloaded.
     """
-    path = resolve_address(path)
+    local = resolve_address(path)
+    try:
+        state = _read(local)
+    except DamagedError as error:
+        if not local.is_relative_to(cache_directory()):
+            raise
+        local.unlink(missing_ok=True)
+        raise CheckpointError(f"{error}; removed from the cache, so that the next run downloads it anew") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{local}: expected a mapping of names to tensors, found {type(state).__name__}")
+    return state
+
+
+def _read(path: Path) -> Any:
     if os.path.isdir(path):  # which takes names that the system refuses for no folder
         path = _find_transformers_file(path)
     reader = _read_sharded if path.name == _TRANSFORMERS_FILES[0] else _READERS.get(path.suffix.lower())
     if reader is None:
         raise CheckpointError(f"{path}: unknown kind of checkpoint, expected one of {', '.join(_READERS)}")
-    problem = describe_irregular(path, kind="checkpoint file")
-    if problem:
-        raise CheckpointError(f"{path}: {problem}{suggest_source(path)}")
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path}: no such checkpoint file{suggest_source(path)}")
+    open_file(path, error=CheckpointError).close()
     try:
-        state = reader(path)
+        return reader(path)
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # the readers raise whatever a damaged byte leads them to
-        raise CheckpointError(f"{path}: truncated or corrupt: {_first_line(error)}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a mapping of names to tensors, found {type(state).__name__}")
-    return state
+        raise DamagedError(f"{path}: truncated or corrupt: {_first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -79,9 +91,7 @@ def _read_sharded(index: Path) -> Any:
     for shard in sorted(set(listed.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(f"{index}: refused: lists {shard!a}, expected .safetensors files of the same folder")
-        problem = describe_irregular(index.parent / shard, kind="file")
-        if problem:
-            raise CheckpointError(f"{index}: the listed file {shard}: {problem}")
+        open_file(index.parent / shard, error=CheckpointError).close()
         tensors |= _read_safetensors(index.parent / shard)["model"]
     absent = [name for name in listed if name not in tensors]
     if absent:

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import torch
 
-from mask2former.checkpoint.content import check_content
+from mask2former.checkpoint.content import DamagedError, check_content
 from mask2former.checkpoint.pickle_machine import Foreign, PickleMachine
 from mask2former.errors import CheckpointError
 
@@ -66,7 +66,7 @@ def _look(file: IO[bytes], *, source: str, size: int) -> int:
     is_zip = file.read(4) == _ZIP_BEGINNING  # as torch tells them apart
     file.seek(0)
     if not size or (is_zip and not zipfile.is_zipfile(file)):
-        raise CheckpointError(f"{source}: truncated: {size} bytes, and the end of the archive is missing")
+        raise DamagedError(f"{source}: truncated: {size} bytes, and the end of the archive is missing")
     file.seek(0)
     if is_zip:
         return _look_at_zip(file, source=source, size=size)
@@ -83,7 +83,7 @@ def _look_at_zip(file: IO[bytes], *, source: str, size: int) -> int:
         # Torch does not compare records with their checksums (about 5 GB/s).
         damaged = archive.testzip()
         if damaged is not None:
-            raise CheckpointError(f"{source}: corrupt: the checksum of the record {damaged} is wrong")
+            raise DamagedError(f"{source}: corrupt: the checksum of the record {damaged} is wrong")
         sizes = {record.filename: record.file_size for record in records}
         main = [name for name in sizes if PurePosixPath(name).name == "data.pkl"]
         if len(main) != 1:

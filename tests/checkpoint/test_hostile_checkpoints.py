@@ -219,7 +219,7 @@ def test_load_state_refuses_safetensors_header(tmp_path: Path, content: bytes) -
         ('{"weight_map": {"a": "../one.safetensors"}}', "same folder"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "same folder"),
         ('{"weight_map": {"a": "one.safetensors", "c": "one.safetensors"}}', "1 tensors are in none.*'c'"),
-        ('{"weight_map": {"a": "two.safetensors"}}', r"two\.safetensors: no such file"),
+        ('{"weight_map": {"a": "two.safetensors"}}', r"two\.safetensors: file not found"),
         ('{"weight_map":' * 100_000, "no valid json|RecursionError"),
     ],
 )
@@ -239,10 +239,10 @@ def test_load_state_names_what_is_no_file(tmp_path: Path, suffix: str) -> None:
     (folder := tmp_path / f"folder{suffix}").mkdir()
     for path, message in (
         (pipe, "found a named pipe"),
-        (link, r"no such checkpoint file: a link to \S+nothing"),
+        (link, r"a link to \S+nothing\S+, which is not there"),
         (locked, "found a device"),
         (folder, "a folder without weights"),
-        (tmp_path / f"{'x' * 300}{suffix}", "File name too long"),
+        (tmp_path / f"{'x' * 300}{suffix}", "no such checkpoint file"),
         (tmp_path / f"a\0b{suffix}", "no such checkpoint file"),
     ):
         with pytest.raises(CheckpointError, match=message):

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.checkpoint import addresses, load_weights
+from mask2former.checkpoint import addresses, load_state, load_weights
 from mask2former.checkpoint.addresses import resolve_address
-from mask2former.checkpoint.download import cached_path, download
-from mask2former.errors import CheckpointError
+from mask2former.errors import CheckpointError, InputError
+from mask2former.files.addresses import cached_path, download, fetch_bytes
 from mask2former.files.atomic import save_atomic
 
 CONTENT = bytes(range(256)) * 40
@@ -33,6 +33,8 @@ class _Server:
         self.knows_ranges = True
         self.statuses: list[int] = []
         self.ranges: list[str | None] = []
+        self.redirects: list[str] = []
+        self.headers: dict[str, str] = {}  # in the place of the true ones
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -53,6 +55,12 @@ class _Server:
         if self.statuses:
             request.send_error(self.statuses.pop(0))
             return
+        if self.redirects:
+            request.send_response(302)
+            request.send_header("Location", self.redirects.pop(0))
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
         start = 0
         if wanted and self.knows_ranges and request.headers.get("If-Range", self.etag) == self.etag:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
@@ -64,8 +72,8 @@ class _Server:
         else:
             request.send_response(200)
         body = self.content[start:]
-        request.send_header("Content-Length", str(len(body)))
-        request.send_header("ETag", self.etag)
+        for name, value in {"Content-Length": str(len(body)), "ETag": self.etag, **self.headers}.items():
+            request.send_header(name, value)
         request.end_headers()
         request.wfile.write(body[: self.cut_after.pop(0)] if self.cut_after else body)
 
@@ -112,7 +120,7 @@ def test_download_goes_on_where_it_was_cut_off(server: _Server, cuts: list[int])
 def test_download_of_next_run_goes_on_where_the_last_was_cut_off(server: _Server) -> None:
     server.cut_after = [1000, 100, 100, 100, 100]
     address = f"{server.address}/weights.pth"
-    with pytest.raises(CheckpointError, match=r"broke off after 1400 bytes.*goes on from there"):
+    with pytest.raises(InputError, match=r"broke off after 1400 bytes.*goes on from there"):
         download(address, pause=0.0)
     assert not cached_path(address).exists()
     assert download(address).read_bytes() == CONTENT
@@ -124,7 +132,7 @@ def test_download_of_next_run_goes_on_where_the_last_was_cut_off(server: _Server
 def test_download_never_joins_halves_of_two_versions(server: _Server, knows_ranges: bool) -> None:
     server.cut_after = [1000, 0, 0, 0, 0]
     address = f"{server.address}/weights.pth"
-    with pytest.raises(CheckpointError, match="broke off"):
+    with pytest.raises(InputError, match="broke off"):
         download(address, pause=0.0)
     server.content, server.etag, server.knows_ranges = CONTENT[::-1], '"second"', knows_ranges
     assert download(address).read_bytes() == CONTENT[::-1]
@@ -148,9 +156,7 @@ def test_download_checks_digest_in_name(server: _Server, name: str) -> None:
 @pytest.mark.parametrize("name", ["model_final_000000.pkl", "resnet-00000000.pth"])
 def test_download_refuses_content_of_another_digest(server: _Server, name: str) -> None:
     address = f"{server.address}/{name}"
-    with pytest.raises(
-        CheckpointError, match=rf"{name}: the (md5|sha256) of the {len(CONTENT)} bytes .* expected 00000"
-    ):
+    with pytest.raises(InputError, match=rf"{name}: the (md5|sha256) of the {len(CONTENT)} bytes .* expected 00000"):
         download(address)
     assert not any(entry.startswith(name) for entry in _files(cached_path(address)))
 
@@ -171,7 +177,7 @@ def test_download_tries_again_when_the_server_is_busy(server: _Server) -> None:
 
 def test_download_says_that_the_server_has_no_such_file(server: _Server) -> None:
     server.statuses = [404]
-    with pytest.raises(CheckpointError, match=r"weights\.pth: the server answers 404"):
+    with pytest.raises(InputError, match=r"weights\.pth: the server answers 404"):
         download(f"{server.address}/weights.pth")
     assert len(server.ranges) == 1
 
@@ -179,7 +185,7 @@ def test_download_says_that_the_server_has_no_such_file(server: _Server) -> None
 def test_download_offline_says_where_to_put_the_file(server: _Server) -> None:
     address = f"{server.address}/weights.pth"
     server.close()
-    with pytest.raises(CheckpointError, match=r"cannot be reached.*offline.*put it at .*weights\.pth"):
+    with pytest.raises(InputError, match=r"cannot be reached.*offline.*put it at .*weights\.pth"):
         download(address)
 
 
@@ -194,13 +200,120 @@ def test_download_by_several_threads_fetches_once(server: _Server) -> None:
     assert len(server.ranges) == 1
 
 
+def test_download_follows_redirects_to_http_alone(server: _Server) -> None:
+    server.redirects = ["/elsewhere/a.bin?signed=1", f"{server.address}/b.bin"]
+    assert download(f"{server.address}/weights.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/a", "data:text/plain,a", "gopher://a/b"])
+def test_addresses_lead_to_no_file_and_no_other_service(server: _Server, target: str) -> None:
+    for fetch in (download, lambda address: fetch_bytes(address, max_bytes=100)):
+        server.redirects = [target]
+        with pytest.raises(InputError, match=r"the server answers 302 .*not (followed|allowed)"):
+            fetch(f"{server.address}/weights.pth")
+
+
+def test_download_gives_up_on_redirects_in_a_ring(server: _Server) -> None:
+    server.redirects = ["/weights.pth"] * 20
+    with pytest.raises(InputError, match=r"the server answers 302 [^\n]+$"):
+        download(f"{server.address}/weights.pth")
+
+
+@pytest.mark.parametrize(
+    "page", [b"<html>log in</html>", b"\xef\xbb\xbf\n <!DOCTYPE html>", b"<?xml version='1.0'?><Error/>"]
+)
+def test_page_of_html_leaves_the_cache(server: _Server, page: bytes) -> None:
+    address, server.content = f"{server.address}/weights.pth", page
+    with pytest.raises(InputError, match="a page of html came in the place of a file; what came was removed"):
+        download(address)
+    assert _files(cached_path(address)) == set()
+    cached_path(address).write_bytes(page)  # as a version that kept it did
+    server.content = CONTENT
+    assert download(address).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", ["10241", "99999999999999999999"])
+def test_download_resumes_and_refuses_less_than_was_announced(server: _Server, length: str) -> None:
+    server.headers = {"Content-Length": length}
+    with pytest.raises(InputError, match=r"weights\.pth: broke off after 10240 bytes"):
+        download(f"{server.address}/weights.pth", pause=0.0)
+    server.headers = {}
+    assert download(f"{server.address}/weights.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", ["-1", "many", ""])
+def test_download_reads_to_the_end_where_the_length_is_nonsense(server: _Server, length: str) -> None:
+    server.headers = {"Content-Length": length}
+    assert download(f"{server.address}/weights.pth").read_bytes() == CONTENT
+
+
+def test_download_refuses_an_encoding_that_it_did_not_ask_for(server: _Server) -> None:
+    server.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(InputError, match="the encoding gzip"):
+        download(f"{server.address}/weights.pth", pause=0.0)
+
+
+def test_load_state_removes_what_cannot_be_read_from_the_cache(server: _Server, tmp_path: Path) -> None:
+    address = f"{server.address}/weights.pth"
+    _, _ = _serve_model(server, tmp_path, ".pth")
+    whole, server.content = server.content, server.content[:-100]  # cut, and the length says nothing of it
+    with pytest.raises(CheckpointError, match=r"truncated.*; removed from the cache"):
+        load_state(address)
+    server.content = whole
+    assert set(load_state(address)) == {"model"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://",
+        "http://host",
+        "http:///a.pth",
+        "http://host:port/a.pth",
+        "http://host:99999/a.pth",
+        "http://[::1/a.pth",
+        "http://ho st/a.pth",
+        "http://host\x00/a.pth",
+        f"http://{'ü' * 80}/a.pth",
+        "http://a..b/\n",
+        f"http://127.0.0.1:1/{'a' * 100_000}.pth",
+        "http://me:secret@127.0.0.1:1/a.pth",
+        "http://../../../a.pth",
+        "HTTP://127.0.0.1:1/a b/ü%zz.pth?x= y#z",
+    ],
+)
+def test_odd_address_is_one_line_and_leaves_nothing_outside(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASK2FORMER_CACHE", str(tmp_path / "cache"))
+    for fetch in (download, lambda address: fetch_bytes(address, max_bytes=100)):
+        with pytest.raises(InputError, match=r"^[^\n]{10,900}$") as raised:
+            fetch(address)
+        assert "secret" not in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_fetch_bytes_keeps_nothing_and_takes_no_more_than_asked(server: _Server, tmp_path: Path) -> None:
+    address = f"{server.address}/photo.jpg"
+    assert fetch_bytes(address, max_bytes=len(CONTENT)) == CONTENT
+    with pytest.raises(InputError, match="more than 10239 bytes"):
+        fetch_bytes(address, max_bytes=len(CONTENT) - 1)
+    server.cut_after = [17]
+    with pytest.raises(InputError, match="broke off after 17 bytes"):
+        fetch_bytes(address, max_bytes=len(CONTENT))
+    server.statuses = [404]
+    with pytest.raises(InputError, match="the server answers 404"):
+        fetch_bytes(address, max_bytes=len(CONTENT))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_cached_path_stays_in_cache_and_tells_queries_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASK2FORMER_CACHE", str(tmp_path))
     assert cached_path("https://host/../../etc/a%2Fb.pth").is_relative_to(tmp_path / "host")
     one, other = (cached_path(f"https://host/a.pth?v={v}") for v in (1, 2))
     assert one != other
     assert one.name == "a.pth"
-    with pytest.raises(CheckpointError, match="file name"):
+    with pytest.raises(InputError, match="file name"):
         cached_path("https://host/")
 
 
@@ -235,7 +348,7 @@ def test_load_weights_of_zoo_name(server: _Server, tmp_path: Path, monkeypatch: 
     source, name = _serve_model(server, tmp_path, ".pkl")
     fetched = []
 
-    def redirected(address: str) -> Path:
+    def redirected(address: str, **_: object) -> Path:
         fetched.append(address)
         return download(f"{server.address}/{name}")
 
