@@ -29,7 +29,10 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--input", nargs="+", metavar="PATH", help="image files, folders (with those below), or quoted patterns"
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="image files, folders (with those below), quoted patterns, or http(s) addresses",
     )
     source.add_argument("--video-input", nargs="+", metavar="PATH", help="the same with videos")
     source.add_argument(
@@ -103,7 +106,7 @@ def _predict_images(
     failures, num_written = [], 0
     for file in tqdm(images, desc="predict", unit="image", disable=None):
         try:
-            image = to_rgb_array(file.path)
+            image = to_rgb_array(file.source)
         except InputError as error:
             failures.append(str(error))
             continue

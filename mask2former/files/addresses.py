@@ -65,6 +65,16 @@ def is_web_address(name: str) -> bool:
     return name.lower().startswith(_SCHEMES)
 
 
+def name_in_address(address: str) -> str:
+    """What a file is called by the last part of its address, without suffix.
+
+    Raises:
+        InputError: the address cannot be one.
+    """
+    last = unquote(urlsplit(_checked(address, InputError)).path.rpartition("/")[2])
+    return os.path.splitext(_safe_name(last))[0] or "image"
+
+
 def cache_directory() -> Path:
     """Where downloads lie: $MASK2FORMER_CACHE, or mask2former below the user's cache folder."""
     if os.environ.get(_CACHE_VARIABLE):

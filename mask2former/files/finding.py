@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mask2former.errors import InputError
+from mask2former.files.addresses import is_web_address, name_in_address
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -21,23 +22,38 @@ _WILDCARDS = "*?["
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A file to predict; `name` is the path of its results below the output folder, without suffix."""
+    """A file to predict; `name` is the path of its results below the output folder, without suffix.
+
+    Of what lies at a web `address`, `path` is no more than the name.
+    """
 
     path: Path
     name: str
+    address: str | None = None
+
+    @property
+    def source(self) -> str | Path:
+        """What to read."""
+        return self.path if self.address is None else self.address
 
 
 def find_files(
     inputs: Sequence[str], suffixes: Sequence[str], *, kind: str, output: Path | None = None
 ) -> list[NamedFile]:
-    """Files named by paths, folders (searched with those below) and patterns, each once, with names that differ.
+    """Files named by paths, folders (searched with those below), patterns and, of images, web addresses, each once.
 
     Of a folder, and of a pattern that matches any such file, only those with one of the `suffixes` are taken. Results
-    mirror the tree below a folder, or below the part of a pattern before its first wildcard. `kind` is for messages.
+    mirror the tree below a folder, or below the part of a pattern before its first wildcard, and have names that
+    differ. `kind` is for messages.
     Raises InputError naming the input that does not exist or holds no such file, or that is the output folder itself.
     """
-    found: dict[Path, str] = {}
+    found: dict[Path | str, str] = {}
     for given in inputs:
+        if is_web_address(given):
+            if kind != "image":
+                raise InputError(f"{given}: web addresses are read for images alone; download the {kind} first")
+            found.setdefault(given, name_in_address(given))
+            continue
         path = Path(given).expanduser()
         if path.is_dir():
             base, matches = path, _search_folder(path, suffixes, kind=kind, output=output)
@@ -47,7 +63,11 @@ def find_files(
             base, matches = _match_pattern(given, path, suffixes)
         for match in matches:
             found.setdefault(match, match.relative_to(base).with_suffix("").as_posix())
-    return [NamedFile(path, name) for path, name in zip(found, _distinct(found.values()), strict=True)]
+    return [_named(source, name) for source, name in zip(found, _distinct(found.values()), strict=True)]
+
+
+def _named(source: Path | str, name: str) -> NamedFile:
+    return NamedFile(source, name) if isinstance(source, Path) else NamedFile(Path(name), name, address=source)
 
 
 def _search_folder(folder: Path, suffixes: Sequence[str], *, kind: str, output: Path | None) -> list[Path]:

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.files.addresses import fetch_bytes, is_web_address
 from mask2former.files.opening import PathLike, open_file
 
 ImageInput: TypeAlias = (
@@ -31,6 +32,7 @@ FORMATS = ("BGR", "RGB", "L")
 FULL_BITS = 16
 _TWELVE_BITS = 12
 _TIFF_MAGIC = 42
+_MAX_FETCHED_BYTES = 1 << 28  # of an image at a web address
 
 _CHANNEL_ORDERS = ("RGB", "BGR")
 _ORIENTATION_TAG, _WIDTH_TAG, _HEIGHT_TAG = 0x0112, 0x0100, 0x0101
@@ -89,8 +91,8 @@ def exif_note(path: PathLike) -> str:
 def to_rgb_array(image: ImageInput, *, channel_order: str = "RGB", bits: int = FULL_BITS) -> np.ndarray:
     """Bring an image of any accepted kind to (H, W, 3) uint8 RGB.
 
-    image: a path; encoded bytes; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or a tensor (3, H, W)
-        or (1, H, W). Arrays and tensors hold 0..255, or are uint16; `channel_order` is theirs.
+    image: a path or http(s) address; encoded bytes; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or
+        a tensor (3, H, W) or (1, H, W). Arrays and tensors hold 0..255, or are uint16; `channel_order` is theirs.
     bits: as in ``read_image``.
 
     Raises:
@@ -162,6 +164,8 @@ def _name_of(source: Any) -> str:
 def _binary(source: PathLike | bytes | bytearray | memoryview, error: type[InputError]) -> BinaryIO:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source)
+    if isinstance(source, str) and is_web_address(source):
+        return io.BytesIO(fetch_bytes(source, max_bytes=_MAX_FETCHED_BYTES, error=error))
     return open_file(source, error=error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from mask2former.checkpoint import addresses, load_state, load_weights
@@ -19,6 +21,8 @@ from mask2former.checkpoint.addresses import resolve_address
 from mask2former.errors import CheckpointError, InputError
 from mask2former.files.addresses import cached_path, download, fetch_bytes
 from mask2former.files.atomic import save_atomic
+from mask2former.files.finding import find_files
+from mask2former.files.images import to_rgb_array
 
 CONTENT = bytes(range(256)) * 40
 
@@ -305,6 +309,29 @@ def test_fetch_bytes_keeps_nothing_and_takes_no_more_than_asked(server: _Server,
     with pytest.raises(InputError, match="the server answers 404"):
         fetch_bytes(address, max_bytes=len(CONTENT))
     assert not (tmp_path / "cache").exists()
+
+
+def test_image_at_an_address_is_read_and_found(server: _Server, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    server.content = buffer.getvalue()
+    address = f"{server.address}/a/../my%20cat.png?size=5"
+    np.testing.assert_array_equal(to_rgb_array(address), pixels)
+    found = find_files([address, address, f"{server.address}/b/my_cat.png"], (".png",), kind="image")
+    assert [(file.source, file.name) for file in found] == [
+        (address, "my_cat"),
+        (f"{server.address}/b/my_cat.png", "my_cat_2"),
+    ]
+    for content, message in ((b"<html>", "not an image"), (server.content[:-30], "truncated or corrupt")):
+        server.content = content
+        with pytest.raises(InputError, match=rf"my%20cat\.png\?size=5: .*{message}"):
+            to_rgb_array(address)
+    server.redirects = ["file:///etc/hostname"]
+    with pytest.raises(InputError, match=r"not (followed|allowed)"):
+        to_rgb_array(address)
+    with pytest.raises(InputError, match="images alone"):
+        find_files([f"{server.address}/a.mp4"], (".mp4",), kind="video")
 
 
 def test_cached_path_stays_in_cache_and_tells_queries_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
