@@ -126,7 +126,7 @@ def time_data_parts(cfg: CfgNode, args: argparse.Namespace) -> Report:
     names = itertools.islice(itertools.cycle(map(name_of, records)), args.warmup + args.num_iters)
     for name in tqdm(list(names), desc="image file", unit="image", disable=None):
         with timer.stage("image file"):
-            read_image(name, cfg.INPUT.FORMAT)
+            read_image(name, cfg.INPUT.FORMAT, bits=cfg.INPUT.IMAGE_BITS)
         timer.end_run()
     rows.append(("image file", timer.median("image file"), 1))
     loaders = {"batch, no workers": alone}

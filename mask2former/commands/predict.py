@@ -106,7 +106,7 @@ def _predict_images(
     failures, num_written = [], 0
     for file in tqdm(images, desc="predict", unit="image", disable=None):
         try:
-            image = to_rgb_array(file.source)
+            image = to_rgb_array(file.source, bits=predictor.cfg.INPUT.IMAGE_BITS)
         except InputError as error:
             failures.append(str(error))
             continue

@@ -111,7 +111,8 @@ def read_annotations(cfg: CfgNode) -> Iterator[tuple[str, Frames, Metadata]]:
     for name in cfg.DATASETS.TRAIN:
         records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
         for record in records:
-            kinds = _annotated_video(record) if is_video(record) else _annotated_image(record, metadata)
+            bits = cfg.INPUT.IMAGE_BITS
+            kinds = _annotated_video(record, bits) if is_video(record) else _annotated_image(record, metadata, bits)
             found = False
             for kind, frames in kinds:
                 found = True
@@ -120,8 +121,8 @@ def read_annotations(cfg: CfgNode) -> Iterator[tuple[str, Frames, Metadata]]:
                 raise DatasetError(f"{name_of(record)}: {name} has no annotations, its entries are {sorted(record)}")
 
 
-def _annotated_image(record: DatasetDict, metadata: Metadata) -> Iterator[tuple[str, Frames]]:
-    image = read_image(record["file_name"], "RGB")
+def _annotated_image(record: DatasetDict, metadata: Metadata, bits: int) -> Iterator[tuple[str, Frames]]:
+    image = read_image(record["file_name"], "RGB", bits=bits)
     size = image.shape[:2]
     if "pan_seg_file_name" in record:
         ids = read_panoptic_ids(record["pan_seg_file_name"])
@@ -137,12 +138,12 @@ def _annotated_image(record: DatasetDict, metadata: Metadata) -> Iterator[tuple[
         yield "semantic", [(image, semantic_targets(labels, ignore_label=ignore_label))]
 
 
-def _annotated_video(record: DatasetDict) -> Iterator[tuple[str, Frames]]:
+def _annotated_video(record: DatasetDict, bits: int) -> Iterator[tuple[str, Frames]]:
     if "annotations" not in record:
         return
     times = np.unique(np.linspace(0, len(record["file_names"]) - 1, _MAX_FRAMES).round().astype(int))
     names = [record["file_names"][time] for time in times]
-    images = [read_image(name, "RGB") for name in names]
+    images = [read_image(name, "RGB", bits=bits) for name in names]
     targets = clip_targets(
         [_with_crowds(record["annotations"][time]) for time in times],
         [NoOpTransform()] * len(times),

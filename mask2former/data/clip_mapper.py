@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mask2former.data.presets import build_clip_augmentations
 from mask2former.data.targets import clip_targets
 from mask2former.data.transforms import ClipAugmentation
 from mask2former.errors import ConfigError
-from mask2former.files.images import FORMATS
+from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ class ClipMapper:
         image_augmentations: ClipAugmentation,
         sampling: FrameSampling,
         image_format: str,
+        image_bits: int = FULL_BITS,
     ) -> None:
         if image_format not in FORMATS:
             raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(FORMATS)}, found {image_format!r}")
         self.augmentations, self.image_augmentations = augmentations, image_augmentations
         self.sampling = sampling
-        self.image_format = image_format
+        self._read = partial(read_checked_image, image_format=image_format, bits=check_image_bits(image_bits))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ClipMapper:
@@ -80,6 +82,7 @@ class ClipMapper:
                 shuffle=cfg.INPUT.SAMPLING_FRAME_SHUFFLE,
             ),
             image_format=cfg.INPUT.FORMAT,
+            image_bits=cfg.INPUT.IMAGE_BITS,
         )
 
     def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
@@ -98,14 +101,14 @@ class ClipMapper:
     def _clip_of_video(self, record: DatasetDict, rng: np.random.Generator) -> dict[str, Any]:
         times = self.sampling.sample(rng, len(record["file_names"]))
         names = [record["file_names"][time] for time in times]
-        images = [read_checked_image(record, self.image_format, file_name=name) for name in names]
+        images = [self._read(record, file_name=name) for name in names]
         annotations = [record["annotations"][time] for time in times]
         sample = {**record, "file_names": names, "frame_indices": times}
         return self._transform(sample, images, annotations, self.augmentations, rng)
 
     def _clip_of_image(self, record: DatasetDict, rng: np.random.Generator) -> dict[str, Any]:
         count = self.sampling.num_frames
-        image = read_checked_image(record, self.image_format)
+        image = self._read(record)
         objects = [{**annotation, "id": index} for index, annotation in enumerate(record["annotations"])]
         sample = {**record, "file_names": [record["file_name"]] * count}
         return self._transform(sample, [image] * count, [objects] * count, self.image_augmentations, rng)

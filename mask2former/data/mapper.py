@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import cv2
@@ -28,7 +29,7 @@ from mask2former.data.targets import (
 )
 from mask2former.data.transforms import AugmentationList
 from mask2former.errors import ConfigError, DatasetError
-from mask2former.files.images import FORMATS, read_image
+from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits, exif_note, read_image
 from mask2former.files.label_maps import read_label_map
 from mask2former.files.panoptic import read_panoptic_ids
 from mask2former.structures import Instances
@@ -54,15 +55,16 @@ class DatasetMapper:
         num_classes: int | None = None,
         ignore_label: int = DEFAULT_IGNORE_LABEL,
         label_ids: Mapping[int, int] | None = None,
+        image_bits: int = FULL_BITS,
     ) -> None:
-        """``preset`` None maps for inference; ``num_classes`` None accepts any label.
+        """``preset`` None maps for inference; ``num_classes`` None accepts any label; ``image_bits`` as in read_image.
 
         ``label_ids`` turns the ids of label files into classes, or the ignore label; None: they are classes.
         """
         if image_format not in FORMATS:
             raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(FORMATS)}, found {image_format!r}")
         self.augmentations = augmentations
-        self.image_format = image_format
+        self.image_format, self.image_bits = image_format, check_image_bits(image_bits)
         self.preset = preset
         self.num_classes = num_classes
         self.ignore_label = ignore_label
@@ -76,7 +78,7 @@ class DatasetMapper:
             ConfigError: a value of ``INPUT`` is wrong.
         """
         if not is_train:
-            return cls(build_test_augmentations(cfg), image_format=cfg.INPUT.FORMAT)
+            return cls(build_test_augmentations(cfg), image_format=cfg.INPUT.FORMAT, image_bits=cfg.INPUT.IMAGE_BITS)
         preset = preset_of(cfg)
         ignore_label, label_ids = DEFAULT_IGNORE_LABEL, None
         if cfg.DATASETS.TRAIN:
@@ -93,6 +95,7 @@ class DatasetMapper:
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             ignore_label=ignore_label,
             label_ids=label_ids,
+            image_bits=cfg.INPUT.IMAGE_BITS,
         )
 
     @classmethod
@@ -108,14 +111,15 @@ class DatasetMapper:
         """
         rng = np.random.default_rng() if rng is None else rng
         names = dataset_dict["file_names"] if is_video(dataset_dict) else [dataset_dict["file_name"]]
-        image = read_checked_image(dataset_dict, self.image_format, file_name=names[0])
+        read = partial(read_checked_image, image_format=self.image_format, bits=self.image_bits)
+        image = read(dataset_dict, file_name=names[0])
         size = image.shape[:2]
         sample = {k: v for k, v in dataset_dict.items() if k not in ("annotations", "segments_info")}
         sample.setdefault("height", size[0])
         sample.setdefault("width", size[1])
         if self.preset is None:
             transform = self.augmentations.sample(rng, size, image=image)
-            others = (read_checked_image(sample, self.image_format, file_name=name) for name in names[1:])
+            others = (read(sample, file_name=name) for name in names[1:])
             frames = [image_to_tensor(transform.apply_image(frame)) for frame in itertools.chain([image], others)]
             sample["image"] = frames if is_video(dataset_dict) else frames[0]
             return sample
@@ -190,18 +194,22 @@ def _read_ids_if_any(record: DatasetDict, size: tuple[int, int]) -> np.ndarray |
     return ids
 
 
-def read_checked_image(record: DatasetDict, image_format: str, *, file_name: str | None = None) -> np.ndarray:
-    """The image (H, W, C) uint8 of a dataset dict, or of the video frame ``file_name``.
+def read_checked_image(
+    record: DatasetDict, image_format: str, *, file_name: str | None = None, bits: int = FULL_BITS
+) -> np.ndarray:
+    """The image (H, W, C) uint8 of a dataset dict, or of the video frame ``file_name``; ``bits`` as in read_image.
 
     Raises:
         DatasetError: the file is missing or damaged, or its size is not that of the dict.
     """
     file_name = record["file_name"] if file_name is None else file_name
-    image = read_image(file_name, image_format)
+    image = read_image(file_name, image_format, bits=bits)
     size = image.shape[:2]
     expected = (record.get("height", size[0]), record.get("width", size[1]))
     if expected != size:
-        raise DatasetError(f"{file_name}: image has (height, width) = {size}, its annotations say {expected}")
+        raise DatasetError(
+            f"{file_name}: image has (height, width) = {size}, its annotations say {expected}{exif_note(file_name)}"
+        )
     return image
 
 
@@ -209,6 +217,7 @@ def _check_map_size(label_map: np.ndarray, size: tuple[int, int], record: Datase
     if label_map.shape != size:
         raise DatasetError(
             f"{record[key]} has (height, width) = {label_map.shape}, its image {record['file_name']} has {size}"
+            f"{exif_note(record['file_name'])}"
         )
 
 

@@ -7,7 +7,8 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from mask2former.data.own_data import register_own_data
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import ConfigError, InputError
 from mask2former.files.images import ImageInput, to_rgb_array
+from mask2former.files.videos import VideoSource
 from mask2former.inference.frame_tracker import FrameTracker
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
@@ -27,6 +29,7 @@ from mask2former.modeling.video_windows import SettledFrames, WindowOptions, ins
 from mask2former.structures import Metadata
 
 TASKS = ("panoptic", "instance", "semantic")
+ClipInput: TypeAlias = "Iterable[ImageInput] | str | os.PathLike[str]"
 VIDEO_ARCHITECTURE = "VideoMaskFormer"  # looks at several frames at once
 
 
@@ -89,15 +92,16 @@ class Predictor:
             return [self._predict(item, channel_order=channel_order) for item in image]
         return self._predict(image, channel_order=channel_order)
 
-    def predict_clip(self, frames: Iterable[ImageInput], *, channel_order: str = "RGB") -> dict[str, Any]:
+    def predict_clip(self, frames: ClipInput, *, channel_order: str = "RGB") -> dict[str, Any]:
         """Predict T frames of one clip, however long, with one set of results; needs the config of a video model.
 
-        Frames are read as they are needed: clips longer than TEST.VIDEO.WINDOW never lie in memory as a whole.
+        frames: images, or the path of a video file. They are read as they are needed: clips longer than
+        TEST.VIDEO.WINDOW never lie in memory as a whole.
         Returns "image_size", and lists "pred_scores", "pred_labels", "pred_masks", each (T, H, W) bool, or for longer
         clips a MaskTrack, which decodes the mask of one frame at a time.
         Raises InputError where there is no frame, a frame is wrong, or frames differ in size.
         """
-        (height, width), arrays = _peek_size(_to_arrays(frames, channel_order))
+        (height, width), arrays = _peek_size(_to_arrays(frames, channel_order, bits=self.cfg.INPUT.IMAGE_BITS))
         inputs = (self._to_model_input(array) for array in arrays)
         windows = WindowOptions(self.cfg.TEST.VIDEO.WINDOW, self.cfg.TEST.VIDEO.OVERLAP)
         first = list(islice(inputs, windows.length + 1 if windows.length else None))
@@ -107,9 +111,9 @@ class Predictor:
         return join_settled(settled, image_size=(height, width))
 
     def video(
-        self, frames: Iterable[ImageInput], *, channel_order: str = "RGB", score_threshold: float = 0.0
+        self, frames: ClipInput, *, channel_order: str = "RGB", score_threshold: float = 0.0
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """Predict a video of any length, from a file or a camera, and give each frame with its results, in order.
+        """Predict a video of any length, the path of a file or its frames, and give each with its results, in order.
 
         A video model looks at windows of frames, an image model at each alone; then things are matched with those of
         the frames before. Yields (frame (H, W, 3) uint8 RGB, results); results are those of an image, and besides:
@@ -117,7 +121,7 @@ class Predictor:
         frame; the ids of "panoptic_seg" stay with their segments, and infos of things have a "track_id".
         Raises InputError as `predict_clip` does.
         """
-        size, arrays = _peek_size(_to_arrays(frames, channel_order))
+        size, arrays = _peek_size(_to_arrays(frames, channel_order, bits=self.cfg.INPUT.IMAGE_BITS))
         if self.cfg.MODEL.META_ARCHITECTURE == VIDEO_ARCHITECTURE:
             yield from self._video_by_windows(arrays, size=size, score_threshold=score_threshold)
             return
@@ -156,7 +160,7 @@ class Predictor:
         return self.model.track(frames, height=size[0], width=size[1])
 
     def _predict(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
-        array = to_rgb_array(image, channel_order=channel_order)
+        array = to_rgb_array(image, channel_order=channel_order, bits=self.cfg.INPUT.IMAGE_BITS)
         height, width = array.shape[:2]
         return self._run({"image": self._to_model_input(array), "height": height, "width": width})
 
@@ -174,11 +178,17 @@ class Predictor:
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
-def _to_arrays(frames: Iterable[ImageInput], channel_order: str) -> Iterator[np.ndarray]:
+def _to_arrays(frames: ClipInput, channel_order: str, *, bits: int) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 RGB, all of one size."""
+    if isinstance(frames, (str, os.PathLike)):
+        frames, channel_order = VideoSource(Path(frames)), "RGB"
+    elif isinstance(frames, (bytes, bytearray, memoryview)) or not isinstance(frames, Iterable):
+        raise InputError(
+            f"clip: expected frames, each an image, or the path of a video file; found {type(frames).__name__}"
+        )
     size: tuple[int, ...] | None = None
     for frame in frames:
-        array = to_rgb_array(frame, channel_order=channel_order)
+        array = to_rgb_array(frame, channel_order=channel_order, bits=bits)
         size = array.shape[:2] if size is None else size
         if array.shape[:2] != size:
             found = [size, array.shape[:2]]

@@ -31,7 +31,7 @@ class HalvesPredictor:
     def __init__(
         self, cfg: Any, *, task: list[str] | None, score_threshold: float | None, precision: str | None
     ) -> None:
-        self.task = task or ["panoptic"]
+        self.cfg, self.task = cfg, task or ["panoptic"]
         self.metadata = Metadata("halves", thing_classes=["thing"], stuff_classes=["thing", "stuff"])
 
     def __call__(self, image: np.ndarray) -> dict[str, Any]:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from mask2former.errors import DatasetError, InputError
-from mask2former.files.images import read_image, read_image_size, to_rgb_array
+from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.files.images import exif_note, read_image, read_image_size, to_rgb_array
 from mask2former.files.label_maps import read_label_map
 from mask2former.files.panoptic import read_panoptic_ids
 from mask2former.structures import id_to_rgb
@@ -43,17 +50,236 @@ def test_read_image_of_any_mode_has_three_channels(tmp_path: Path, mode: str) ->
     assert read_image_size(path) == (6, 4)
 
 
+def turned_by(orientation: int, image: np.ndarray) -> np.ndarray:
+    """What EXIF says of an image with that orientation."""
+    mirrored = image if orientation in (1, 3, 6, 8) else image[:, ::-1]
+    return np.rot90(mirrored, {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[orientation])
+
+
+FILE_FORMS = {
+    "png": {},
+    "tif": {},
+    "tif, lzw": {"compression": "tiff_lzw"},
+    "webp": {"lossless": True},
+    "jpg": {"quality": 100, "subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("form", FILE_FORMS)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_read_image_applies_exif_orientation(tmp_path: Path, orientation: int) -> None:
-    image = _noise(6, 9)
+def test_read_image_applies_exif_orientation(tmp_path: Path, orientation: int, form: str) -> None:
+    image = np.kron(_noise(2, 3), np.ones((8, 8, 1), np.uint8))  # blocks, which JPEG keeps
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    mirrored = image if orientation in (1, 3, 6, 8) else image[:, ::-1]
-    turns = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[orientation]
-    expected = np.rot90(mirrored, turns)
-    assert np.array_equal(read_image(tmp_path / "a.png", "RGB"), expected)
-    assert read_image_size(tmp_path / "a.png") == expected.shape[:2]
+    path = tmp_path / f"a.{form.split(',')[0]}"
+    Image.fromarray(image).save(path, exif=exif, **FILE_FORMS[form])
+    expected = turned_by(orientation, image)
+    for found in (read_image(path, "RGB"), to_rgb_array(path), to_rgb_array(path.read_bytes())):
+        assert found.shape == expected.shape
+        assert np.abs(found.astype(int) - expected).max() <= (4 if form == "jpg" else 0)
+    assert read_image_size(path) == expected.shape[:2]
+    assert ("EXIF orientation" in exif_note(path)) == (orientation >= 5)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("orientation", [1, 4, 6, 7])
+def test_deep_colours_are_turned_as_any(name: str, orientation: int, tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 9, 3)).astype(np.uint16)
+    path = tmp_path / name
+    cv2.imwrite(str(path), deep[..., ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1] if name == "a.tif" else [])
+    path.write_bytes(with_orientation(path.read_bytes(), orientation))
+    expected = turned_by(orientation, np.rint(deep / 257.0).astype(np.uint8))
+    assert np.array_equal(read_image(path, "RGB"), expected)
+    assert read_image_size(path) == expected.shape[:2]
+
+
+def with_orientation(content: bytes, orientation: int) -> bytes:
+    """A PNG or little-endian TIFF file without an orientation, with one."""
+    if content.startswith(b"\x89PNG"):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = exif.tobytes()[len(b"Exif\0\0") :]
+        chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+        return content[:33] + chunk + content[33:]
+    (begin,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, begin)
+    entries = [content[begin + 2 + 12 * k : begin + 14 + 12 * k] for k in range(count)]
+    entries = [entry for entry in entries if entry[:2] != struct.pack("<H", 274)]
+    entries = sorted(
+        [*entries, struct.pack("<HHIHH", 274, 3, 1, orientation, 0)], key=lambda e: struct.unpack("<H", e[:2])
+    )
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return content[:4] + struct.pack("<I", len(content)) + content[8:] + directory
+
+
+DEEP = np.array([[0, 257, 4095, 32896], [65535, 1, 128, 129]], np.uint16)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_are_scaled_not_clipped(name: str, channels: int, tmp_path: Path) -> None:
+    if name == "a.pgm" and channels != 1:
+        pytest.skip("grey alone")
+    path = tmp_path / name
+    cv2.imwrite(str(path), DEEP if channels == 1 else np.stack([DEEP, DEEP // 2, DEEP // 4, DEEP][:channels], -1))
+    planes = [DEEP] * 3 if channels == 1 else [DEEP // 4, DEEP // 2, DEEP]
+    expected = np.rint(np.stack(planes, -1) / 257.0).astype(np.uint8)
+    assert np.array_equal(read_image(path, "RGB"), expected)
+    assert np.array_equal(read_image(path, "BGR"), expected[..., ::-1])
+    assert np.array_equal(to_rgb_array(path), expected)
+    assert np.array_equal(to_rgb_array(Image.open(path)), expected)
+    assert read_image_size(path) == (2, 4)
+    if channels == 1:
+        assert np.array_equal(read_image(path, "L")[..., 0], expected[..., 0])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bits_say_what_white_is_and_are_kept_to(name: str, channels: int, tmp_path: Path) -> None:
+    path, white = tmp_path / name, np.array([[0, 2048, 4095]], np.uint16)
+    cv2.imwrite(str(path), white if channels == 1 else np.stack([white] * 3, -1))
+    assert read_image(path, bits=12)[0, :, 0].tolist() == [0, 128, 255]
+    assert to_rgb_array(path, bits=12)[0, :, 2].tolist() == [0, 128, 255]
+    assert to_rgb_array(white, bits=12)[0, :, 0].tolist() == [0, 128, 255]
+    with pytest.raises(DatasetError, match=rf"{name}: INPUT.IMAGE_BITS is 10, numbers up to 1023; found 4095"):
+        read_image(path, bits=10)
+    with pytest.raises(ConfigError, match=r"INPUT.IMAGE_BITS: expected 8..16, found 17"):
+        read_image(path, bits=17)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_wide_files_hold_bytes_or_are_refused(dtype: type, tmp_path: Path) -> None:
+    path, values = tmp_path / "a.tif", np.array([[0, 7, 255]], dtype)
+    Image.fromarray(values).save(path)
+    assert read_image(path, "RGB")[0, :, 0].tolist() == [0, 7, 255]
+    for low, high in ((0, 4000), (-5, 200)):
+        Image.fromarray(np.array([[low, high]], dtype)).save(path)
+        for read in (read_image, to_rgb_array):
+            with pytest.raises(InputError, match=rf"a.tif: expected values in 0..255, found {low}..{high} of type"):
+                read(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_size_is_that_of_the_image_and_all_readers_agree(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    suffix, modes = data.draw(st.sampled_from(sorted(MODES.items())))
+    image = Image.fromarray(_noise(height, width)).convert(data.draw(st.sampled_from(modes)))
+    options: dict[str, object] = {}
+    if suffix in ("JPEG", "PNG", "TIFF", "WEBP"):
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = data.draw(st.integers(0, 9))
+    if suffix == "PNG" and image.mode == "P" and data.draw(st.booleans()):
+        options["transparency"] = data.draw(st.sampled_from([0, b"\x00\x80\xff"]))
+    buffer = io.BytesIO()
+    image.save(buffer, suffix, **options)
+    with tempfile.NamedTemporaryFile(suffix=f".{suffix.lower()}") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        rgb = read_image(file.name, "RGB")
+        assert read_image_size(file.name) == rgb.shape[:2]
+        assert np.array_equal(read_image(file.name, "BGR"), rgb[..., ::-1])
+        assert np.array_equal(to_rgb_array(file.name), rgb)
+    assert np.array_equal(to_rgb_array(buffer.getvalue()), rgb)
+    assert np.array_equal(to_rgb_array(Image.open(buffer)), rgb)
+
+
+MODES = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("RGB", "RGBA"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "GIF": ("L", "P", "RGB"),
+    "PPM": ("1", "L", "RGB"),
+    "ICO": ("RGBA",),
+    "TGA": ("L", "RGB", "RGBA"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read")
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_are_an_image_or_one_error(data: st.DataObject) -> None:
+    content = bytearray(data.draw(st.sampled_from(SAMPLES)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))]
+    message = ""
+    try:
+        found = to_rgb_array(bytes(content))
+    except InputError as error:
+        message = str(error)
+    assert message.startswith("encoded image of") if message else found.dtype == np.uint8
+
+
+def _samples() -> list[bytes]:
+    found = []
+    for image_format, modes in MODES.items():
+        for mode in modes:
+            buffer = io.BytesIO()
+            Image.fromarray(_noise(5, 4)).convert(mode).save(buffer, image_format)
+            found.append(buffer.getvalue())
+    return found + [cv2.imencode(suffix, np.stack([DEEP] * 3, -1))[1].tobytes() for suffix in (".png", ".tif")]
+
+
+SAMPLES = _samples()
+
+
+@pytest.mark.parametrize(
+    "reader", ["read_image", "read_image_size", "to_rgb_array", "read_label_map", "read_panoptic_ids"]
+)
+def test_what_is_no_file_is_named_without_waiting(reader: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "folder.png").mkdir()
+    cases = {
+        tmp_path / "pipe.png": "expected a file, found a named pipe",
+        tmp_path / "folder.png": "expected a file, found a directory",
+        tmp_path / "link.png": f"a link to {tmp_path / 'gone.png'}, which is not there",
+        tmp_path / "file.png/a.png": "cannot be read: Not a directory",
+        Path("/dev/zero"): "expected a file, found a device",
+        tmp_path / ("a" * 300): "cannot be read: File name too long",
+    }
+    (tmp_path / "file.png").touch()
+    for path, reason in cases.items():
+        with pytest.raises(DatasetError, match=f"^{path}: {reason}"):
+            globals()[reader](path)
+    with pytest.raises(DatasetError, match="cannot be the name of a file"):
+        globals()[reader]("nul\0.png")
+
+
+def test_damaged_exif_data_leave_the_image(tmp_path: Path) -> None:
+    pixels = _noise(4, 6)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense that is no directory")
+    assert np.array_equal(read_image(tmp_path / "a.png", "RGB"), pixels)
+    assert read_image_size(tmp_path / "a.png") == (4, 6)
+
+
+def test_first_of_several_frames_is_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.fromarray(_noise(4, 6)), Image.new("RGB", (6, 4))]
+    for name in ("a.png", "a.tif", "a.webp"):
+        frames[0].save(
+            tmp_path / name, save_all=True, append_images=frames[1:], **({"lossless": True} if "webp" in name else {})
+        )
+        assert np.array_equal(read_image(tmp_path / name, "RGB"), _noise(4, 6))
+        assert caplog.messages.count(f"{tmp_path / name}: holds several frames or pages, the first is used") == 1
+
+
+def test_page_descriptions_are_not_run(tmp_path: Path) -> None:
+    Image.fromarray(_noise(4, 6)).save(tmp_path / "a.eps")
+    with pytest.raises(DatasetError, match=r"a\.eps: cannot be read as an image: EPS describes a page"):
+        read_image(tmp_path / "a.eps")
+
+
+def test_decompression_bombs_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    header = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1 << 20))), (b"IEND", b"")]
+    content = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    for read in (read_image, read_image_size, read_label_map, read_panoptic_ids):
+        with pytest.raises(DatasetError, match=r"a\.png: cannot be read as an image: too large"):
+            read(tmp_path / "a.png")
 
 
 def test_read_label_map_types(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mask2former.data.own_data.dataset import COCO_PANOPTIC, DataClass, FileMask
 from mask2former.data.own_data.png_tree import count_values
 from mask2former.data.own_data.scanning import scan
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_image_size
+from mask2former.files.images import exif_note, read_image_size
 from mask2former.files.json_files import require_keys
 from mask2former.files.panoptic import read_panoptic_ids
 
@@ -71,7 +71,7 @@ def _read_image(
     image, png = folder / file_name, png_folder / annotation["file_name"]
     ids, size = read_panoptic_ids(png), read_image_size(image)
     if ids.shape != size:
-        raise DatasetError(f"{png} has (height, width) = {ids.shape}, its image {image} has {size}")
+        raise DatasetError(f"{png} has (height, width) = {ids.shape}, its image {image} has {size}{exif_note(image)}")
     areas = count_values(ids)
     infos = [require_keys(s, ("id", "category_id"), f"{json_file}: segment") for s in annotation["segments_info"]]
     unlisted = sorted(set(areas) - {info["id"] for info in infos} - {_VOID})

@@ -23,7 +23,7 @@ from mask2former.data.own_data.dataset import LABELME, TRAIN, VALID, DataClass, 
 from mask2former.data.own_data.png_tree import PART_FOLDERS
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, refuse, scan
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_image_size
+from mask2former.files.images import exif_note, read_image_size
 from mask2former.files.json_files import require_keys
 from mask2former.structures import bitmasks_to_rles, check_polygons, polygons_to_bitmask
 
@@ -99,7 +99,9 @@ def _read_file(json_file: Path) -> _LabelledImage:
     size = read_image_size(image)
     stated = (content.get("imageHeight") or size[0], content.get("imageWidth") or size[1])
     if stated != size:
-        raise DatasetError(f"{json_file}: image has (height, width) = {size}, the file says {stated}: {image}")
+        raise DatasetError(
+            f"{json_file}: image has (height, width) = {size}, the file says {stated}: {image}{exif_note(image)}"
+        )
     groups: dict[Any, _LabelledObject] = {}
     left_out: Counter[str] = Counter()
     for number, shape in enumerate(content["shapes"]):

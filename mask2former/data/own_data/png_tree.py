@@ -21,7 +21,7 @@ from mask2former.data.own_data.dataset import (
 )
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, check_pairs, files_by_stem, scan
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_image_size
+from mask2former.files.images import exif_note, read_image_size
 from mask2former.files.label_maps import read_label_map
 
 PART_FOLDERS = {TRAIN: ("train", "training"), VALID: ("valid", "val", "validation")}
@@ -74,6 +74,7 @@ def _read_pair(pair: tuple[str, Path, Path]) -> ImageEntry:
     if labels.shape != (height, width):
         raise DatasetError(
             f"{mask}: mask has (height, width) = {labels.shape}, its image {image} has {(height, width)}"
+            f"{exif_note(image)}"
         )
     segments = tuple(
         Segment(class_id, FileMask(mask, class_id), area=count) for class_id, count in count_values(labels).items()

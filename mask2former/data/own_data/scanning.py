@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from mask2former.data.preparation.work import RunOptions, run_all
 from mask2former.errors import DatasetError
-from mask2former.files.images import read_image_size
+from mask2former.files.images import exif_note, read_image_size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,7 +59,7 @@ def check_image_size(file: Path, size: tuple[int, int], source: str) -> None:
     """Raise DatasetError unless the image has this (height, width), which ``source`` says."""
     found = read_image_size(file)
     if found != size:
-        raise DatasetError(f"{file}: image has (height, width) = {found}, {source} says {size}")
+        raise DatasetError(f"{file}: image has (height, width) = {found}, {source} says {size}{exif_note(file)}")
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
