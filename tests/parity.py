@@ -136,12 +136,12 @@ def fixture_config(fixture: Fixture) -> Any:
     return cfg
 
 
-def build_fixture_model(fixture: Fixture) -> nn.Module:
-    """The fixture's model in evaluation mode, with the weights the rule gives."""
-    from mask2former import build_model
+def build_fixture_model(fixture: Fixture, *, accelerated: bool = True) -> nn.Module:
+    """The fixture's model in evaluation mode, with the weights the rule gives; of plain layers unless `accelerated`."""
+    from mask2former.modeling import build_model
 
     register_metadata()
-    model = build_model(fixture_config(fixture)).eval()
+    model = build_model(fixture_config(fixture), accelerated=accelerated).eval()
     fill_model(model, fixture.seed)
     return model
 

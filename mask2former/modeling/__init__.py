@@ -2,7 +2,7 @@
 
 from mask2former.modeling import backbone as backbone
 from mask2former.modeling.criterion import SetCriterion
-from mask2former.modeling.inference_preparation import prepare_for_inference
+from mask2former.modeling.fast import accelerate, prepare_for_inference
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.meta_arch import (
     MaskFormer,
@@ -52,6 +52,7 @@ __all__ = [
     "SetCriterion",
     "StandardTransformerDecoder",
     "TransformerEncoderPixelDecoder",
+    "accelerate",
     "build_model",
     "prepare_for_inference",
 ]

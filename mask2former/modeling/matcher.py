@@ -22,8 +22,7 @@ from mask2former.ops import point_sample
 
 UNMATCHED = -1
 
-# Logits that are held at a time on a CPU: their memory is used again, and need not be cleared by the system.
-_CPU_BLOCK_VALUES = 1 << 22
+_BLOCK_VALUES = 1 << 22  # logits that are held at a time: memory does not grow with the layers
 
 
 @MATCHER_REGISTRY.register()
@@ -106,9 +105,7 @@ def _mask_factors(
     groups = embeds.flatten(0, 1)[None] if share_features(predictions) else embeds
     for rows, prediction in zip(groups, predictions):
         points = _features_at_points(prediction, image, points_xy)
-        is_split = points.device.type == "cpu"
-        num_rows = max(1, _CPU_BLOCK_VALUES // points.shape[1]) if is_split else len(rows)
-        for block in rows.split(num_rows):
+        for block in rows.split(max(1, _BLOCK_VALUES // points.shape[1])):
             yield block, points
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
-from mask2former.modeling import prepare_for_inference
+from mask2former.modeling import accelerate, prepare_for_inference
 from mask2former.modeling.layers import (
     MLP,
     NORM_NAMES,
@@ -186,7 +186,7 @@ def test_conv_applies_norm_then_activation() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (64, 65)])
 def test_conv_with_frozen_norm_is_the_same_with_and_without_gradients(bias: bool, size: tuple[int, int]) -> None:
-    conv = conv_with_frozen_norm(bias=bias)
+    conv = accelerate(conv_with_frozen_norm(bias=bias))
     x = torch.randn(1, 4, *size)
     expected = conv(x)
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_conv_with_frozen_norm_is_the_same_with_and_without_gradients(bias: bool
 @pytest.mark.parametrize("norm", ["FrozenBN", "GN"])
 def test_hooks_of_a_norm_see_its_own_output_in_inference(norm: str, channels: int, kernel_size: int) -> None:
     padding, layer = kernel_size // 2, get_norm(norm, 64)
-    conv = Conv2d(channels, 64, kernel_size, padding=padding, bias=False, norm=layer, activation=F.relu).eval()
+    conv = accelerate(Conv2d(channels, 64, kernel_size, padding=padding, bias=False, norm=layer, activation=F.relu))
     nn.init.uniform_(layer.weight, 0.5, 1.5)
     x = torch.randn(1, channels, 96, 96).to(memory_format=torch.channels_last)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -212,7 +212,7 @@ def test_hooks_of_a_norm_see_its_own_output_in_inference(norm: str, channels: in
 
 @torch.no_grad()
 def test_sum_with_a_convolution_calls_the_hooks_of_its_norm() -> None:
-    conv = Conv2d(16, 32, 1, bias=False, norm=FrozenBatchNorm2d(32))
+    conv = accelerate(Conv2d(16, 32, 1, bias=False, norm=FrozenBatchNorm2d(32)))
     x = torch.randn(1, 16, 64, 64).to(memory_format=torch.channels_last)
     total = torch.randn(1, 32, 64, 64).to(memory_format=torch.channels_last)
     expected, calls = conv.add_over(total.clone(), x), []

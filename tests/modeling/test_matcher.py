@@ -48,7 +48,7 @@ def fix_points(monkeypatch: pytest.MonkeyPatch, num_points: int = 64) -> Tensor:
 def test_matcher_costs_equal_those_of_full_masks(
     monkeypatch: pytest.MonkeyPatch, frames: int, block_values: int
 ) -> None:
-    monkeypatch.setattr(matcher_module, "_CPU_BLOCK_VALUES", block_values)
+    monkeypatch.setattr(matcher_module, "_BLOCK_VALUES", block_values)
     layers, target = random_layers(2, frames=frames), random_target(4, frames=frames)
     points_xy = fix_points(monkeypatch)
     costs = matcher().costs(layers, 1, target)

@@ -1,4 +1,4 @@
-"""The model is the published one: same weights, same numbers."""
+"""The model is the published one, of plain layers and accelerated: same weights, same numbers."""
 
 from __future__ import annotations
 
@@ -22,15 +22,21 @@ STAGED_FIXTURES = ("tiny_resnet_panoptic", "tiny_swin_panoptic")
 NUM_DRAWS = 200
 STANDARD_ERRORS = 5  # thirty losses are compared: the largest of so many deviations is rarely below two
 
-_built: dict[str, tuple[Fixture, nn.Module]] = {}
+_built: dict[tuple[str, bool], tuple[Fixture, nn.Module]] = {}
 
 
-def fixture_and_model(name: str) -> tuple[Fixture, nn.Module]:
-    if name not in _built:
+def fixture_and_model(name: str, accelerated: bool = True) -> tuple[Fixture, nn.Module]:
+    key = name, accelerated
+    if key not in _built:
         fixture = load_fixture(name)
-        _built[name] = fixture, build_fixture_model(fixture)
-    fixture, model = _built[name]
+        _built[key] = fixture, build_fixture_model(fixture, accelerated=accelerated)
+    fixture, model = _built[key]
     return fixture, model.eval()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "fast"])
+def accelerated(request: pytest.FixtureRequest) -> bool:
+    return request.param
 
 
 def image_batch(fixture: Fixture) -> list[dict[str, Any]]:
@@ -84,16 +90,16 @@ def assert_instances(result: Instances, fixture: Fixture, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*IMAGE_FIXTURES, "tiny_video"])
-def test_model_state_dict_names_and_shapes(name: str) -> None:
-    fixture, model = fixture_and_model(name)
+def test_model_state_dict_names_and_shapes(name: str, accelerated: bool) -> None:
+    fixture, model = fixture_and_model(name, accelerated)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     assert shapes == fixture.state_dict_shapes()
 
 
 @pytest.mark.parametrize("name", STAGED_FIXTURES)
 @torch.no_grad()
-def test_padded_input_and_backbone_match(name: str) -> None:
-    fixture, model = fixture_and_model(name)
+def test_padded_input_and_backbone_match(name: str, accelerated: bool) -> None:
+    fixture, model = fixture_and_model(name, accelerated)
     images = normalised(model, image_batch(fixture))
     assert_close_to_peak(images, fixture.tensor("padded_input"), tolerance=1e-6)
     for key, features in model.backbone(images).items():
@@ -102,8 +108,8 @@ def test_padded_input_and_backbone_match(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGED_FIXTURES)
 @torch.no_grad()
-def test_pixel_decoder_matches(name: str) -> None:
-    fixture, model = fixture_and_model(name)
+def test_pixel_decoder_matches(name: str, accelerated: bool) -> None:
+    fixture, model = fixture_and_model(name, accelerated)
     features = {key.split("/")[1]: fixture.tensor(key) for key in fixture.keys("backbone/")}
     mask_features, lowest, maps = model.sem_seg_head.pixel_decoder.forward_features(features)
     assert_close_to_peak(mask_features, fixture.tensor("pixel_decoder/mask_features"))
@@ -115,15 +121,15 @@ def test_pixel_decoder_matches(name: str) -> None:
 
 @pytest.mark.parametrize("name", IMAGE_FIXTURES)
 @torch.no_grad()
-def test_head_outputs_match(name: str) -> None:
-    fixture, model = fixture_and_model(name)
+def test_head_outputs_match(name: str, accelerated: bool) -> None:
+    fixture, model = fixture_and_model(name, accelerated)
     images = normalised(model, image_batch(fixture))
     assert_head_outputs(model.sem_seg_head(model.features(images)), fixture)
 
 
 @torch.no_grad()
-def test_head_outputs_match_for_clip() -> None:
-    fixture, model = fixture_and_model("tiny_video")
+def test_head_outputs_match_for_clip(accelerated: bool) -> None:
+    fixture, model = fixture_and_model("tiny_video", accelerated)
     frames = clip_frames(fixture)
     features = model.features(normalised(model, [{"image": frames}]), num_frames=len(frames))
     assert_head_outputs(model.sem_seg_head(features), fixture)
@@ -131,8 +137,8 @@ def test_head_outputs_match_for_clip() -> None:
 
 @pytest.mark.parametrize("name", IMAGE_FIXTURES)
 @torch.no_grad()
-def test_results_match(name: str) -> None:
-    fixture, model = fixture_and_model(name)
+def test_results_match(name: str, accelerated: bool) -> None:
+    fixture, model = fixture_and_model(name, accelerated)
     batch = image_batch(fixture)
     results = model(batch)
     assert len(results) == len(batch)
@@ -147,8 +153,8 @@ def test_results_match(name: str) -> None:
 
 
 @torch.no_grad()
-def test_results_match_for_clip() -> None:
-    fixture, model = fixture_and_model("tiny_video")
+def test_results_match_for_clip(accelerated: bool) -> None:
+    fixture, model = fixture_and_model("tiny_video", accelerated)
     height, width = fixture.array("input/output_size").tolist()
     (result,) = model([{"image": clip_frames(fixture), "height": height, "width": width}])
     assert result["image_size"] == (height, width)

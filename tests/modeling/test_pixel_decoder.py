@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mask2former.config import get_cfg
 from mask2former.errors import ConfigError
+from mask2former.modeling import accelerate
 from mask2former.modeling.pixel_decoder import MSDeformAttnPixelDecoder
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttn, MSDeformAttnEncoderLayer, pixel_centres
 from mask2former.ops import point_sample
@@ -145,7 +146,7 @@ def test_pixel_decoder_reads_its_config() -> None:
 
 @torch.no_grad()
 def test_pixel_decoder_leaves_an_adapters_map_to_its_hooks() -> None:
-    decoder = build_pixel_decoder()
+    decoder = accelerate(build_pixel_decoder())
     features = {name: maps.to(memory_format=torch.channels_last) for name, maps in random_features(1, 64, 96).items()}
     expected, _, _ = decoder.forward_features(features)
     seen: list[Tensor] = []
@@ -159,6 +160,7 @@ def test_encoder_layer_calls_a_norm_that_somebody_looks_at() -> None:
     layer = MSDeformAttnEncoderLayer(
         16, num_levels=1, num_heads=2, num_points=2, hidden_channels=32, dropout=0.0
     ).eval()
+    accelerate(layer)
     tokens, position, shapes = torch.randn(2, 12, 16), torch.randn(1, 12, 16), [(3, 4)]
     options = {"centres": pixel_centres(shapes, device=tokens.device), "shapes": shapes}
     with torch.no_grad():

@@ -15,9 +15,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from mask2former.config import CfgNode, get_cfg
 from mask2former.errors import ConfigError
-from mask2former.modeling import prepare_for_inference
+from mask2former.modeling import accelerate, prepare_for_inference
 from mask2former.modeling.backbone import ResNet, build_backbone
-from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, SyncBatchNorm
+from mask2former.modeling.fast.convolution import FastConv2d
+from mask2former.modeling.layers import FrozenBatchNorm2d, SyncBatchNorm
 from tests.parity import assert_close_to_peak, fill_model, fixture_config, load_fixture
 
 TINY: dict[str, Any] = {"stem_out_channels": 8, "width_per_group": 4, "res2_out_channels": 16}
@@ -214,6 +215,7 @@ def test_inference_writes_over_no_feature_that_was_handed_out(stem_channels: int
     fill_model(model, 5)
     image = torch.randn(2, 3, 70, 90).contiguous(memory_format=torch.channels_last)
     expected = model(image)  # with gradients, which need all maps
+    accelerate(model)
     with torch.no_grad():
         found = model(image)
     for name, feature in found.items():
@@ -224,7 +226,7 @@ def wide_resnet() -> ResNet:
     """A network whose maps are wide enough for inference to write over them."""
     model = ResNet(stem_out_channels=16, res2_out_channels=64, width_per_group=16, norm="FrozenBN").eval()
     fill_model(model, 5)
-    return model
+    return accelerate(model)
 
 
 class SeenMaps:
@@ -286,9 +288,9 @@ def test_hooks_of_a_last_convolution_are_called_in_inference() -> None:
 def test_inference_without_hooks_writes_over_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     model, image = wide_resnet(), torch.randn(1, 3, 64, 96).to(memory_format=torch.channels_last)
     over: list[int] = []
-    add_over = Conv2d.add_over
+    add_over = FastConv2d.add_over
     monkeypatch.setattr(
-        Conv2d, "add_over", lambda self, total, x: over.append(total.data_ptr()) or add_over(self, total, x)
+        FastConv2d, "add_over", lambda self, total, x: over.append(total.data_ptr()) or add_over(self, total, x)
     )
     model(image)
     assert len(over) == 16

@@ -15,6 +15,7 @@ from torch import Tensor
 from mask2former import modeling as ours
 from mask2former.integrations.detectron2.registration import FromConfig, build_named
 from mask2former.modeling import SEM_SEG_HEADS_REGISTRY as OUR_HEADS
+from mask2former.modeling.fast.encoder import FastMSDeformAttnPixelDecoder
 from mask2former.modeling.losses import IGNORED
 from mask2former.modeling.meta_arch.assembly import (
     build_class_decoder,
@@ -24,7 +25,7 @@ from mask2former.modeling.meta_arch.assembly import (
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class MSDeformAttnPixelDecoder(FromConfig, ours.MSDeformAttnPixelDecoder):
+class MSDeformAttnPixelDecoder(FromConfig, FastMSDeformAttnPixelDecoder):
     """The pixel decoder of Mask2Former."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -20,6 +21,7 @@ from mask2former.integrations.detectron2.backbones import build_backbone
 from mask2former.integrations.detectron2.heads import build_head
 from mask2former.integrations.detectron2.registration import FromConfig
 from mask2former.integrations.detectron2.structures import result_to_detectron2, sample_from_detectron2
+from mask2former.modeling.fast import use_channels_last
 from mask2former.modeling.mask_geometry import MaskGeometry
 
 
@@ -28,15 +30,21 @@ class MaskFormer(FromConfig, ours.MaskFormer):
     """Takes and returns detectron2's structures; state dicts, losses and results are those of our own model."""
 
     @configurable
-    def __init__(self, *args: Any, ignore_value: int = 255, **kwargs: Any) -> None:
-        """`ignore_value` marks pixels of `sem_seg` that belong to no target."""
+    def __init__(self, *args: Any, ignore_value: int = 255, channels_last: bool = False, **kwargs: Any) -> None:
+        """`ignore_value` marks pixels of `sem_seg` that belong to no target; `channels_last`: the layout of maps."""
         super().__init__(*args, **kwargs)
         self.ignore_value = ignore_value
+        if channels_last:
+            use_channels_last(self)
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        """As ours, with the label that is ignored."""
-        return {**super().from_config(cfg), "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}
+        """As ours, with the label that is ignored, and the layout that `build_model` would choose."""
+        return {
+            **super().from_config(cfg),
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "channels_last": cfg.MODEL.CHANNELS_LAST or torch.device(cfg.MODEL.DEVICE).type == "cpu",
+        }
 
     @classmethod
     def build_parts(cls, cfg: Any) -> tuple[Any, Any]:

@@ -9,14 +9,16 @@ from fvcore.common.registry import Registry
 
 from mask2former.config import Registry as OurRegistry
 from mask2former.config import build_from_config
+from mask2former.modeling import accelerate
 
 
 class FromConfig:
-    """Base of components that are made from a config and what follows it, or from keyword arguments."""
+    """Base of modules that are made from a config and what follows it, or from keyword arguments."""
 
     @configurable
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        accelerate(self)  # type: ignore[type-var]
 
 
 def build_named(name: str, theirs: Registry, ours: OurRegistry, *args: Any, key: str) -> Any:

@@ -19,7 +19,7 @@ from mask2former.errors import InputError
 from mask2former.integrations.transformers.configuration import Mask2FormerConfig, config_to_cfg
 from mask2former.integrations.transformers.loading import PretrainedFolder
 from mask2former.integrations.transformers.recording import DecoderRecord, RecordingDecoder
-from mask2former.modeling import MaskFormerHead, MSDeformAttnPixelDecoder, SetCriterion
+from mask2former.modeling import MaskFormerHead, MSDeformAttnPixelDecoder, SetCriterion, accelerate
 from mask2former.modeling.backbone import build_backbone
 from mask2former.modeling.backbone.swin import SwinStage
 from mask2former.modeling.backbone.window_attention import WindowAttention, relative_position_index, shift_masks
@@ -106,6 +106,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         if backbone.model_type in _SWIN_BACKBONES:
             # Their backbone ends in a norm that nothing reads: kept, so that saving gives back all that was loaded.
             self.final_norm = nn.LayerNorm(shapes["res5"].channels).requires_grad_(False)
+        accelerate(self)
         self.post_init()
 
     def record(self, pixel_values: Tensor, *, with_attentions: bool) -> ModelRecord:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
 from mask2former.modeling.backbone.backbone import Backbone
-from mask2former.modeling.layers import NORM_NAMES, Conv2d, NormSpec, freeze_batch_norm, get_norm, has_hooks
+from mask2former.modeling.layers import NORM_NAMES, Conv2d, NormSpec, freeze_batch_norm, get_norm
 from mask2former.modeling.registry import BACKBONE_REGISTRY
-from mask2former.ops import is_eager_cpu_inference
 from mask2former.structures import ShapeSpec
 
 BLOCKS_PER_STAGE = {
@@ -55,7 +54,7 @@ def _conv(
         groups=groups,
         bias=False,
         norm=get_norm(norm, out_channels),
-        activation=F.relu_ if relu else None,
+        activation=F.relu if relu else None,
     )
 
 
@@ -89,9 +88,8 @@ class BasicBlock(nn.Module):
         self.conv2 = _conv(out_channels, out_channels, 3, dilation=dilation, norm=norm, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(self.conv1(x))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(self.conv2(self.conv1(x)) + shortcut)
 
 
 class BottleneckBlock(nn.Module):
@@ -120,27 +118,13 @@ class BottleneckBlock(nn.Module):
         self.conv2 = _conv(width, width, 3, stride=stride_3x3, dilation=dilation, groups=num_groups, norm=norm)
         self.conv3 = _conv(width, out_channels, 1, norm=norm, relu=False)
 
-    def forward(self, x: Tensor, *, in_place: bool = False) -> Tensor:
-        """`in_place`: the sum may be written over what the shortcut hands on, which is x where it has no layer."""
-        hidden = self.conv2(self.conv1(x))
-        total = x if self.shortcut is None else self.shortcut(x)
-        if in_place and type(self.conv3) is Conv2d:  # not a layer that somebody put in its place
-            return self.conv3.add_over(total, hidden)
-        return F.relu_(self.conv3(hidden).add_(total))
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu(self.conv3(self.conv2(self.conv1(x))) + shortcut)
 
 
 class BottleneckStage(nn.Sequential):
-    """Blocks one after the other; in inference a sum is written over the map before it, unless hooks see that map."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        given, may_write = x, is_eager_cpu_inference(x) and not has_hooks(self)
-        for block in self:
-            if may_write and isinstance(block, BottleneckBlock):
-                # What the stage was given is the caller's.
-                x = block(x, in_place=x is not given or block.shortcut is not None)
-            else:
-                x = block(x)
-        return x
+    """Bottleneck blocks one after the other."""
 
 
 def _shortcut(in_channels: int, out_channels: int, *, stride: int, norm: NormSpec) -> Conv2d | None:

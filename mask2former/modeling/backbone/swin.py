@@ -23,7 +23,7 @@ from mask2former.modeling.backbone.window_attention import (
     partition_windows,
     shift_masks,
 )
-from mask2former.modeling.layers import DropPath, Linear, run_checkpointed
+from mask2former.modeling.layers import DropPath, run_checkpointed
 from mask2former.modeling.registry import BACKBONE_REGISTRY
 from mask2former.structures import ShapeSpec
 
@@ -39,8 +39,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, *, drop: float) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Linear
-
 _MASKED = -100.0  # Parity: the published model adds this, not minus infinity (test_swin_matches_reference)
 NUM_PATTERNS = 4
 
@@ -89,7 +87,6 @@ class WindowAttention(nn.Module):
     """Multi-head attention among the tokens of each window: (G, S, C) -> (G, S, C)."""
 
     relative_position_index: Tensor
-    kept_bias: Tensor | None
 
     def __init__(
         self,
@@ -108,22 +105,14 @@ class WindowAttention(nn.Module):
         self.attn_drop = attn_drop
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size))
-        self.register_buffer("kept_bias", None, persistent=False)
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self) -> Tensor:
         """The bias of each pair of tokens; (1, M, S, S)."""
-        if self.kept_bias is not None:
-            return self.kept_bias
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
-
-    @torch.no_grad()
-    def keep_bias(self, *, dtype: torch.dtype | None = None) -> None:
-        """Gathers the bias for good, in the type of its use; what becomes of the table afterwards is not seen."""
-        self.kept_bias = self.position_bias().to(dtype or self.relative_position_bias_table.dtype)
 
     def forward(self, windows: Tensor, *, masks: Tensor | None = None, counts: Sequence[int] = ()) -> Tensor:
         """Attends everywhere within a window; or, given `masks` (4, 1, S, S), as they allow.

@@ -1,13 +1,9 @@
 """Layers that several components share."""
 
 from mask2former.modeling.layers.attention import MultiheadAttention
-from mask2former.modeling.layers.checkpointing import checkpoint_activations, run_checkpointed
+from mask2former.modeling.layers.blocks import MLP, DropPath
 from mask2former.modeling.layers.conv import Conv2d, init_xavier
-from mask2former.modeling.layers.drop_path import DropPath
-from mask2former.modeling.layers.feed_forward import feed_forward
-from mask2former.modeling.layers.hooks import has_hooks
-from mask2former.modeling.layers.linear import Linear, cast_once, linear
-from mask2former.modeling.layers.mlp import MLP
+from mask2former.modeling.layers.memory import cast_once, checkpoint_activations, run_checkpointed
 from mask2former.modeling.layers.norms import (
     NORM_NAMES,
     FrozenBatchNorm2d,
@@ -17,8 +13,7 @@ from mask2former.modeling.layers.norms import (
     freeze_batch_norm,
     get_norm,
 )
-from mask2former.modeling.layers.position_encoding import PositionEmbeddingSine, sine_position_encoding
-from mask2former.modeling.layers.size_cache import SizeCache
+from mask2former.modeling.layers.position_encoding import PositionEmbeddingSine, SizeCache, sine_position_encoding
 from mask2former.modeling.layers.transformer import TransformerDecoder, TransformerEncoder, TransformerOptions
 
 __all__ = [
@@ -28,7 +23,6 @@ __all__ = [
     "DropPath",
     "FrozenBatchNorm2d",
     "LayerNorm2d",
-    "Linear",
     "MultiheadAttention",
     "NormSpec",
     "PositionEmbeddingSine",
@@ -39,12 +33,9 @@ __all__ = [
     "TransformerOptions",
     "cast_once",
     "checkpoint_activations",
-    "feed_forward",
     "freeze_batch_norm",
     "get_norm",
-    "has_hooks",
     "init_xavier",
-    "linear",
     "run_checkpointed",
     "sine_position_encoding",
 ]

@@ -1,7 +1,7 @@
 """Multi-head attention that takes a boolean mask for all heads.
 
 Parameters are named as those of `nn.MultiheadAttention`, which published checkpoints hold; the product itself is
-PyTorch's fused attention, for inference on a CPU our own.
+PyTorch's fused attention.
 
 Letters: B batch, Q queries, S tokens, C channels, M heads, D channels of a head.
 """
@@ -11,9 +11,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from mask2former.modeling.layers.linear import linear
-from mask2former.ops import is_attention_faster, masked_attention
 
 
 class MultiheadAttention(nn.Module):
@@ -36,27 +33,20 @@ class MultiheadAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None = None) -> Tensor:
         """`attend_mask` (B, 1, Q, S) bool is True where a query sees a token; each row needs one that it sees."""
-        query_weight, key_weight, value_weight = self.in_proj_weight.chunk(3)
-        query_bias, key_bias, value_bias = self.in_proj_bias.chunk(3)
-        query = linear(query, query_weight, query_bias)
-        key = linear(key, key_weight, key_bias)
-        value = linear(value, value_weight, value_bias)
-        dropout = self.dropout if self.training else 0.0
-        if not dropout and is_attention_faster(query, key, self.num_heads):
-            return self.out_proj(masked_attention(query, key, value, attend_mask, num_heads=self.num_heads))
+        projections = zip(self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), (query, key, value), strict=True)
+        query, key, value = (self.project(x, weight, bias) for weight, bias, x in projections)
+        return self.out_proj(self.attend(query, key, value, attend_mask))
+
+    def project(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Tokens (B, S, C) as queries, keys or values, with weight (C, C) and bias (C,)."""
+        return F.linear(x, weight, bias)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None) -> Tensor:
+        """What projected queries (B, Q, C) gather of projected keys and values (B, S, C); (B, Q, C)."""
         query, key, value = (self._split_heads(x) for x in (query, key, value))
-        heads = _attend(query, key, value, attend_mask, dropout=dropout)
-        return self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, M, Q, D) -> (B, Q, C)
+        dropout = self.dropout if self.training else 0.0
+        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attend_mask, dropout_p=dropout)
+        return heads.transpose(1, 2).flatten(2)  # (B, M, Q, D) -> (B, Q, C)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, S, C) -> (B, M, S, D)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None, *, dropout: float) -> Tensor:
-    """Fused attention: queries (B, M, Q, D), keys and values (B, M, S, D) -> (B, M, Q, D)."""
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        # The fused kernel of the CPU is slower in bfloat16, with gradients up to eight times at a few tokens.
-        with torch.autocast("cpu", enabled=False):
-            query, key, value = query.float(), key.float(), value.float()
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=attend_mask, dropout_p=dropout)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=attend_mask, dropout_p=dropout)

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
-from mask2former.ops import group_norm_relu_
 
 NormSpec = str | Callable[[int], nn.Module] | None
 
@@ -109,17 +108,11 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 class GroupNorm(nn.GroupNorm):
     """Group norm also of a single value, which a map of 1 x 1 can hold: it becomes the bias; torch's refuses it.
 
-    On a CPU half-precision maps stay so, with sums and parameters in float32.
+    Half-precision maps stay so, with sums and parameters in float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
-
-    def write_over(self, x: Tensor, *, relu: bool) -> Tensor:
-        """The same, and ReLU if wanted, written over a map for which `is_map_written_over`."""
-        return group_norm_relu_(
-            x, num_groups=self.num_groups, weight=self.weight, bias=self.bias, eps=self.eps, relu=relu
-        )
 
 
 class LayerNorm2d(nn.LayerNorm):

@@ -6,11 +6,11 @@ Letters: B batch, T frames, C channels, H W height and width, F features per axi
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
-
-from mask2former.modeling.layers.size_cache import SizeCache
 
 _EPSILON = 1e-6  # keeps the normalisation finite
 
@@ -56,6 +56,35 @@ def sine_position_encoding(
         return encoding[None]
     frames = _encode_axis(num_frames, 2 * num_pos_feats, **options)  # type: ignore[arg-type]
     return encoding + frames[:, :, None, None]  # (T, 2 F, H, W)
+
+
+class SizeCache:
+    """Keeps the `capacity` tensors used last, which depend on sizes alone.
+
+    Copies and pickles of it are empty; tracing passes it by.
+    """
+
+    def __init__(self, capacity: int = 8) -> None:
+        self.capacity = capacity
+        self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """The tensor under `key`, from `compute` at the first call; it is a constant without gradient."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return compute()  # a cached tensor would become a constant of the graph, or break it
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        # A tensor made in inference mode could not be used in training afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            value = compute()
+        self._entries[key] = value
+        if len(self._entries) > self.capacity:
+            self._entries.popitem(last=False)
+        return value
+
+    def __reduce__(self) -> tuple[type[SizeCache], tuple[int]]:
+        return SizeCache, (self.capacity,)
 
 
 class PositionEmbeddingSine(nn.Module):

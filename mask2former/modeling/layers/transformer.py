@@ -46,7 +46,7 @@ class _TransformerLayer(nn.Module):
         return self.self_attn(placed, placed, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
     def _residual(self, x: Tensor, step: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
         if self.pre_norm:

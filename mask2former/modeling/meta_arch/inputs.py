@@ -39,7 +39,6 @@ def count_frames(batch: Sequence[dict[str, Any]]) -> int | None:
 
 def unfold_frames(maps: Tensor, num_frames: int) -> Tensor:
     """Maps of all frames (BT, C, H, W) -> (B, T, C, H, W)."""
-    # A single frame apart: `unflatten` leaves a stride by which the layout of one image's map cannot be told.
     return maps.unsqueeze(1) if num_frames == 1 else maps.unflatten(0, (-1, num_frames))
 
 

@@ -56,7 +56,6 @@ class MaskFormer(SegmentationModel):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         dataset_names: Sequence[str] = (),
-        channels_last: bool = False,
         inference_dtype: torch.dtype | None = None,
         windows: WindowOptions | None = None,
         postprocess: PostProcessing = infer_image,
@@ -73,7 +72,6 @@ class MaskFormer(SegmentationModel):
             size_divisibility=size_divisibility,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
-            channels_last=channels_last,
             inference_dtype=inference_dtype,
         )
         self.criterion = criterion

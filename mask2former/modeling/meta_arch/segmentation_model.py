@@ -20,7 +20,7 @@ from mask2former.modeling.meta_arch.inputs import pad_images, unfold_frames
 
 
 class SegmentationModel(nn.Module):
-    """Backbone and head, the normalisation of pixels, and the layout of memory."""
+    """Backbone and head, and the normalisation of pixels."""
 
     takes_clips: ClassVar[bool] = False  # trained on clips, and looks at several frames of a video at once
     compiled_steps: ClassVar[Sequence[str]] = ("predict_pixels",)  # see `compile_model`
@@ -36,22 +36,17 @@ class SegmentationModel(nn.Module):
         size_divisibility: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        channels_last: bool = False,
         inference_dtype: torch.dtype | None = None,
     ) -> None:
         """A negative `size_divisibility` stands for the backbone's.
 
-        `channels_last`: the layout of all maps; on a CPU it is that in any case.
         `inference_dtype`: what autocast brings inference to; None: what is on around the call.
         """
         super().__init__()
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.size_divisibility = size_divisibility if size_divisibility >= 0 else backbone.size_divisibility
-        self.channels_last = channels_last
         self.inference_dtype = inference_dtype
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -64,8 +59,6 @@ class SegmentationModel(nn.Module):
             "sem_seg_head": sem_seg_head,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            # On CPUs convolutions of this layout are the faster, and what follows wants tokens of channels.
-            "channels_last": cfg.MODEL.CHANNELS_LAST or torch.device(cfg.MODEL.DEVICE).type == "cpu",
             "inference_dtype": parse_precision(cfg.MODEL.PRECISION),
         }
 
@@ -100,7 +93,7 @@ class SegmentationModel(nn.Module):
 
     def features(self, images: Tensor, *, num_frames: int | None = None) -> dict[str, Tensor]:
         """Backbone maps (B, C, h, w) by name of images; for clips, folded as (BT, 3, H, W): (B, T, C, h, w)."""
-        features = self.backbone(images.contiguous(memory_format=self._memory_format()))
+        features = self.backbone(images)
         if num_frames is None:
             return features
         return {name: unfold_frames(maps, num_frames) for name, maps in features.items()}
@@ -119,7 +112,3 @@ class SegmentationModel(nn.Module):
         if self.training or self.inference_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.inference_dtype)
-
-    def _memory_format(self) -> torch.memory_format:
-        is_wanted = self.channels_last or self.device.type == "cpu"
-        return torch.channels_last if is_wanted else torch.contiguous_format

@@ -33,7 +33,6 @@ class SemanticSegmentor(SegmentationModel):
         pixel_std: Sequence[float],
         ignore_value: int = 255,
         loss_weight: float = 1.0,
-        channels_last: bool = False,
         inference: InferenceOptions | None = None,
         inference_dtype: torch.dtype | None = None,
     ) -> None:
@@ -48,7 +47,6 @@ class SemanticSegmentor(SegmentationModel):
             size_divisibility=backbone.size_divisibility,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
-            channels_last=channels_last,
             inference_dtype=inference_dtype,
         )
         self.ignore_value = ignore_value

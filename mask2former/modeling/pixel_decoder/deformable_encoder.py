@@ -6,18 +6,16 @@ Letters: B batch, C channels, H W size, L levels, S tokens of all levels, M head
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Linear, SizeCache, cast_once, feed_forward, has_hooks, run_checkpointed
-from mask2former.ops import add_layer_norm_, is_eager_cpu_inference, ms_deform_attn_fused
+from mask2former.modeling.layers import SizeCache, cast_once, run_checkpointed
+from mask2former.ops import ms_deform_attn_fused
 
 Shapes = Sequence[tuple[int, int]]
-
-_TILE_TOKENS = 2048  # measured: 1024 to 4096 are alike, all 17,850 of an 800 x 1088 image take 1.3 times as long
 
 
 class MSDeformAttn(nn.Module):
@@ -31,10 +29,10 @@ class MSDeformAttn(nn.Module):
         self.num_heads = num_heads
         self.num_points = num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = Linear(channels, 2 * samples)
-        self.attention_weights = Linear(channels, samples)
-        self.value_proj = Linear(channels, channels)
-        self.output_proj = Linear(channels, channels)
+        self.sampling_offsets = nn.Linear(channels, 2 * samples)
+        self.attention_weights = nn.Linear(channels, samples)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -89,50 +87,22 @@ class MSDeformAttnEncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MSDeformAttn(channels, num_levels=num_levels, num_heads=num_heads, num_points=num_points)
         self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = Linear(channels, hidden_channels)
-        self.linear2 = Linear(hidden_channels, channels)
+        self.linear1 = nn.Linear(channels, hidden_channels)
+        self.linear2 = nn.Linear(hidden_channels, channels)
         self.norm2 = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
-    def forward(
-        self, tokens: Tensor, position: Tensor, *, centres: Tensor, shapes: Shapes, over: bool = False
-    ) -> Tensor:
-        """`tokens` (B, S, C), `position` (1, S, C); `centres` and `shapes` as in `MSDeformAttn`.
+    def forward(self, tokens: Tensor, position: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
+        """`tokens` (B, S, C), `position` (1, S, C); `centres` and `shapes` as in `MSDeformAttn`."""
+        attended = self.self_attn(tokens + position, tokens, centres=centres, shapes=shapes)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        return self.norm2(tokens + self.dropout(self.feed_forward(tokens)))
 
-        With `over` inference on a CPU may write its result over the tokens.
-        """
-        heads = self.self_attn.heads_of(tokens)
-        tiles = _tiles_of(tokens)
-        if tiles is None:
-            return self._update(tokens, position, heads, centres=centres, shapes=shapes, norm=_normed_sum)
-        dtype = torch.promote_types(tokens.dtype, self.norm2.weight.dtype)
-        updated = tokens if over and tokens.dtype == dtype else tokens.to(dtype, copy=True)
-        for tile in tiles:
-            part = updated[:, tile]
-            self._update(part, position[:, tile], heads, centres=centres[tile], shapes=shapes, norm=_write_normed_sum)
-        return updated
-
-    def _update(
-        self,
-        tokens: Tensor,
-        position: Tensor,
-        heads: Tensor,
-        *,
-        centres: Tensor,
-        shapes: Shapes,
-        norm: Callable[[nn.Module, Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """The layer's output for some of the tokens, (B, Q, C): beside `heads` a token needs nothing of the others."""
-        attended = self.self_attn.attend(tokens + position, heads, centres=centres, shapes=shapes)
-        tokens = norm(self.norm1, tokens, self.dropout(attended))
-        return norm(self.norm2, tokens, self.dropout(self._feed_forward(tokens)))
-
-    def _feed_forward(self, tokens: Tensor) -> Tensor:
-        if self.training and self.dropout.p:
-            return self.linear2(self.dropout(F.relu(self.linear1(tokens), inplace=True)))
-        return feed_forward(tokens, self.linear1, self.linear2)
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """Two linear layers with ReLU and dropout between them: (..., C) -> (..., C)."""
+        return self.linear2(self.dropout(F.relu(self.linear1(tokens))))
 
 
 class MSDeformAttnEncoder(nn.Module):
@@ -146,37 +116,15 @@ class MSDeformAttnEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor, *, shapes: Shapes) -> Tensor:
         """`tokens` (B, S, C), `position` (1, S, C), `shapes` the (H, W) of each level in the order of the tokens."""
-        key = (tuple(shapes), tokens.device)
-        centres = self._centres.get(key, lambda: pixel_centres(shapes, device=tokens.device))
-        for index, layer in enumerate(self.layers):
-            enabled = self.use_checkpoint and self.training
-            options = {"centres": centres, "shapes": shapes, "over": index > 0}
-            tokens = run_checkpointed(layer, tokens, position, enabled=enabled, **options)
+        centres = self.centres(shapes, device=tokens.device)
+        enabled = self.use_checkpoint and self.training
+        for layer in self.layers:
+            tokens = run_checkpointed(layer, tokens, position, enabled=enabled, centres=centres, shapes=shapes)
         return tokens
 
-
-def _normed_sum(norm: nn.Module, tokens: Tensor, update: Tensor) -> Tensor:
-    return norm(tokens + update)
-
-
-def _write_normed_sum(norm: nn.Module, tokens: Tensor, update: Tensor) -> Tensor:
-    """The same, written over the tokens."""
-    if type(norm) is nn.LayerNorm and not has_hooks(norm):  # else somebody waits for the call
-        return add_layer_norm_(tokens, update, weight=norm.weight, bias=norm.bias, eps=norm.eps)
-    return tokens.copy_(norm(tokens + update))
-
-
-def _tiles_of(tokens: Tensor) -> list[slice] | None:
-    """Ranges of tokens (B, S, C) to be updated one after the other, or None for all at once.
-
-    On a CPU without gradients, what a layer forms of a tile stays in the cache and its memory is used again; of all
-    tokens, it goes through the main memory a dozen times, and each time into pages that the system has yet to clear.
-    """
-    num_batch, num_tokens = tokens.shape[:2]
-    if not is_eager_cpu_inference(tokens):
-        return None
-    size = max(1, _TILE_TOKENS // num_batch)
-    return [slice(start, start + size) for start in range(0, num_tokens, size)]
+    def centres(self, shapes: Shapes, *, device: torch.device) -> Tensor:
+        """`pixel_centres`, kept from call to call."""
+        return self._centres.get((tuple(shapes), device), lambda: pixel_centres(shapes, device=device))
 
 
 def pixel_centres(shapes: Shapes, *, device: torch.device) -> Tensor:

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm, has_hooks, init_xavier
+from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm, init_xavier
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoder, MSDeformAttnEncoderLayer
 from mask2former.modeling.pixel_decoder.pyramid import (
     NUM_MAPS,
@@ -23,7 +24,6 @@ from mask2former.modeling.pixel_decoder.pyramid import (
     stride_of,
 )
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
-from mask2former.ops import add_resized, is_map_written_over
 from mask2former.structures import ShapeSpec
 
 _FEED_FORWARD_CHANNELS = 1024  # Mask2Former, appendix: the pixel decoder's own, whatever DIM_FEEDFORWARD says
@@ -119,12 +119,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
         maps = [project(features[name]) for project, name in zip(self.input_proj, self.transformer_in_features)]
         maps = self.transformer(maps, [self.position(features) for features in maps])
         for level, name in reversed(list(enumerate(self.pyramid_features, start=1))):
-            adapter = getattr(self, f"adapter_{level}")
-            lateral = adapter(features[name])
-            if is_map_written_over(lateral) and has_hooks(adapter):
-                lateral = lateral.clone()  # whoever keeps the adapter's map keeps it as it was
-            maps.append(getattr(self, f"layer_{level}")(add_resized(lateral, maps[-1])))
+            summed = self.add_above(getattr(self, f"adapter_{level}"), features[name], maps[-1])
+            maps.append(getattr(self, f"layer_{level}")(summed))
         return self.mask_features(maps[-1]), maps[0], maps[:NUM_MAPS]
+
+    def add_above(self, adapter: nn.Module, features: Tensor, above: Tensor) -> Tensor:
+        """A backbone map through its adapter (N, C, H, W), plus the level above (N, C, h, w) brought to its size."""
+        lateral = adapter(features)
+        return lateral + F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
 
     def _add_pyramid(self, input_shape: dict[str, ShapeSpec], conv_dim: int, *, norm: str) -> None:
         for level, name in enumerate(self.pyramid_features, start=1):

@@ -60,6 +60,6 @@ def pyramid_level(in_channels: int, conv_dim: int, *, norm: str) -> tuple[Conv2d
 def output_convolution(in_channels: int, conv_dim: int, *, norm: str) -> Conv2d:
     """A 3x3 convolution with norm and ReLU."""
     convolution = Conv2d(
-        in_channels, conv_dim, 3, padding=1, bias=not norm, norm=get_norm(norm, conv_dim), activation=F.relu_
+        in_channels, conv_dim, 3, padding=1, bias=not norm, norm=get_norm(norm, conv_dim), activation=F.relu
     )
     return init_xavier(convolution)

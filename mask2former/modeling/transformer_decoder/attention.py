@@ -58,7 +58,7 @@ class FeedForwardLayer(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         x = self.norm(queries) if self.pre_norm else queries
-        queries = queries + self.linear2(F.relu(self.linear1(x), inplace=True))
+        queries = queries + self.linear2(F.relu(self.linear1(x)))
         return queries if self.pre_norm else self.norm(queries)
 
 

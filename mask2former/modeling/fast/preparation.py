@@ -13,20 +13,23 @@ import torch
 from torch import nn
 
 from mask2former.modeling.backbone.window_attention import WindowAttention
-from mask2former.modeling.layers import Conv2d, Linear, MultiheadAttention
-from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
+from mask2former.modeling.fast.convolution import fold_norm
+from mask2former.modeling.fast.layers import keep_position_bias
+from mask2former.modeling.fast.twins import accelerate, is_unedited, plain_type
+from mask2former.modeling.layers import Conv2d, MultiheadAttention
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 # What autocast casts of these, on CPUs and GPUs, is all that they hold themselves. Types are compared exactly: a
 # subclass may do something else with its weights before it calls the operator.
-_CAST_LAYERS = frozenset({Conv2d, Linear, MultiheadAttention, nn.Conv2d, nn.ConvTranspose2d, nn.Linear})
+_CAST_LAYERS = frozenset({Conv2d, MultiheadAttention, nn.Conv2d, nn.ConvTranspose2d, nn.Linear})
 _KNOWN_PACKAGES = ("mask2former", "torch")
 
 
 def prepare_for_inference(model: ModelT) -> ModelT:
     """Does once what inference does at each call, in place; returns the model. A second time changes nothing.
 
+    On a CPU the model is accelerated, too, if it was not built so.
     Afterwards a model of `build_model` can neither be trained nor saved as a checkpoint: the state dict has other names
     and types. Load weights first: `train()` and `load_weights` refuse it. Results in half precision are the same bits
     as with merged norms alone; in float32 they are those of before up to rounding. Modules of other packages, such as
@@ -37,24 +40,29 @@ def prepare_for_inference(model: ModelT) -> ModelT:
     """
     if model.training:
         raise ValueError("prepare_for_inference: expected a model in evaluation mode, found one in training mode")
+    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        accelerate(model)
     modules = list(_known_modules(model))
     for module in modules:
-        if type(module) is Conv2d:
-            module.fold_norm()
-        elif isinstance(module, SegmentationModel):
-            module.is_prepared = True
+        if plain_type(module) is Conv2d and is_unedited(Conv2d):
+            fold_norm(module)  # type: ignore[arg-type]
+        elif hasattr(module, "is_prepared"):
+            module.is_prepared = True  # type: ignore[assignment]
     dtype = getattr(model, "inference_dtype", None)
     for module in modules:  # after merging, which is done in float32
-        if isinstance(module, WindowAttention):
-            module.keep_bias(dtype=dtype)
-        elif type(module) in _CAST_LAYERS and isinstance(dtype, torch.dtype):
+        if type(module) is WindowAttention:
+            keep_position_bias(module, dtype=dtype)
+        elif plain_type(module) in _CAST_LAYERS and isinstance(dtype, torch.dtype):
             _cast_parameters(module, dtype)
     return model
 
 
 def _known_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """`module` and all below it, but for those that others wrote: they may read their weights in any way."""
-    if type(module).__module__.partition(".")[0] not in _KNOWN_PACKAGES:
+    """`module` and all below it, but for those that others wrote: they may read their weights in any way.
+
+    Somebody's subclass of a meta-architecture only joins its parts.
+    """
+    if type(module).__module__.partition(".")[0] not in _KNOWN_PACKAGES and not hasattr(module, "is_prepared"):
         return
     yield module
     for child in module.children():

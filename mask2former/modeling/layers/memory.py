@@ -1,4 +1,4 @@
-"""Less memory in training: what lies between a layer's input and output is computed again in the backward pass."""
+"""Less memory: layers that are computed again in the backward pass, and inputs that autocast need not copy twice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Result = TypeVar("Result")
@@ -25,3 +25,14 @@ def checkpoint_activations(module: nn.Module, *, enabled: bool = True) -> int:
     for part in parts:
         part.use_checkpoint = enabled  # type: ignore[assignment]
     return len(parts)
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """x in the type to which autocast brings what linear layers are given: one copy where several layers take it.
+
+    Not where gradients are wanted: those of the several layers would be summed in that type.
+    """
+    kind = x.device.type
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.modeling import prepare_for_inference
+from mask2former.modeling.fast import accelerate
+from mask2former.modeling.fast import convolution as conv_module
 from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d
-from mask2former.modeling.layers import conv as conv_module
 from mask2former.ops import build, native
 
 
@@ -33,6 +34,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     conv3x3 = conv_module.conv3x3
     monkeypatch.setattr(conv_module, "conv3x3", watched)
     return seen
+
+
+def make_convolution(**options) -> Conv2d:
+    return accelerate(Conv2d(64, 64, 3, **{"padding": 1, **options}))
 
 
 def make_map() -> Tensor:
@@ -61,13 +66,13 @@ def outputs_both_ways(convolution: Conv2d, x: Tensor, calls: list[Tensor]) -> tu
 @pytest.mark.parametrize("activation", [None, F.relu_, F.relu, F.gelu])
 @pytest.mark.parametrize("norm", [lambda: None, frozen_norm, lambda: nn.GroupNorm(32, 64)])
 def test_conv2d_gives_the_same_by_either_way(norm, activation, bias: bool, calls: list[Tensor]) -> None:
-    convolution = Conv2d(64, 64, 3, padding=1, bias=bias, norm=norm(), activation=activation)
+    convolution = make_convolution(bias=bias, norm=norm(), activation=activation)
     fast, direct = outputs_both_ways(convolution, make_map(), calls)
     torch.testing.assert_close(fast, direct, rtol=1e-5, atol=1e-5)
 
 
 def test_conv2d_with_gradients_stays_with_torch(calls: list[Tensor]) -> None:
-    convolution = Conv2d(64, 64, 3, padding=1, norm=frozen_norm(), activation=F.relu_)
+    convolution = make_convolution(norm=frozen_norm(), activation=F.relu_)
     x = make_map().requires_grad_()
     convolution(x).sum().backward()
     assert calls == []
@@ -77,14 +82,14 @@ def test_conv2d_with_gradients_stays_with_torch(calls: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 0}, {"padding": 2, "dilation": 2}, {"groups": 2}])
 def test_conv2d_of_another_geometry_stays_with_torch(options: dict[str, int], calls: list[Tensor]) -> None:
-    convolution = Conv2d(64, 64, 3, **{"padding": 1, **options})
+    convolution = make_convolution(**options)
     with torch.no_grad():
         convolution(make_map())
     assert calls == []
 
 
 def test_conv2d_notices_an_optimiser_step_and_loaded_weights(calls: list[Tensor]) -> None:
-    convolution, other = (Conv2d(64, 64, 3, padding=1, norm=frozen_norm()) for _ in range(2))
+    convolution, other = (make_convolution(norm=frozen_norm()) for _ in range(2))
     x = make_map()
     outputs_both_ways(convolution, x, calls)
     optimizer = torch.optim.AdamW(convolution.parameters(), lr=0.1)
@@ -100,7 +105,7 @@ def test_conv2d_notices_an_optimiser_step_and_loaded_weights(calls: list[Tensor]
 
 
 def test_conv2d_copies_and_states_know_nothing_of_it(calls: list[Tensor]) -> None:
-    convolution = Conv2d(64, 64, 3, padding=1)
+    convolution = make_convolution()
     x, names = make_map(), list(convolution.state_dict())
     outputs_both_ways(convolution, x, calls)
     assert list(convolution.state_dict()) == names == ["weight", "bias"]
@@ -112,14 +117,14 @@ def test_conv2d_copies_and_states_know_nothing_of_it(calls: list[Tensor]) -> Non
 
 
 def test_conv2d_in_bfloat16_stays_with_torch(calls: list[Tensor]) -> None:
-    convolution = Conv2d(64, 64, 3, padding=1)
+    convolution = make_convolution()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert convolution(make_map()).dtype == torch.bfloat16
     assert calls == []
 
 
 def test_conv2d_compiles_and_exports_as_a_convolution(calls: list[Tensor]) -> None:
-    convolution = Conv2d(64, 64, 3, padding=1).eval()
+    convolution = make_convolution().eval()
     with torch.no_grad():
         program = torch.export.export(convolution, (make_map(),))
     assert calls == []

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from mask2former.modeling.layers import Linear, cast_once
-from mask2former.modeling.pixel_decoder import deformable_encoder
+from mask2former.modeling.fast import accelerate, encoder
+from mask2former.modeling.fast.layers import FastLinear
+from mask2former.modeling.layers import cast_once
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoderLayer, pixel_centres
 
 
@@ -13,7 +15,8 @@ from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEn
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_equals_the_matrix_product(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
-    layer, x = Linear(16, 24, bias=bias), torch.randn(shape)
+    layer, x = accelerate(nn.Linear(16, 24, bias=bias)), torch.randn(shape)
+    assert type(layer) is FastLinear
     expected = F.linear(x, layer.weight, layer.bias)
     with torch.no_grad():
         found = layer(x)
@@ -30,14 +33,15 @@ def test_encoder_layer_in_tiles_equals_all_tokens_at_once(monkeypatch: pytest.Mo
     tokens, position = torch.randn(2, 66, 32), torch.randn(1, 66, 32)
     centres = pixel_centres(shapes, device=tokens.device)
     at_once = layer(tokens, position, centres=centres, shapes=shapes)
-    monkeypatch.setattr(deformable_encoder, "_TILE_TOKENS", 14)  # seven of each image, the last tile smaller
+    accelerate(layer)
+    monkeypatch.setattr(encoder, "_TILE_TOKENS", 14)  # seven of each image, the last tile smaller
     with torch.no_grad():
         in_tiles = layer(tokens, position, centres=centres, shapes=shapes)
     torch.testing.assert_close(in_tiles, at_once.detach())
 
 
 def test_cast_once_is_what_autocast_does() -> None:
-    x, layer = torch.randn(5, 16), Linear(16, 8)
+    x, layer = torch.randn(5, 16), nn.Linear(16, 8)
     with torch.no_grad():
         assert cast_once(x) is x
         with torch.autocast("cpu", torch.bfloat16):

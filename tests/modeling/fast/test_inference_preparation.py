@@ -17,7 +17,7 @@ from mask2former.checkpoint import load_weights
 from mask2former.errors import CheckpointError
 from mask2former.modeling import build_model, prepare_for_inference
 from mask2former.modeling.backbone.window_attention import WindowAttention
-from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, Linear, get_norm
+from mask2former.modeling.layers import Conv2d, FrozenBatchNorm2d, get_norm
 from tests.parity import assert_close_to_peak, fill_model, fixture_config, load_fixture, register_metadata
 
 RESNETS = ["resnet_panoptic", "video", "maskformer_v1", "maskformer_v1_encoder", "per_pixel", "per_pixel_plus"]
@@ -187,7 +187,7 @@ def test_networks_of_timm_are_left_and_what_follows_is_cast(network: str) -> Non
         assert torch.equal(found, expected)
 
 
-class DoublingLinear(Linear):
+class DoublingLinear(nn.Linear):
     """Reads its weight, as parts of one's own may."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mask2former.modeling.layers import Conv2d, Linear, feed_forward
+from mask2former.modeling.fast import accelerate
+from mask2former.modeling.fast.encoder import feed_forward
+from mask2former.modeling.layers import Conv2d
 from mask2former.ops import is_trained_winograd_faster
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 131, 2100])
 def test_feed_forward_has_the_gradients_of_its_parts(num_tokens: int) -> None:
-    first, second = Linear(12, 20), Linear(20, 12)
+    first, second = nn.Linear(12, 20), nn.Linear(20, 12)
     x = torch.randn(2, num_tokens, 12, requires_grad=True)
     inputs = (x, *first.parameters(), *second.parameters())
     found, expected = feed_forward(x, first, second), second(F.relu(first(x)))
@@ -25,7 +27,7 @@ def test_feed_forward_has_the_gradients_of_its_parts(num_tokens: int) -> None:
 
 
 def test_feed_forward_serves_frozen_layers_other_types_and_half_precision() -> None:
-    first, second = Linear(12, 20), Linear(20, 12)
+    first, second = nn.Linear(12, 20), nn.Linear(20, 12)
     x = torch.randn(5, 12, requires_grad=True)
     first.requires_grad_(False)
     feed_forward(x, first, second).sum().backward()
@@ -37,11 +39,11 @@ def test_feed_forward_serves_frozen_layers_other_types_and_half_precision() -> N
 
 
 def test_feed_forward_calls_layers_that_are_more_than_a_product() -> None:
-    class Adapter(Linear):
+    class Adapter(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + 1
 
-    x, first, second = torch.randn(5, 12), Linear(12, 20), Linear(20, 12)
+    x, first, second = torch.randn(5, 12), nn.Linear(12, 20), nn.Linear(20, 12)
     adapter = Adapter(20, 12)
     adapter.load_state_dict(second.state_dict())
     torch.testing.assert_close(feed_forward(x, first, adapter), feed_forward(x, first, second) + 1)
@@ -53,7 +55,7 @@ def test_feed_forward_calls_layers_that_are_more_than_a_product() -> None:
 
 @pytest.mark.usefixtures("many_tiles")
 def test_trained_convolution_has_the_gradients_of_torchs() -> None:
-    module = Conv2d(64, 80, 3, padding=1, bias=False, norm=nn.GroupNorm(4, 80), activation=F.relu)
+    module = accelerate(Conv2d(64, 80, 3, padding=1, bias=False, norm=nn.GroupNorm(4, 80), activation=F.relu))
     x = torch.randn(2, 64, 21, 30).contiguous(memory_format=torch.channels_last).requires_grad_()
     assert is_trained_winograd_faster(x, module.weight)
     inputs = (x, module.weight)
@@ -68,9 +70,9 @@ def test_trained_convolution_has_the_gradients_of_torchs() -> None:
 
 @pytest.mark.usefixtures("many_tiles")
 def test_autocast_around_the_backward_pass_changes_no_gradient() -> None:
-    module = Conv2d(64, 64, 3, padding=1, bias=False)
+    module = accelerate(Conv2d(64, 64, 3, padding=1, bias=False))
     x = torch.randn(1, 64, 16, 16).contiguous(memory_format=torch.channels_last)
-    first, second = Linear(64, 32), Linear(32, 64)
+    first, second = nn.Linear(64, 32), nn.Linear(32, 64)
     assert is_trained_winograd_faster(x, module.weight)
 
     def loss() -> torch.Tensor:
@@ -87,7 +89,7 @@ def test_autocast_around_the_backward_pass_changes_no_gradient() -> None:
 
 @pytest.mark.usefixtures("many_tiles")
 def test_trained_convolution_forms_only_gradients_that_are_wanted() -> None:
-    module = Conv2d(64, 64, 3, padding=1, bias=False)
+    module = accelerate(Conv2d(64, 64, 3, padding=1, bias=False))
     x = torch.randn(1, 64, 16, 16).contiguous(memory_format=torch.channels_last)
     module(x).sum().backward()
     assert x.grad is None

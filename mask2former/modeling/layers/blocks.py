@@ -1,4 +1,4 @@
-"""Multi-layer perceptron: the box and mask heads of DETR and its successors."""
+"""Small blocks: the multi-layer perceptron of DETR's heads, and stochastic depth."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 
 class MLP(nn.Module):
@@ -23,3 +24,13 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+class DropPath(StochasticDepth):
+    """Drops a residual branch of each sample with probability `p` in training, and scales the rest by 1 / (1 - p).
+
+    Huang et al. 2016; one decision for each sample.
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__(p, mode="row")

@@ -1,0 +1,131 @@
+"""Faster twins of plain layers, and the pass over a built model that puts them in place."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FunctionType
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+TwinT = TypeVar("TwinT", bound=type[nn.Module])
+
+_PACKAGE = "mask2former"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class _Twin:
+    cls: type[nn.Module]
+    sources: tuple[type[nn.Module], ...]  # the plain classes whose mathematics it has written out
+    digest: str
+
+
+_TWINS: dict[type[nn.Module], _Twin] = {}
+_PLAIN_TYPES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def twin_of(plain: type[nn.Module], *others: type[nn.Module], digest: str = "") -> Callable[[TwinT], TwinT]:
+    """Declares a subclass of `plain` to be its twin; `others` are classes whose calls it may skip.
+
+    `digest` is `source_digest` of them all: where somebody has edited one of them, the twin no longer stands for it.
+    Without one, as for PyTorch's own classes, it always does.
+    """
+
+    def declare(twin: TwinT) -> TwinT:
+        assert issubclass(twin, plain)
+        _TWINS[plain] = _Twin(twin, (plain, *others), digest)
+        _PLAIN_TYPES[twin] = plain
+        return twin
+
+    return declare
+
+
+def accelerate(model: ModelT) -> ModelT:
+    """Gives each part of `model` that has a faster twin its class, in place; returns the model.
+
+    Parts are known by their exact type: one that was subclassed or wrapped, or whose source was edited, stays as it is.
+    So do PyTorch's layers in networks of other packages. A second time changes nothing.
+    """
+    for module, is_ours in _walk(model, is_ours=True):
+        twin = _TWINS.get(type(module))
+        if twin is None or "forward" in vars(module) or not is_unedited(type(module)):
+            continue
+        if is_ours or type(module).__module__.startswith(_PACKAGE):
+            module.__class__ = twin.cls
+    return model
+
+
+def use_channels_last(model: ModelT) -> ModelT:
+    """Lays the weights of convolutions out channels last, in place: maps then follow their layout, from the first on.
+
+    On CPUs convolutions of this layout are the faster, and what follows wants tokens of channels.
+    """
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The type that the module had before `accelerate`."""
+    return _PLAIN_TYPES.get(type(module), type(module))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks or a forward that somebody replaced see what passes through `module` or any below it.
+
+    What they see must neither be skipped nor written over.
+    """
+    if any(getattr(torch_module, f"_global{name}") for name in _HOOKS):
+        return True
+    return any("forward" in vars(m) or any(getattr(m, name) for name in _HOOKS) for m in module.modules())
+
+
+def source_digest(*classes: type[nn.Module]) -> str:
+    """Eight letters that change with any statement of the classes' methods, but for constructors and comments."""
+    methods = [
+        function
+        for cls in classes
+        for name, function in vars(cls).items()
+        if isinstance(function, FunctionType) and name not in ("__init__", "from_config")
+    ]
+    return hashlib.sha256("\n".join(map(_statements_of, methods)).encode()).hexdigest()[:8]
+
+
+@functools.cache
+def _statements_of(function: FunctionType) -> str:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError):  # made at run time, or an installation without sources
+        return repr(function.__code__.co_code)
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    if ast.get_docstring(definition) is not None:
+        definition.body = definition.body[1:]
+    return "\n".join(ast.unparse(statement) for statement in definition.body)
+
+
+def is_unedited(plain: type[nn.Module]) -> bool:
+    """Whether the class that has a twin, and those whose calls the twin may skip, are as the twin expects them."""
+    twin = _TWINS[plain]
+    return not twin.digest or twin.digest == source_digest(*twin.sources)
+
+
+def _walk(module: nn.Module, *, is_ours: bool) -> Iterator[tuple[nn.Module, bool]]:
+    """`module` and all below it, each with whether the nearest part around it that is not PyTorch's is of this package.
+
+    The parts of somebody else's subclass of a class of this package count as this package's.
+    """
+    packages = {cls.__module__.partition(".")[0] for cls in type(module).__mro__} - {"torch", "builtins"}
+    if packages:
+        is_ours = _PACKAGE in packages
+    yield module, is_ours
+    for child in module.children():
+        yield from _walk(child, is_ours=is_ours)
