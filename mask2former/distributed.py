@@ -6,10 +6,12 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 _TIMEOUT = datetime.timedelta(minutes=60)  # the main process evaluates alone while the others wait
 
@@ -76,13 +78,17 @@ def any_process(flag: torch.Tensor) -> torch.Tensor:
     return flag
 
 
-def gather(value: Any) -> list[Any]:
-    """The values of all processes in the order of ranks, on the main one; elsewhere an empty list."""
+def gather_on_main(value: T) -> list[T] | None:
+    """The values of all processes in the order of ranks, on the main one; None elsewhere. All must call it."""
     if get_world_size() == 1:
         return [value]
+    # NCCL alone would pickle through GPU memory: bulky host data goes over gloo.
+    group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
     values: list[Any] | None = [None] * get_world_size() if is_main() else None
-    dist.gather_object(value, values, dst=0)
-    return values or []
+    dist.gather_object(value, values, dst=0, group=group)  # type: ignore[arg-type]
+    if group is not None:
+        dist.destroy_process_group(group)
+    return values
 
 
 def broadcast(value: Any) -> Any:

@@ -17,9 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from mask2former import distributed
 from mask2former.config import CfgNode
 from mask2former.data.catalog import (
     DatasetCatalog,
@@ -281,10 +281,7 @@ def _batch_size_per_process(total: int, world_size: int) -> int:
 def _resolve_seed(configured: int) -> int:
     if configured >= 0:
         return configured
-    seed = [int(np.random.SeedSequence().generate_state(1)[0])]
-    if rank_and_world_size()[1] > 1:
-        dist.broadcast_object_list(seed, src=0)
-    return seed[0]
+    return int(distributed.broadcast(int(np.random.SeedSequence().generate_state(1)[0])))
 
 
 def _build_sampler(

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 
+from mask2former import distributed
 from mask2former.data.catalog import DatasetDict, annotated_objects
 
 # First words of the seeds, so that shuffling, repeating and augmenting draw from unrelated streams.
@@ -35,9 +35,7 @@ def sample_generator(seed: int, position: int) -> np.random.Generator:
 
 def rank_and_world_size() -> tuple[int, int]:
     """This process and the number of processes; (0, 1) without torch.distributed."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 class InfiniteSampler(ABC):

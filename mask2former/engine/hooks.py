@@ -1,7 +1,7 @@
-"""What happens around the steps: metrics, checkpoints, evaluation, the progress bar.
+"""What happens around the steps, in this order: metrics, hooks from outside, checkpoints, evaluation, progress bar.
 
-Order matters: metrics come before checkpoints (their window is part of the state), checkpoints before evaluation (if
-it fails, the training done so far is on the disk).
+Metrics and hooks from outside come before checkpoints, for their state is part of them; checkpoints before evaluation:
+if it fails, the training done so far is on the disk. Hooks learn of its results by ``after_evaluation``.
 """
 
 from __future__ import annotations
@@ -141,6 +141,8 @@ class Evaluation(Hook):
             if self._on_results is not None:
                 self._on_results(trainer, self.results)
         distributed.barrier()
+        for hook in trainer.hooks:
+            hook.after_evaluation(trainer, self.results)
 
 
 class BestCheckpoint:

@@ -11,8 +11,9 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from mask2former import distributed
@@ -32,6 +33,14 @@ class MetricWriter(Protocol):
 
     def close(self) -> None:
         """No more follows."""
+
+
+@runtime_checkable
+class ImageWriter(MetricWriter, Protocol):
+    """A metric writer that takes pictures too."""
+
+    def write_images(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
+        """Takes pictures (H, W, 3) uint8 RGB by name."""
 
 
 class LossWindow:
@@ -115,6 +124,11 @@ class TensorBoardWriter:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, iteration)
 
+    def write_images(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
+        """Adds each picture."""
+        for name, image in images.items():
+            self._writer.add_image(name, image, iteration, dataformats="HWC")
+
     def close(self) -> None:
         """Writes what is buffered."""
         self._writer.close()
@@ -149,6 +163,12 @@ class MetricLog:
         """Takes metrics of an iteration."""
         for writer in self._writers:
             writer.write(iteration, metrics)
+
+    def write_images(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
+        """Takes pictures (H, W, 3) uint8 RGB by name, for the writers that take any."""
+        for writer in self._writers:
+            if isinstance(writer, ImageWriter):
+                writer.write_images(iteration, images)
 
     def close(self) -> None:
         """Closes all writers."""

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask2former.engine.losses import LossVector
+from mask2former.engine.metrics import MetricLog
 from mask2former.engine.nonfinite import NonFiniteGuard
 from mask2former.engine.optimizer import ClipGradients
 from mask2former.engine.precision import Precision
@@ -39,6 +40,9 @@ class Hook:
     def after_step(self, trainer: Trainer) -> None:
         """After each step."""
 
+    def after_evaluation(self, trainer: Trainer, results: Mapping[str, Any]) -> None:
+        """After each evaluation: metrics by task, on other processes than the main one empty."""
+
     def after_train(self, trainer: Trainer) -> None:
         """After the last step; not when training fails."""
 
@@ -46,7 +50,7 @@ class Hook:
         """Always called at the end, also when training fails."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a restart; saved with the checkpoints."""
+        """What must survive a restart; saved with the checkpoints: tensors, numbers, text and containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -76,6 +80,7 @@ class Trainer:
         accumulation_steps: int = 1,
         nonfinite: str = "stop",
         hooks: Sequence[Hook] = (),
+        log: MetricLog | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -87,6 +92,7 @@ class Trainer:
         self.precision = precision or Precision(self.device.type, dtype=None)
         self.accumulation_steps = accumulation_steps
         self.hooks = list(hooks)
+        self.log = MetricLog([]) if log is None else log  # for hooks that have something to write
         self.losses: LossVector | None = None  # of the current step; None when it was skipped
         self.learning_rate = 0.0  # the highest of the parameter groups, in the current step
         self.data_time = self.step_time = 0.0  # seconds; the second includes the first

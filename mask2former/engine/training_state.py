@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import torch
 from mask2former import distributed
 from mask2former.checkpoint import load_state_dict
 from mask2former.engine.random_state import get_random_state, set_random_state
-from mask2former.engine.trainer import Trainer
-from mask2former.errors import CheckpointError
+from mask2former.engine.trainer import Hook, Trainer
+from mask2former.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 def collect_state(trainer: Trainer, *, seed: int, images_per_step: int) -> dict[str, Any]:
     """The state after the current step. All processes must call it; what is to be saved is the main one's."""
     trainer.guard.settle()
-    random_states = distributed.gather(get_random_state())
+    random_states = distributed.gather_on_main(get_random_state()) or []
     hooks = _hook_states(trainer)
     return {
         "model": trainer.unwrapped_model.state_dict(),
@@ -59,9 +61,9 @@ def restore_state(trainer: Trainer, state: dict[str, Any], *, source: str | Path
             f"{source}: cannot be resumed with this configuration: {error}; to start from its weights alone, leave "
             f"out --resume and set MODEL.WEIGHTS {source}"
         ) from error
-    for hook in trainer.hooks:
-        if type(hook).__name__ in hooks:
-            hook.load_state_dict(hooks[type(hook).__name__])
+    for name, hook in _named_hooks(trainer):
+        if name in hooks:
+            hook.load_state_dict(hooks[name])
     logger.info("resumed from %s: next iteration %d of %d", source, trainer.start_iter, trainer.max_iter)
     _compare_threads(state, source)
     if len(random_states) == distributed.get_world_size():
@@ -89,5 +91,29 @@ def _compare_threads(state: dict[str, Any], source: str | Path) -> None:
 
 
 def _hook_states(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    states = {type(hook).__name__: hook.state_dict() for hook in trainer.hooks}
+    states = {name: hook.state_dict() for name, hook in _named_hooks(trainer)}
+    for name, state in states.items():
+        _check_plain(state, f"state_dict of the hook {name}")
     return {name: state for name, state in states.items() if state}
+
+
+def _named_hooks(trainer: Trainer) -> Iterator[tuple[str, Hook]]:
+    """Hooks by the names of their classes; further ones of a class are numbered from 2."""
+    seen: Counter[str] = Counter()
+    for hook in trainer.hooks:
+        name = type(hook).__name__
+        seen[name] += 1
+        yield (name if seen[name] == 1 else f"{name}_{seen[name]}"), hook
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Raises ConfigError for what no checkpoint is read with: only data are, never code."""
+    if type(value) in (dict, OrderedDict):
+        for key, part in value.items():
+            _check_plain(part, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, part in enumerate(value):
+            _check_plain(part, f"{where}[{index}]")
+    elif not isinstance(value, torch.Tensor) and type(value) not in (type(None), bool, int, float, str, bytes):
+        found = type(value).__name__  # numpy's numbers among them, though some derive from float
+        raise ConfigError(f"{where}: expected tensors, numbers, text and containers of them, found {found}")

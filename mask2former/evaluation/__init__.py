@@ -1,7 +1,7 @@
 """Metrics of panoptic, instance and semantic segmentation, in the loop and on saved predictions."""
 
 from mask2former.evaluation.boundary import boundary_iou
-from mask2former.evaluation.build import build_evaluator
+from mask2former.evaluation.build import EVALUATOR_REGISTRY, BuildEvaluator, build_evaluator
 from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.coco import COCOEvaluator, evaluate_coco
 from mask2former.evaluation.inference import inference_on_dataset
@@ -15,6 +15,8 @@ from mask2former.evaluation.semantic_panoptic_quality import evaluate_semantic_p
 from mask2former.evaluation.video import YTVISEvaluator, evaluate_video
 
 __all__ = [
+    "EVALUATOR_REGISTRY",
+    "BuildEvaluator",
     "COCOEvaluator",
     "COCOPanopticEvaluator",
     "CityscapesInstanceEvaluator",

@@ -1,13 +1,20 @@
-"""Which evaluators a data set and a config ask for."""
+"""Which evaluators a data set and a config ask for, by registered names.
+
+A data set names those of its `evaluator_type`, TEST.EVALUATORS further ones:
+
+    @EVALUATOR_REGISTRY.register()
+    class PixelCount(DatasetEvaluator):
+        def __init__(self, cfg: CfgNode, dataset_name: str, output_dir: Path) -> None: ...
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
+from mask2former.config import Registry, build_from_config
 from mask2former.errors import ConfigError
 from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.coco import COCOEvaluator
@@ -29,22 +36,45 @@ _CITYSCAPES = "cityscapesscripts"
 _INSTANCES_OF_PANOPTIC = ("mapillary_vistas_panoptic_seg", "panoptic_seg")
 
 
-def build_evaluator(cfg: Any, dataset_name: str, output_dir: PathLike | None = None) -> DatasetEvaluator:
+class BuildEvaluator(Protocol):
+    """What is registered: a class, or a function; with `from_config`, that is called in its place."""
+
+    def __call__(
+        self, cfg: Any, dataset_name: str, output_dir: Path, /
+    ) -> DatasetEvaluator | Sequence[DatasetEvaluator]:
+        """Evaluators of a data set, which may write what they keep below ``output_dir``."""
+
+
+EVALUATOR_REGISTRY = Registry("evaluator", key="TEST.EVALUATORS")
+
+
+def build_evaluator(
+    cfg: Any,
+    dataset_name: str,
+    output_dir: PathLike | None = None,
+    *,
+    others: Sequence[BuildEvaluator] = (),
+) -> DatasetEvaluator:
     """The evaluator for the data set's ``evaluator_type`` and the tasks that cfg.MODEL.MASK_FORMER.TEST switches on.
 
-    ``output_dir`` is where predictions are written (default cfg.OUTPUT_DIR/inference).
+    ``output_dir`` is where predictions are written (default cfg.OUTPUT_DIR/inference). Those of TEST.EVALUATORS and
+    ``others`` see the same images.
 
     Raises:
         ConfigError: the type is unknown, a package that it needs is not installed, or the config switches off every
             task that the data set can be evaluated for.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type not in _BUILDERS:
-        raise ConfigError(
-            f"data set {dataset_name!r} has evaluator type {evaluator_type!r}, there are {list(EVALUATOR_TYPES)}"
-        )
     output_dir = Path(cfg.OUTPUT_DIR) / "inference" if output_dir is None else Path(output_dir)
-    evaluators = _BUILDERS[evaluator_type](cfg, dataset_name, output_dir)
+    further = [*map(EVALUATOR_REGISTRY.lookup, cfg.TEST.EVALUATORS), *others]
+    builders = further
+    if evaluator_type is not None or not further:
+        key = f"evaluator_type of data set {dataset_name!r}"
+        builders = [EVALUATOR_REGISTRY.lookup(evaluator_type, key=key), *further]
+    evaluators: list[DatasetEvaluator] = []
+    for build in builders:
+        built = build_from_config(build, cfg, dataset_name, output_dir)
+        evaluators += built if isinstance(built, Sequence) else [built]
     if not evaluators:
         raise ConfigError(
             f"nothing to evaluate on {dataset_name!r} ({evaluator_type}): MODEL.MASK_FORMER.TEST switches on none of "
@@ -53,30 +83,40 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: PathLike | None = N
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
+@EVALUATOR_REGISTRY.register(name="coco")
 def _instances(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     return [COCOEvaluator(dataset_name, output_dir, tasks=_instance_tasks(cfg))]
 
 
+@EVALUATOR_REGISTRY.register(name="lvis")
 def _lvis(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     return [LVISEvaluator(dataset_name, output_dir)]
 
 
+@EVALUATOR_REGISTRY.register(name="ytvis")
 def _videos(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     return [YTVISEvaluator(dataset_name, output_dir)]
 
 
+@EVALUATOR_REGISTRY.register(name="sem_seg")
 def _semantic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     return [SemSegEvaluator(dataset_name, output_dir)]
 
 
+@EVALUATOR_REGISTRY.register(name="cityscapes_instance")
 def _cityscapes_instances(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     return [CityscapesInstanceEvaluator(dataset_name)]
 
 
+@EVALUATOR_REGISTRY.register(name="cityscapes_sem_seg")
 def _cityscapes_semantic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     return [CityscapesSemSegEvaluator(dataset_name)]
 
 
+@EVALUATOR_REGISTRY.register(name="coco_panoptic_seg")
+@EVALUATOR_REGISTRY.register(name="ade20k_panoptic_seg")
+@EVALUATOR_REGISTRY.register(name="mapillary_vistas_panoptic_seg")
+@EVALUATOR_REGISTRY.register(name="panoptic_seg")
 def _panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     test = cfg.MODEL.MASK_FORMER.TEST
     evaluators: list[DatasetEvaluator] = []
@@ -95,6 +135,7 @@ def _panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEval
     return evaluators
 
 
+@EVALUATOR_REGISTRY.register(name="cityscapes_panoptic_seg")
 def _cityscapes_panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     """PQ by ourselves, the rest by cityscapesscripts; where it is not installed, mean IoU by ourselves and no AP."""
     test = cfg.MODEL.MASK_FORMER.TEST
@@ -116,22 +157,3 @@ def _cityscapes_panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[
 
 def _instance_tasks(cfg: Any) -> tuple[IouType, ...]:
     return ("segm", "bbox", "boundary") if cfg.TEST.BOUNDARY_AP else ("segm", "bbox")
-
-
-_Builder = Callable[[Any, str, Path], list[DatasetEvaluator]]
-_BUILDERS: Mapping[str, _Builder] = MappingProxyType(
-    {
-        "coco": _instances,
-        "lvis": _lvis,
-        "sem_seg": _semantic,
-        "cityscapes_instance": _cityscapes_instances,
-        "cityscapes_sem_seg": _cityscapes_semantic,
-        "coco_panoptic_seg": _panoptic,
-        "ade20k_panoptic_seg": _panoptic,
-        "cityscapes_panoptic_seg": _cityscapes_panoptic,
-        "mapillary_vistas_panoptic_seg": _panoptic,
-        "panoptic_seg": _panoptic,
-        "ytvis": _videos,
-    }
-)
-EVALUATOR_TYPES = tuple(_BUILDERS)

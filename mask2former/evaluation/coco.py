@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from mask2former.distributed import gather_on_main
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.average_precision import AveragePrecision, PrecisionTally, compute_average_precision
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, needs_masks, read_detections
 from mask2former.evaluation.coco_matching import MAX_DETECTIONS, IouType, match_image
-from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.atomic import write_json

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mask2former.evaluation.gather import is_main_process
+from mask2former import distributed
 from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators, Results
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class _Progress:
     def __init__(self, num_batches: int | None, draw_bar: bool | None) -> None:
         draw_bar = sys.stderr.isatty() if draw_bar is None else draw_bar
         self._bar = tqdm(
-            total=num_batches, desc="evaluating", unit="batch", disable=not (draw_bar and is_main_process())
+            total=num_batches, desc="evaluating", unit="batch", disable=not (draw_bar and distributed.is_main())
         )
         self._num_batches = num_batches
         self._last_line = time.perf_counter()
@@ -131,7 +131,7 @@ class _Progress:
     def advance(self, clock: _StageClock) -> None:
         self._bar.update()
         now = time.perf_counter()
-        if self._bar.disable and is_main_process() and now - self._last_line > _SECONDS_BETWEEN_LOG_LINES:
+        if self._bar.disable and distributed.is_main() and now - self._last_line > _SECONDS_BETWEEN_LOG_LINES:
             self._last_line = now
             total = "?" if self._num_batches is None else self._num_batches
             logger.info("evaluated batch %d of %s: %s", clock.num_batches, total, clock.describe())

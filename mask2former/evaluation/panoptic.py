@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mask2former.distributed import gather_on_main
 from mask2former.errors import DatasetError, InputError
-from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.read_ahead import ReadAhead

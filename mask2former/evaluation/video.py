@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from pycocotools import mask as coco_mask
 
+from mask2former.distributed import gather_on_main
 from mask2former.errors import InputError
-from mask2former.evaluation.gather import gather_on_main
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.video_average_precision import compute_video_average_precision

@@ -93,6 +93,7 @@ def run_stub(
     bad_images: Sequence[int] = (),
     step_seconds: float = 0.0,
     evaluate: Any = None,
+    **doors: Any,
 ) -> Any:
     """A whole run in this process."""
 
@@ -107,6 +108,7 @@ def run_stub(
         build_batches=lambda cfg, start: SlowData(cfg, start, bad_images=bad_images),
         evaluate=evaluate,
         resume=resume,
+        **doors,
     )
 
 

@@ -138,7 +138,7 @@ def test_build_evaluator_knows_the_type(
 
 
 def test_build_evaluator_refuses(tmp_path: Path, reference: ReferenceData, dataset_name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{dataset_name}.* has evaluator type None, there are"):
+    with pytest.raises(ConfigError, match=f"evaluator_type of data set {dataset_name!r}: expected one of .*found None"):
         build_evaluator(cfg_for(tmp_path), dataset_name)
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         build_evaluator(cfg_for(tmp_path), reference.name)

@@ -1,0 +1,133 @@
+"""Evaluation of a model on the data sets of ``DATASETS.TEST``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from mask2former import distributed
+from mask2former.checkpoint import load_state_dict
+from mask2former.config import CfgNode
+from mask2former.data import TestLoader, build_test_loader
+from mask2former.data.own_data import register_own_data
+from mask2former.engine import summary
+from mask2former.engine.building import load_initial_weights
+from mask2former.engine.checkpoint_folder import CheckpointFolder
+from mask2former.engine.hooks import Results
+from mask2former.engine.run import begin_process
+from mask2former.engine.zoo_expectations import expect_zoo_metrics
+from mask2former.errors import ConfigError
+from mask2former.evaluation import (
+    BuildEvaluator,
+    DatasetEvaluator,
+    build_evaluator,
+    inference_on_dataset,
+    verify_results,
+)
+from mask2former.inference.test_time_augmentation import CopyMaker, with_test_time_augmentation
+from mask2former.modeling import build_model
+
+logger = logging.getLogger(__name__)
+
+
+class _TestSet(NamedTuple):
+    loader: TestLoader
+    evaluator: DatasetEvaluator
+
+
+class TestSets:
+    """The data sets of ``DATASETS.TEST``, each with the evaluators it asks for and further ones.
+
+    They are built once, by ``prepare`` or the first evaluation: what is wrong with ground truth is better known before
+    training than after.
+    """
+
+    __test__ = False  # not a test, whatever pytest makes of the name
+
+    def __init__(self, evaluators: Sequence[BuildEvaluator] = ()) -> None:
+        self._others = tuple(evaluators)
+        self._sets: dict[str, _TestSet] | None = None
+
+    def prepare(self, cfg: CfgNode) -> None:
+        """Reads the data sets and their ground truth.
+
+        Raises:
+            InputError: a data set or its ground truth is missing or wrong, or a name is not registered.
+        """
+        self._sets = self._build(cfg, "inference")
+        if cfg.TEST.AUG.ENABLED:
+            CopyMaker.from_config(cfg)
+
+    def __call__(self, cfg: CfgNode, model: nn.Module) -> Results:
+        """Results on each data set: task to metric to value; with several data sets, by data set first.
+
+        With ``cfg.TEST.AUG.ENABLED`` those with test-time augmentation follow, under the same names and ``_TTA``. On
+        other processes than the main one the results are empty.
+
+        Raises:
+            InputError: a data set is missing or wrong, or results differ from ``cfg.TEST.EXPECTED_RESULTS``.
+        """
+        if not cfg.DATASETS.TEST:
+            raise ConfigError("DATASETS.TEST is empty: there is nothing to evaluate on")
+        augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else None
+        logger.info("%s", summary.describe_tasks(cfg))
+        if self._sets is None:
+            self.prepare(cfg)
+        assert self._sets is not None
+        results = _evaluate(self._sets, model)
+        if augmented is not None:
+            logger.info("with test-time augmentation, %s", augmented.copy_maker.describe())
+            added = _evaluate(self._build(cfg, "inference_TTA"), augmented)
+            results = {**results, **{f"{name}_TTA": metrics for name, metrics in added.items()}}
+        if distributed.is_main():
+            logger.info("results on %s\n%s", ", ".join(cfg.DATASETS.TEST), summary.describe_results(results))
+            verify_results(expect_zoo_metrics(cfg, results), results)
+        return results
+
+    def _build(self, cfg: CfgNode, folder: str) -> dict[str, _TestSet]:
+        """What evaluators write goes below ``folder``."""
+        sets = {}
+        for name in cfg.DATASETS.TEST:
+            loader = build_test_loader(cfg, name)  # before the evaluator, which reads the metadata that this registers
+            output_dir = Path(cfg.OUTPUT_DIR) / folder / name
+            sets[name] = _TestSet(loader, build_evaluator(cfg, name, output_dir, others=self._others))
+        return sets
+
+
+def evaluate(cfg: CfgNode, model: nn.Module, *, evaluators: Sequence[BuildEvaluator] = ()) -> Results:
+    """The results of ``TestSets``; ``evaluators`` see each data set beside those that it asks for.
+
+    Raises:
+        InputError: a data set is missing or wrong, or results differ from ``cfg.TEST.EXPECTED_RESULTS``.
+    """
+    return TestSets(evaluators)(cfg, model)
+
+
+def evaluate_only(cfg: CfgNode, *, resume: bool = False, evaluators: Sequence[BuildEvaluator] = ()) -> Results:
+    """Evaluates the weights ``cfg.MODEL.WEIGHTS``, or with ``resume`` the newest checkpoint in ``cfg.OUTPUT_DIR``.
+
+    Raises:
+        InputError: configuration, data or checkpoint are wrong, or results are not the expected ones.
+    """
+    register_own_data(cfg)
+    with distributed.process_group(cfg.MODEL.DEVICE):
+        begin_process(cfg)
+        model = build_model(cfg)
+        logger.info("%s", summary.describe_model(cfg, model))
+        newest = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None
+        if newest is not None:
+            path, state = newest
+            logger.info("%s", load_state_dict(model, state["model"], source=str(path)).format())
+        else:
+            load_initial_weights(cfg, model)
+        return evaluate(cfg, model, evaluators=evaluators)
+
+
+def _evaluate(sets: dict[str, _TestSet], model: nn.Module) -> dict[str, Any]:
+    """Results by task, or with several data sets by data set."""
+    results = {name: inference_on_dataset(model, *test_set) or {} for name, test_set in sets.items()}
+    return results if len(results) > 1 else dict(next(iter(results.values())))
