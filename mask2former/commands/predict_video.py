@@ -150,8 +150,14 @@ class _Recorder:
         """Finish the videos; returns their paths."""
         if keep:
             self._write_held()
+        failures = []
         for writer in self._writers.values():
-            writer.close(keep=keep)
+            try:
+                writer.close(keep=keep)
+            except InputError as error:  # the others are closed all the same
+                failures.append(str(error))
+        if failures:
+            raise InputError("; ".join(failures))
         return [writer.path for writer in self._writers.values()] if keep else []
 
     def _write_held(self) -> None:

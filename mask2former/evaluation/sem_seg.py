@@ -240,7 +240,9 @@ def _checked_pair(
         )
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise InputError(f"{name}: labels must lie in 0..{num_classes - 1}, found {labels.min()}..{labels.max()}")
-    return LabelPair(np.where(is_ignored, num_classes, truth), labels, Path(gt_file), name)
+    # Wide: the number of classes, and sums with labels, need not fit into the type of a file.
+    truth = np.where(is_ignored, np.int64(num_classes), truth)
+    return LabelPair(truth, labels.astype(np.int64, copy=False), Path(gt_file), name)
 
 
 def _label_maps_below(folder: Path, error: type[InputError]) -> dict[str, Path]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +14,11 @@ import cv2
 import numpy as np
 
 from mask2former.errors import InputError
+from mask2former.files.atomic import temporary_path
 
 DEFAULT_FPS = 30.0  # where a camera or a file does not say
 _MAX_FPS = 1000.0
+_PROBE_BYTES = 1 << 16  # more than a writer holds back
 # By container: what is tried in turn. A codec counts only if what it wrote can be read back.
 _CODECS = {
     ".avi": ("MJPG", "XVID"),
@@ -89,6 +94,8 @@ class VideoWriter:
             raise InputError(f"{path}: expected a video name ending in {', '.join(OUTPUT_SUFFIXES)}")
         self.path = path
         self.fps = fps
+        self._num_frames = 0
+        self._partial = temporary_path(path, keeps_suffix=True)  # the container is chosen by the suffix
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, frame: np.ndarray) -> None:
@@ -98,31 +105,61 @@ class VideoWriter:
         if self._writer is None:
             self._writer = self._open((even.shape[1], even.shape[0]))
         self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
+        self._num_frames += 1
 
     def close(self, *, keep: bool = True) -> None:
-        """Finish the file, or with `keep` false remove what there is of it."""
-        if self._writer is None:
-            return
-        self._writer.release()
-        self._writer = None
-        if keep:
-            self._partial().replace(self.path)
-        else:
-            self._partial().unlink(missing_ok=True)
+        """Finish the file, or with `keep` false remove what there is of it; a second time does nothing.
 
-    def _partial(self) -> Path:
-        # The container is chosen by the suffix, so that one stays last.
-        return self.path.with_name(f"{self.path.stem}.part{self.path.suffix}")
+        Raises InputError, and leaves no file, where no frame was written or the disk did not take all of them.
+        """
+        if self._writer is not None:
+            self._writer.release()
+        is_new, self._writer = self._writer is not None or self._num_frames == 0, None
+        if not (keep and is_new):
+            self._partial.unlink(missing_ok=True)
+            return
+        try:
+            if self._num_frames == 0:
+                raise InputError(f"{self.path}: cannot be written: no frame was given")
+            _check_video(self._partial, self._num_frames)
+            self._partial.replace(self.path)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                self._partial.unlink(missing_ok=True)
 
     def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
         suffix, codec = find_codec(self.path.suffix.lower(), size=size, fps=self.fps)
         if suffix != self.path.suffix.lower():
             self.path = self.path.with_suffix(suffix)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        writer = _open_writer(self._partial(), codec, size=size, fps=self.fps)
+            self._partial = temporary_path(self.path, keeps_suffix=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        writer = _open_writer(self._partial, codec, size=size, fps=self.fps)
         if not writer.isOpened():
+            self._partial.unlink(missing_ok=True)
             raise InputError(f"{self.path}: cannot be written as a video")
         return writer
+
+
+def _check_video(path: Path, num_frames: int) -> None:
+    """Raise OSError where a finished file lacks frames: OpenCV is silent about a disk that takes no more."""
+    with path.open("r+b") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.write(bytes(_PROBE_BYTES))  # fails on a full disk, as the last frames did
+        file.flush()
+        file.truncate(length)
+        os.fsync(file.fileno())
+    capture = cv2.VideoCapture(str(path))
+    try:
+        found = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.read()[0] else 0
+    finally:
+        capture.release()
+    if found < num_frames - 1:  # containers that state a duration may be off by a frame
+        raise OSError(errno.EIO, f"{max(int(found), 0)} of {num_frames} frames can be read back")
 
 
 def find_codec(suffix: str, *, size: tuple[int, int], fps: float) -> tuple[str, str]:

@@ -20,7 +20,8 @@ def labels_to_train_ids(labels: np.ndarray, train_ids: Mapping[int, int], *, fil
     """
     table = np.full(max([*train_ids, 0]) + 2, _UNKNOWN, dtype=np.int32)  # the last entry stands for what lies beyond
     table[list(train_ids)] = list(train_ids.values())
-    places = np.where((labels < 0) | (labels >= len(table)), len(table) - 1, labels)
+    # Typed: the place of the last entry need not fit into the type of the labels.
+    places = np.where((labels < 0) | (labels >= len(table)), np.int32(len(table) - 1), labels)
     mapped = table[places]
     if (mapped == _UNKNOWN).any():
         unknown = np.unique(labels[mapped == _UNKNOWN]).tolist()

@@ -159,3 +159,11 @@ def test_labels_become_train_ids(dtype: type) -> None:
     with pytest.raises(DatasetError, match=r"a\.png: labels \[7, 255\]"):
         labels_to_train_ids(labels, {3: 0}, file_name="a.png")
     assert labels_to_train_ids(np.zeros((0, 4), dtype), {}, file_name="a.png").shape == (0, 4)
+
+
+def test_labels_to_train_ids_place_unknown_labels_beyond_the_range_of_their_type() -> None:
+    # 256 places: the one that stands for what has no class is no number of a byte.
+    mapped = labels_to_train_ids(np.array([[0, 255]], np.uint8), {0: 1, 255: 2}, file_name="a.png")
+    assert mapped.tolist() == [[1, 2]]
+    with pytest.raises(DatasetError, match=r"a\.png: labels \[9\] have no class"):
+        labels_to_train_ids(np.array([[0, 9]], np.uint8), {0: 1, 255: 2}, file_name="a.png")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation import SemSegEvaluator, boundary_iou, evaluate_sem_seg
+from mask2former.evaluation.sem_seg import read_label_pairs
 from mask2former.evaluation.semantic_confusion import SemanticConfusion
 from mask2former.structures import MetadataCatalog
 
@@ -288,3 +289,13 @@ def test_evaluator_refuses_what_is_neither_labels_nor_scores(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"scores \(K, H, W\) or integer labels"):
         evaluator.process([image], [{"sem_seg": torch.zeros(1, 2)}])
     MetadataCatalog.remove("neither")
+
+
+def test_narrow_label_maps_are_widened_before_they_meet_many_classes(tmp_path: Path) -> None:
+    labels = np.array([[0, 254, 255]], np.uint8)  # 255 is a class here, and 300 of them do not fit into a byte
+    for folder in ("truth", "found"):
+        write_truth(tmp_path / folder, labels)
+    (pair,) = read_label_pairs(tmp_path / "truth", tmp_path / "found", num_classes=300, ignore_label=254)
+    assert (pair.truth.dtype, pair.prediction.dtype) == (np.int64, np.int64)
+    assert pair.truth.tolist() == [[0, 300, 255]]
+    assert (pair.prediction + 1).tolist() == [[1, 255, 256]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import cv2
@@ -90,3 +91,29 @@ def test_video_source_missing_broken_and_empty_files_are_named(tmp_path: Path) -
 def test_video_source_camera_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match="camera 97: cannot be opened"):
         VideoSource(97)
+
+
+def test_video_without_a_frame_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"clip\.mp4: cannot be written: no frame was given"):
+        write(tmp_path / "clip.mp4", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", OUTPUT_SUFFIXES)
+@pytest.mark.parametrize("limit", [20_000, 90_000])
+def test_video_on_a_full_disk_is_an_error_and_leaves_nothing(suffix: str, limit: int, tmp_path: Path) -> None:
+    frames = [np.random.default_rng(time).integers(0, 256, (96, 96, 3), dtype=np.uint8) for time in range(30)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))  # a file that grows beyond fails as on a full disk
+    try:
+        with pytest.raises(InputError, match=rf"clip\{suffix}: cannot be written: File too large"):
+            write(tmp_path / f"clip{suffix}", frames)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_video_where_a_file_is_in_the_way_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"clip\.mp4: cannot be written"):
+        write(tmp_path / "file" / "clip.mp4", frames_of(2, 32, 32))
