@@ -17,10 +17,10 @@ from mask2former.errors import DatasetError
 from mask2former.structures import (
     Boxes,
     Instances,
-    check_polygons,
+    check_segmentation,
+    decode_segmentation,
     draw_polygons,
     masks_to_boxes_xyxy,
-    segmentation_to_bitmask,
 )
 
 VOID_ID = -1  # fills panoptic ids where there was no image; no segment has it
@@ -75,14 +75,12 @@ def instance_targets(
         segmentation = annotation.get("segmentation")
         if segmentation is None:
             raise DatasetError(f"{where} has no segmentation")
+        checked = check_segmentation(segmentation, size, where)
         # Drawing the original first costs less than it seems, but only points keep outlines sharp when enlarged.
-        if isinstance(segmentation, (list, tuple)):
-            if not segmentation:
-                raise DatasetError(f"{where} has no polygon")
-            check_polygons(segmentation, f"{where}: ")
-            draw_polygons(transform.apply_polygons(segmentation), mask.numpy())
+        if isinstance(checked, list):
+            draw_polygons(transform.apply_polygons(checked), mask.numpy())
         else:
-            bitmap = segmentation_to_bitmask(segmentation, *size, context=where)
+            bitmap = decode_segmentation(checked, size)
             mask.numpy()[...] = transform.apply_segmentation(bitmap, fill=0)  # which may be read-only
     classes = torch.tensor([a["category_id"] for _, a in objects], dtype=torch.int64)
     return build_instances(classes, masks, keep_empty=keep_empty)

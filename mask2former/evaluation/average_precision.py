@@ -72,7 +72,7 @@ class PrecisionTally:
         if not self._matches:
             return precision
         # Ties in score are resolved by the order of the images' ids.
-        in_order = [self._matches[image_id] for image_id in sorted(self._matches)]
+        in_order = [self._matches[image_id] for image_id in sorted(self._matches, key=_in_order)]
         everything = ImageMatches(*(np.concatenate(field) for field in zip(*in_order)))
         by_category = np.argsort(everything.categories, kind="stable")
         sorted_categories = everything.categories[by_category]
@@ -102,6 +102,10 @@ def compute_average_precision(
     for image_id, found in found_of.items():
         tally.add_image(image_id, match_image(truth.annotations_of(image_id), found, iou_type=iou_type))
     return tally.average_precision(truth.category_names)
+
+
+def _in_order(image_id: Any) -> tuple[bool, Any]:
+    return isinstance(image_id, str), image_id  # numbers and text cannot be compared
 
 
 def _precision_at_recalls(is_matched: np.ndarray, is_ignored: np.ndarray, num_true: int) -> np.ndarray:

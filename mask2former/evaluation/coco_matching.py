@@ -89,9 +89,9 @@ def _match_category(
     true_ignored = _is_ignored(true_instances)  # (G, A)
     matches = _assign(ious[candidates], is_crowd, true_ignored.T)  # (C, A, T)
     has_match = matches >= 0
-    ids = np.array([instance["id"] for instance in true_instances])
-    # Parity: pycocotools writes down the id of the match, and 0 stands for none.
-    is_matched[candidates] = has_match & (ids[matches] != 0)
+    # Parity: pycocotools writes down the id of the match, and 0 stands for none; the truth numbers anew what has it.
+    can_be_found = np.array([instance["id"] != 0 for instance in true_instances])
+    is_matched[candidates] = has_match & can_be_found[matches]
     match_ignored = has_match & true_ignored[matches, np.arange(len(AREA_RANGES))[:, None]]
     is_ignored[candidates] = match_ignored | (is_ignored[candidates] & ~is_matched[candidates])
 

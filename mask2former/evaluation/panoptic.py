@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from mask2former.distributed import gather_on_main
-from mask2former.errors import DatasetError, InputError
+from mask2former.errors import InputError
 from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.read_ahead import ReadAhead
 from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.files.annotation_values import listed_id, safe_name
 from mask2former.files.atomic import write_json
-from mask2former.files.json_files import read_json
+from mask2former.files.coco import names_apart
+from mask2former.files.coco_panoptic import read_panoptic
 from mask2former.files.opening import PathLike
 from mask2former.files.panoptic import read_panoptic_ids
 from mask2former.files.pictures import write_picture
@@ -28,29 +30,27 @@ logger = logging.getLogger(__name__)
 TASK = "panoptic_seg"
 PREDICTIONS_FILE = "predictions.json"
 PNG_FOLDER = "panoptic_predictions"
-_ANNOTATION_FIELDS = ("image_id", "file_name", "segments_info")
 
 
 class PanopticGroundTruth:
     """Annotations by image id, categories, and the folder of PNG files."""
 
     def __init__(self, json_file: PathLike, png_folder: PathLike) -> None:
-        content = read_json(json_file)
         self.json_file, self.png_folder = Path(json_file), Path(png_folder)
-        self.categories = _list_of(content, "categories", ("id", "name"), json_file, DatasetError)
-        self.images: list[Any] = content.get("images", [])
-        annotations = _list_of(
-            content, "annotations", ("image_id", "file_name", "segments_info"), json_file, DatasetError
-        )
-        self.annotations = _by_image_id(annotations, json_file, DatasetError)
+        panoptic = read_panoptic(json_file, needs_categories=True)
+        self.categories = list(panoptic.categories.values())
+        self.images = list(panoptic.images.values())
+        self.annotations = panoptic.annotations
         self._positions = {image_id: position for position, image_id in enumerate(self.annotations)}
         paths = [self.png_folder / annotation["file_name"] for annotation in self.annotations.values()]
         # Evaluation mostly goes through a data set in its order: the next images are decoded meanwhile.
         self._ids = ReadAhead(lambda position: read_panoptic_ids(paths[position]), len(paths))
-        self.category_ids: list[int] = [category["id"] for category in self.categories]
-        self.category_names: list[str] = [category["name"] for category in self.categories]
-        # Categories of a json without the field are taken for things, as in COCO instances.
-        self.is_thing = np.array([category.get("isthing", 1) == 1 for category in self.categories], dtype=bool)
+        self.category_ids = list(panoptic.categories)
+        names = names_apart(panoptic.categories, panoptic.counts())
+        self.category_names = [names[category_id] for category_id in self.category_ids]
+        self.is_thing = np.array([category.is_thing for category in self.categories], dtype=bool)
+        for note in panoptic.notes:
+            logger.warning("%s: %s", json_file, note)
 
     def annotation_of(self, image_id: Any) -> Mapping[str, Any]:
         """The annotation of an image; an id may be given as number or text.
@@ -58,12 +58,10 @@ class PanopticGroundTruth:
         Raises:
             InputError: there is none.
         """
-        if image_id in self.annotations:
-            return self.annotations[image_id]
-        for key in (str(image_id), int(image_id) if str(image_id).isdecimal() else None):
-            if key in self.annotations:
-                return self.annotations[key]
-        raise InputError(f"image id {image_id!r} is not among the {len(self.annotations)} of {self.json_file}")
+        known = listed_id(image_id, self.annotations)
+        if known not in self.annotations:
+            raise InputError(f"image id {image_id!r} is not among the {len(self.annotations)} of {self.json_file}")
+        return self.annotations[known]  # type: ignore[index]
 
     def position_of(self, image_id: Any) -> int:
         """Where the image of that id comes in the json."""
@@ -139,7 +137,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             self._scorer.add_image(
                 (truth_ids, truth_segments), (ids, segments), truth_name=truth_name, prediction_name=name
             )
-            file_name = str(Path(annotation["file_name"]).with_suffix(".png"))
+            position = self._truth.position_of(image_id)
+            file_name = safe_name(annotation["file_name"], position, suffix=".png")
             self._predictions.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
             if self._output_dir is not None and self._save_pngs:
                 write_picture(id_to_rgb(ids), self._output_dir / PNG_FOLDER / file_name)
@@ -160,7 +159,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             tally += part
         if self._output_dir is not None:
             predictions = [prediction for _, _, part in parts for prediction in part]
-            content = {"images": self._truth.images, "annotations": predictions, "categories": self._truth.categories}
+            categories = [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in self._truth.categories]
+            content = {"images": self._truth.images, "annotations": predictions, "categories": categories}
             write_json(content, self._output_dir / PREDICTIONS_FILE)
         self._truth.check_complete(image_id for _, part_ids, _ in parts for image_id in part_ids)
         return _report(tally, self._truth)
@@ -191,9 +191,7 @@ def evaluate_panoptic(gt_json: PathLike, gt_folder: PathLike, pred_json: PathLik
         DatasetError: the same of the ground truth.
     """
     truth = PanopticGroundTruth(gt_json, gt_folder)
-    content = read_json(pred_json, error=InputError)
-    annotations = _list_of(content, "annotations", _ANNOTATION_FIELDS, pred_json, InputError)
-    predictions = _by_image_id(annotations, pred_json, InputError)
+    predictions = read_panoptic(pred_json, error=InputError).annotations
     for image_id in predictions:
         truth.annotation_of(image_id)
     truth.check_complete(truth.annotation_of(image_id)["image_id"] for image_id in predictions)
@@ -228,25 +226,3 @@ def _report(tally: PanopticTally, truth: PanopticGroundTruth) -> Results:
 
 def _to_numpy(ids: Any) -> np.ndarray:
     return ids.cpu().numpy() if hasattr(ids, "cpu") else np.asarray(ids)
-
-
-def _list_of(
-    content: Any, key: str, fields: Sequence[str], path: PathLike, error: type[InputError]
-) -> list[Mapping[str, Any]]:
-    entries = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(entries, list):
-        raise error(f"{path}: expected a COCO panoptic json with a list {key!r}")
-    for i, entry in enumerate(entries):
-        missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
-        if missing:
-            raise error(f"{path}: entry {i} of {key!r} lacks {missing}: {str(entry)[:200]}")
-    return entries
-
-
-def _by_image_id(
-    annotations: Sequence[Mapping[str, Any]], path: PathLike, error: type[InputError]
-) -> dict[Any, Mapping[str, Any]]:
-    by_id = {annotation["image_id"]: annotation for annotation in annotations}
-    if len(by_id) != len(annotations):
-        raise error(f"{path}: {len(annotations)} annotations for {len(by_id)} images, expected one an image")
-    return by_id

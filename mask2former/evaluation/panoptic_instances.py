@@ -27,7 +27,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         json_file = metadata_field(metadata, "panoptic_json", owner)
         self._panoptic = PanopticGroundTruth(json_file, metadata_field(metadata, "panoptic_root", owner))
         self._thing_ids = set(metadata_field(metadata, "thing_dataset_id_to_contiguous_id", owner))
-        things = [dict(category) for category in self._panoptic.categories if category["id"] in self._thing_ids]
+        things = [{"id": c.id, "name": c.name} for c in self._panoptic.categories if c.id in self._thing_ids]
         content = {"images": self._panoptic.images, "categories": things, "annotations": []}
         return CocoGroundTruth(json_file, self._tasks, content=content)
 

@@ -20,8 +20,9 @@ from mask2former.files.json_files import read_json
 from mask2former.files.label_maps import read_label_map
 from mask2former.files.opening import PathLike
 from mask2former.structures.label_ids import labels_to_train_ids, semantic_labels
-from mask2former.structures.masks import bitmasks_to_rles, segmentation_to_bitmask
+from mask2former.structures.masks import bitmasks_to_rles
 from mask2former.structures.metadata import MetadataCatalog
+from mask2former.structures.segmentations import segmentation_to_bitmask
 
 logger = logging.getLogger(__name__)
 

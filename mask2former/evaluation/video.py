@@ -90,10 +90,7 @@ class YTVISEvaluator(DatasetEvaluator):
             where = "not written, there is no output folder" if path is None else f"written to {path}"
             logger.info("%s has no annotations: no AP; results %s", self._truth.json_file, where)
             return {}
-        detections = [
-            joined(result, self._truth.videos[result["video_id"]], f"video {result['video_id']!r}", InputError)
-            for result in results
-        ]
+        detections = [joined(result, self._truth.videos[result["video_id"]]) for result in results]
         return _report(self._truth, detections, names=self._class_names)
 
     def _encode(self, output: Mapping[str, Any], video_id: Any) -> list[dict[str, Any]]:

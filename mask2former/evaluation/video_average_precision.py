@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mask2former.errors import InputError
+from mask2former.structures.segmentations import run_lengths
 
 Rle = Mapping[str, Any]
 
@@ -96,27 +97,6 @@ def _spans_of(rle: Rle) -> np.ndarray:
     ends = np.cumsum(run_lengths(rle["counts"]))
     spans = ends[: len(ends) // 2 * 2].reshape(-1, 2)  # runs outside and inside take turns
     return spans[spans[:, 0] < spans[:, 1]]
-
-
-def run_lengths(counts: str | bytes) -> np.ndarray:
-    """Lengths (N,) int64 of the runs in a compressed code; the first run is outside.
-
-    The format is that of COCO's API: base 32, six bits a character from "0" on, the sixth for "more to come", the
-    fifth of the last for the sign; from the fourth number on, the difference to the last but one.
-    """
-    text = counts.encode("ascii") if isinstance(counts, str) else counts
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    is_last = (codes & 0x20) == 0
-    number = np.cumsum(is_last) - is_last  # which number a character belongs to
-    begins = np.flatnonzero(np.diff(number, prepend=-1))
-    digit = np.arange(len(codes)) - begins[number]
-    values = np.zeros(len(begins), dtype=np.int64)
-    np.add.at(values, number, (codes & 0x1F) << (5 * digit))
-    last_digit = digit[is_last]
-    values -= np.where((codes[is_last] & 0x10) != 0, np.int64(1) << (5 * (last_digit + 1)), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
 
 
 def _evaluate(

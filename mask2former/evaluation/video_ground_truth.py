@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+import logging
+from collections.abc import Mapping
+from typing import Any
 
 from pycocotools import mask as coco_mask
 
 from mask2former.errors import DatasetError, InputError
-from mask2former.evaluation.coco_ground_truth import check_segmentation, compressed_rle
+from mask2former.evaluation.coco_ground_truth import checked_score
 from mask2former.evaluation.video_average_precision import Rle, join_frames, mean_visible_area
-from mask2former.files.json_files import read_json
+from mask2former.files.annotation_values import listed_id
+from mask2former.files.coco import names_apart, unknown_category
+from mask2former.files.json_files import Faults, read_json, require_keys
 from mask2former.files.opening import PathLike
+from mask2former.files.ytvis import Video, check_frames, read_videos
+from mask2former.structures.segmentations import encode_segmentation, is_plain_area, shown
 
-
-@dataclass(frozen=True)
-class VideoSize:
-    """Frame size in pixels and number of frames."""
-
-    height: int
-    width: int
-    length: int
+logger = logging.getLogger(__name__)
 
 
 class VideoGroundTruth:
@@ -32,112 +28,83 @@ class VideoGroundTruth:
     category_id, iscrowd, ``mask`` (the code of ``join_frames``) and ``area``, the mean over frames that show it.
 
     Raises:
-        DatasetError: the file is missing or corrupt, or an entry is incomplete or contradicts another.
+        DatasetError: the file is missing or corrupt, or entries are incomplete or contradict others.
     """
 
     def __init__(self, json_file: PathLike) -> None:
         self.json_file = json_file
-        content = read_json(json_file)
-        if not isinstance(content, dict):
-            raise DatasetError(f"{json_file}: expected a YouTube-VIS json, found {type(content).__name__}")
-        self.videos = {entry["id"]: self._size_of(entry) for entry in self._entries(content, "videos", ("id",))}
-        annotated = content.get("annotations") is not None
-        categories = (
-            self._entries(content, "categories", ("id", "name")) if annotated or "categories" in content else []
-        )
-        self.category_names: dict[int, str] = {entry["id"]: entry["name"] for entry in categories}
+        annotations = read_videos(json_file, needs_files=False)
+        self.videos = annotations.videos
+        used = {track["category_id"] for track in annotations.tracks or ()}
+        self.category_names: dict[int, str] = names_apart(annotations.categories, used)
         self.tracks: list[dict[str, Any]] | None = None
-        if annotated:
-            fields = ("id", "video_id", "category_id", "segmentations")
-            self.tracks = [self._track(entry) for entry in self._entries(content, "annotations", fields)]
+        if annotations.tracks is not None:
+            self.tracks = [joined(track, self.videos[track["video_id"]]) for track in annotations.tracks]
+            changed = sum(
+                not is_plain_area(mean_visible_area(given["areas"]), joint["measured"])
+                for given, joint in zip(annotations.tracks, self.tracks)
+                if given.get("areas")
+            )
+            if changed:
+                logger.warning(
+                    "%s: areas of %d tracks are none that their masks can have: measured", json_file, changed
+                )
 
     def video_id_of(self, given: Any) -> Any:
-        """``given``, known to be a video.
+        """The video id as the json has it; it may be given as number or text.
 
         Raises:
             InputError: there is no such video.
         """
-        if given not in self.videos:
+        video_id = listed_id(given, self.videos)
+        if video_id not in self.videos:
             raise InputError(f"video id {given!r} is not among the {len(self.videos)} of {self.json_file}")
-        return given
-
-    def _entries(self, content: dict[str, Any], key: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-        entries = content.get(key)
-        if not isinstance(entries, list):
-            raise DatasetError(f"{self.json_file}: expected a YouTube-VIS json with a list {key!r}")
-        for i, entry in enumerate(entries):
-            if not isinstance(entry, dict) or any(field not in entry for field in fields):
-                raise DatasetError(f"{self.json_file}: entry {i} of {key!r} needs {list(fields)}: {str(entry)[:200]}")
-        return entries
-
-    def _size_of(self, entry: dict[str, Any]) -> VideoSize:
-        length = entry.get("length", len(entry.get("file_names", ())))
-        height, width = entry.get("height"), entry.get("width")
-        if not (_is_count(height) and _is_count(width) and _is_count(length)):
-            found = (height, width, length)
-            raise DatasetError(
-                f"{self.json_file}: video {entry['id']!r} needs height, width and length (or file_names), found {found}"
-            )
-        return VideoSize(height, width, length)
-
-    def _track(self, entry: dict[str, Any]) -> dict[str, Any]:
-        where = f"{self.json_file}: annotation {entry['id']!r}"
-        if entry["video_id"] not in self.videos:
-            raise DatasetError(f"{where}: video id {entry['video_id']!r} is not among the videos")
-        if entry["category_id"] not in self.category_names:
-            known = sorted(self.category_names)
-            raise DatasetError(f"{where}: category id {entry['category_id']!r} is unknown, there are {known[:20]}")
-        return joined(entry, self.videos[entry["video_id"]], where, DatasetError)
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and value > 0
+        return video_id
 
 
 def read_video_results(path: PathLike, truth: VideoGroundTruth) -> list[dict[str, Any]]:
     """Entries of a results file: video_id, category_id, score, segmentations (RLE or null for each frame).
 
     Raises:
-        InputError: an entry is incomplete, names an unknown video or category, or does not fit its video.
+        InputError: entries are incomplete, name an unknown video or category, or do not fit their video.
     """
     entries = read_json(path, error=InputError)
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a list of results, found {type(entries).__name__}")
-    return [_checked_result(entry, truth, f"{path}: entry {i}") for i, entry in enumerate(entries)]
+    faults, results = Faults(path, error=InputError), []
+    for i, entry in enumerate(entries):
+        try:
+            results.append(_checked_result(entry, truth))
+        except InputError as error:
+            video = f" (video {shown(entry['video_id'])})" if isinstance(entry, dict) and "video_id" in entry else ""
+            faults.add(f"entry {i}{video}: {error}")
+    faults.refuse()
+    return results
 
 
-def _checked_result(entry: Any, truth: VideoGroundTruth, where: str) -> dict[str, Any]:
-    fields = ("video_id", "category_id", "score", "segmentations")
-    if not isinstance(entry, dict) or any(field not in entry for field in fields):
-        raise InputError(f"{where} needs {list(fields)}, found {str(entry)[:200]}")
-    where = f"{where} (video {entry['video_id']!r})"
-    if entry["video_id"] not in truth.videos:
-        raise InputError(f"{where}: the video is not among the {len(truth.videos)} of {truth.json_file}")
-    if entry["category_id"] not in truth.category_names:
-        known = sorted(truth.category_names)
-        raise InputError(f"{where}: category id {entry['category_id']!r} is unknown, there are {known[:20]}")
-    if not isinstance(entry["score"], (int, float)) or not math.isfinite(entry["score"]):
-        raise InputError(f"{where}: score must be a finite number, found {entry['score']!r}")
-    return joined({**entry, "areas": None}, truth.videos[entry["video_id"]], where, InputError)
+def _checked_result(entry: Any, truth: VideoGroundTruth) -> dict[str, Any]:
+    entry = require_keys(entry, ("video_id", "category_id", "score", "segmentations"), "result")
+    video_id = listed_id(entry["video_id"], truth.videos)
+    if video_id not in truth.videos:
+        raise DatasetError(f"the video is not among the {len(truth.videos)} of {truth.json_file}")
+    category_id = listed_id(entry["category_id"], truth.category_names)
+    if category_id not in truth.category_names:
+        raise DatasetError(unknown_category(entry["category_id"], truth.category_names))
+    video = truth.videos[video_id]  # type: ignore[index]
+    result = {"video_id": video_id, "category_id": category_id, "score": checked_score(entry["score"])}
+    return joined({**result, "segmentations": check_frames(entry["segmentations"], video)}, video)
 
 
-def joined(entry: Mapping[str, Any], video: VideoSize, where: str, error: type[InputError]) -> dict[str, Any]:
-    """A track with ``mask`` and ``area`` in place of its segmentations; ``error`` where they do not fit the video.
+def joined(entry: Mapping[str, Any], video: Video) -> dict[str, Any]:
+    """A track with ``mask`` and ``area`` in place of its segmentations, which ``check_frames`` returned.
 
-    The area is the mean of ``areas`` where the file gives them, else that of the masks.
+    The area is the mean of ``areas`` where the file gives them and the masks can have them, else ``measured``.
     """
     size = (video.height, video.width)
-    segmentations = entry["segmentations"]
-    if not isinstance(segmentations, list) or len(segmentations) != video.length:
-        found = len(segmentations) if isinstance(segmentations, list) else type(segmentations).__name__
-        raise error(f"{where}: 'segmentations' must hold one entry for each of {video.length} frames, found {found}")
-    rles: list[Rle | None] = []
-    for time, segmentation in enumerate(segmentations):
-        if not segmentation:  # null: out of sight
-            rles.append(None)
-            continue
-        check_segmentation(segmentation, size, f"{where}, frame {time}", error)
-        rles.append(compressed_rle(segmentation, size))
-    areas = entry.get("areas") or [None if rle is None else float(coco_mask.area(rle)) for rle in rles]
+    rles: list[Rle | None] = [s if s is None else encode_segmentation(s, size) for s in entry["segmentations"]]
+    areas = [None if rle is None else float(coco_mask.area(rle)) for rle in rles]
+    stated, measured = entry.get("areas") or areas, mean_visible_area(areas)
     kept = {key: value for key, value in entry.items() if key in ("video_id", "category_id", "score", "iscrowd")}
-    return {**kept, "mask": join_frames(rles, size), "area": mean_visible_area(areas)}
+    area = mean_visible_area(stated)
+    area = area if is_plain_area(area, measured) else measured
+    return {**kept, "mask": join_frames(rles, size), "area": area, "measured": measured}

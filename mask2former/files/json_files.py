@@ -1,4 +1,4 @@
-"""Opening what a data set names: folders, JSON files, and errors that say which of them is wrong."""
+"""JSON files read and written, and errors that say everything that is wrong with one at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.errors import DatasetError, InputError
-from mask2former.files.opening import PathLike
+from mask2former.files.opening import PathLike, open_file
+
+_MAX_BYTES = 16 << 30
+_NUM_FAULTS_SHOWN = 20
 
 
 def root_note() -> str:
@@ -16,7 +19,7 @@ def root_note() -> str:
     return f"(DETECTRON2_DATASETS is {os.environ.get('DETECTRON2_DATASETS', 'not set: ./datasets')})"
 
 
-def require_folder(path: str | os.PathLike[str], role: str) -> Path:
+def require_folder(path: PathLike, role: str) -> Path:
     """``path``, checked to be a folder with something in it; ``role`` says in an error what it should hold.
 
     Raises:
@@ -30,49 +33,86 @@ def require_folder(path: str | os.PathLike[str], role: str) -> Path:
     return folder
 
 
-def read_json_object(path: str | os.PathLike[str], keys: tuple[str, ...]) -> dict[str, Any]:
+def read_json(path: PathLike, *, error: type[InputError] = DatasetError) -> Any:
+    """What a JSON file holds; it may begin with a byte-order mark.
+
+    Raises:
+        DatasetError (or ``error``): it is missing, no file, too large, no JSON, or nested too deeply.
+    """
+    if error is DatasetError and not os.path.lexists(path):
+        raise error(f"{path}: file not found {root_note()}")
+    with open_file(path, error=error) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_BYTES:
+            raise error(f"{path}: {size >> 30} GiB are too large for JSON (at most {_MAX_BYTES >> 30})")
+        try:
+            return json.loads(file.read())
+        except OSError as cause:
+            raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
+        except RecursionError as cause:
+            raise error(f"{path}: not a valid JSON file: nested too deeply") from cause
+        except ValueError as cause:  # also undecodable text
+            raise error(f"{path}: not a valid JSON file: {str(cause)[:200]}") from cause
+
+
+def read_json_object(
+    path: PathLike, keys: tuple[str, ...], *, error: type[InputError] = DatasetError
+) -> dict[str, Any]:
     """A JSON object that has ``keys``, each a list.
 
     Raises:
-        DatasetError: the file is missing, is no JSON object, or lacks a key.
+        DatasetError (or ``error``): the file cannot be read, is no JSON object, or lacks a key.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DatasetError(f"annotation file not found: {file} {root_note()}")
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:  # also undecodable text
-        raise DatasetError(f"{file} is not valid JSON: {error}") from error
+    return require_lists(read_json(path, error=error), keys, path, error=error)
+
+
+def require_lists(
+    content: Any, keys: tuple[str, ...], source: PathLike, *, error: type[InputError] = DatasetError
+) -> dict[str, Any]:
+    """``content`` of the file ``source``, checked to be an object that has a list under each of ``keys``.
+
+    Raises:
+        DatasetError (or ``error``): it is not.
+    """
     if not isinstance(content, dict):
-        raise DatasetError(f"{file} must hold a JSON object, found {type(content).__name__}")
+        raise error(f"{source} must hold a JSON object, found {type(content).__name__}")
     for key in keys:
         if not isinstance(content.get(key), list):
             found = type(content[key]).__name__ if key in content else "no such key"
-            raise DatasetError(f"{file}: expected a list under {key!r}, found {found}")
+            raise error(f"{source}: expected a list under {key!r}, found {found}")
     return content
-
-
-def read_json(path: PathLike, *, error: type[InputError] = DatasetError) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        DatasetError (or ``error``): it is missing or not JSON.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as cause:
-        raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
-    except ValueError as cause:
-        raise error(f"{path}: not a valid JSON file: {cause}") from cause
 
 
 def read_json_if_whole(path: Path) -> Any:
     """The content of a JSON file, None where it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_json(path)
+    except DatasetError:
         return None
+
+
+class Faults:
+    """Everything that is wrong with a file, to be said at once: the first twenty faults, and how many there are."""
+
+    def __init__(self, source: PathLike, *, error: type[InputError] = DatasetError) -> None:
+        self.source, self.count = source, 0
+        self._error = error
+        self._first: list[str] = []
+
+    def add(self, fault: str | Exception) -> None:
+        """Keep a fault: which entry, what was expected and what was found."""
+        self.count += 1
+        if len(self._first) < _NUM_FAULTS_SHOWN:
+            self._first.append(str(fault))
+
+    def refuse(self) -> None:
+        """Raise the error that lists the faults, where there are any."""
+        if self.count == 1:
+            raise self._error(f"{self.source}: {self._first[0]}")
+        if self.count:
+            more = self.count - len(self._first)
+            lines = [*self._first, *([f"and {more} more"] if more else [])]
+            raise self._error("\n  ".join([f"{self.source}: {self.count} faults", *lines]))
 
 
 def require_keys(entry: Any, keys: tuple[str, ...], context: str) -> dict[str, Any]:
@@ -85,5 +125,5 @@ def require_keys(entry: Any, keys: tuple[str, ...], context: str) -> dict[str, A
         raise DatasetError(f"{context}: expected an object, found {type(entry).__name__}")
     missing = [key for key in keys if key not in entry]
     if missing:
-        raise DatasetError(f"{context}: missing {', '.join(map(repr, missing))}, found {sorted(entry)}")
+        raise DatasetError(f"{context}: missing {', '.join(map(repr, missing))}, found {sorted(map(str, entry))[:20]}")
     return entry

@@ -8,15 +8,20 @@ from mask2former.structures.masks import (
     BitMasks,
     PolygonMasks,
     bitmasks_to_rles,
-    check_polygons,
     draw_polygons,
     mask_to_box_xywh,
     masks_to_boxes_xyxy,
     polygons_to_bitmask,
-    segmentation_to_bitmask,
 )
 from mask2former.structures.metadata import Metadata, MetadataCatalog
 from mask2former.structures.panoptic_ids import id_to_rgb, rgb_to_id
+from mask2former.structures.segmentations import (
+    check_segmentation,
+    decode_segmentation,
+    encode_segmentation,
+    segmentation_to_bitmask,
+    segmentation_to_rle,
+)
 from mask2former.structures.shape_spec import ShapeSpec
 
 __all__ = [
@@ -30,13 +35,16 @@ __all__ = [
     "PolygonMasks",
     "ShapeSpec",
     "bitmasks_to_rles",
-    "check_polygons",
+    "check_segmentation",
+    "decode_segmentation",
     "draw_polygons",
+    "encode_segmentation",
     "id_to_rgb",
     "mask_to_box_xywh",
     "masks_to_boxes_xyxy",
     "polygons_to_bitmask",
     "rgb_to_id",
     "segmentation_to_bitmask",
+    "segmentation_to_rle",
     "track_ious",
 ]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from mask2former.errors import DatasetError
 from mask2former.structures.boxes import Boxes
 
 
@@ -143,71 +142,6 @@ def _first_run(counts: bytes) -> tuple[int, int]:
         if not (character - 48) & 32:
             return length, place + 1
     raise AssertionError("a run-length code ends within its first run")
-
-
-def segmentation_to_bitmask(segmentation: Any, height: int, width: int, *, context: str = "") -> np.ndarray:
-    """Mask (H, W) bool of a COCO annotation: polygons, a run-length code (compressed or not), or a bitmap.
-
-    ``context`` says in an error whose segmentation it is ("annotation 7 of instances.json").
-
-    Raises:
-        DatasetError: the form is none of these, a polygon has fewer than three points, or the size is another.
-    """
-    where = f"{context}: " if context else ""
-    if isinstance(segmentation, np.ndarray):
-        mask = segmentation.astype(bool)
-    elif isinstance(segmentation, dict):
-        mask = _decode_rle(segmentation, where)
-    elif isinstance(segmentation, (list, tuple)):
-        check_polygons(segmentation, where)
-        mask = polygons_to_bitmask(segmentation, height, width)
-    else:
-        raise DatasetError(
-            f"{where}segmentation must be polygons, RLE or a bitmap, found {type(segmentation).__name__}"
-        )
-    if mask.shape != (height, width):
-        raise DatasetError(f"{where}segmentation has size {mask.shape}, its image (height, width) = {(height, width)}")
-    return mask
-
-
-def check_polygons(polygons: Sequence[Any], where: str = "") -> None:
-    """Refuse polygons that cannot be drawn; the message begins with ``where``.
-
-    Raises:
-        DatasetError: one has fewer than three points, an odd number of numbers, or something that is no finite number.
-    """
-    for polygon in polygons:
-        if not isinstance(polygon, (list, tuple, np.ndarray)):
-            raise DatasetError(f"{where}a polygon must be a list of numbers, found {type(polygon).__name__}")
-        if len(polygon) % 2 or len(polygon) < 6:
-            raise DatasetError(
-                f"{where}a polygon needs at least 3 points (6 numbers, x and y), found {len(polygon)} numbers"
-            )
-        try:
-            finite = bool(np.isfinite(np.asarray(polygon, dtype=np.float64)).all())
-        except (TypeError, ValueError):
-            finite = False
-        if not finite:
-            raise DatasetError(f"{where}a polygon holds something else than finite numbers")
-
-
-def _decode_rle(rle: dict[str, Any], where: str) -> np.ndarray:
-    try:
-        height, width = (int(side) for side in rle["size"])
-        counts = rle["counts"]
-        if isinstance(counts, (list, tuple)):
-            total = sum(int(c) for c in counts)
-            if total != height * width:
-                raise DatasetError(f"{where}RLE counts sum to {total}, expected {height} x {width} = {height * width}")
-            rle = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-        return cv2.transpose(coco_mask.decode(rle).T).view(bool)
-    except DatasetError:
-        raise
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        found = ", ".join(f"{key!r}: {str(value)[:40]!r}" for key, value in rle.items()) or "nothing"
-        raise DatasetError(
-            f"{where}RLE needs 'size' [height, width] and 'counts' that can be decoded, found {found}"
-        ) from error
 
 
 def bitmasks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:

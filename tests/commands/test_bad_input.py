@@ -233,7 +233,7 @@ TRAINING_CASES = [
     (corrupt_json, ["panoptic_train.json"]),
     (category_without_class, ["instances_train.json", "4711"]),
     (segment_category_without_class, ["panoptic_train.json", "4711"]),
-    (run_lengths_below_zero, ["annotation", "train/", "counts", "-5"]),
+    (run_lengths_below_zero, ["instances_train.json", "annotation 77", "counts", "-5"]),
     (polygon_of_two_points, ["annotation 77", "3 points"]),
     (empty_json, ["instances_train.json", "no image"]),
     (unknown_key, ["SOLVER.BASE_RL", "SOLVER.BASE_LR"]),

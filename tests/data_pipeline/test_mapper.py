@@ -250,11 +250,11 @@ def test_instance_targets_outside_the_crop_are_dropped_or_kept() -> None:
     [
         ({"category_id": 0}, "a.jpg: annotation 0 has no segmentation"),
         ({"category_id": 0, "id": 17, "segmentation": [[1, 1, 2, 2]]}, "a.jpg: annotation 17: .*at least 3 points"),
-        ({"category_id": 0, "segmentation": []}, "a.jpg: annotation 0 has no polygon"),
+        ({"category_id": 0, "segmentation": []}, "a.jpg: annotation 0: segmentation holds no polygon"),
         ({"category_id": 0, "segmentation": [[1, 1, 4, 1, 4, float("nan")]]}, "a.jpg: annotation 0: .*finite"),
         ({"category_id": 0, "segmentation": np.zeros((3, 4))}, "a.jpg: annotation 0: .*size"),
         ({"category_id": 0, "segmentation": {"size": [3, 4], "counts": [12]}}, "a.jpg: annotation 0: .*size"),
-        ({"category_id": 0, "segmentation": 7}, "a.jpg: annotation 0: .*int"),
+        ({"category_id": 0, "segmentation": 7}, "a.jpg: annotation 0: segmentation must be .*found 7"),
     ],
 )
 def test_instance_targets_wrong_segmentation_is_named(annotation: dict[str, Any], message: str) -> None:

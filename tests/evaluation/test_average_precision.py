@@ -118,7 +118,7 @@ def test_average_precision_equals_pycocotools(seed: int) -> None:
     truth, detections = random_scene(seed)
     if not detections:
         return
-    checked = CocoGroundTruth("truth", TASKS, content=copy.deepcopy(truth))
+    checked = CocoGroundTruth("truth", TASKS, content=copy.deepcopy(truth), as_pycocotools=True)
     for iou_type in TASKS:
         expected = precision_of_pycocotools(truth, detections, iou_type)
         precision = tally_of(checked, detections, iou_type).precision(CATEGORY_IDS)
@@ -129,7 +129,7 @@ def test_average_precision_equals_pycocotools(seed: int) -> None:
 
 def test_average_precision_by_category_is_that_of_the_category_alone() -> None:
     truth, detections = random_scene(5, num_images=6)
-    checked = CocoGroundTruth("truth", TASKS, content=truth)
+    checked = CocoGroundTruth("truth", TASKS, content=truth, as_pycocotools=True)
     together = compute_average_precision(checked, detections, iou_type="segm")
     assert np.isnan(together.by_category[30])
     for i, category in enumerate(CATEGORY_IDS[:3]):
@@ -165,5 +165,5 @@ def test_average_precision_without_detections_or_truth(iou_type: IouType) -> Non
 def test_coco_ground_truth_refuses_ids_that_occur_twice() -> None:
     truth, _ = random_scene(5)
     truth["annotations"].append(dict(truth["annotations"][0]))
-    with pytest.raises(DatasetError, match=r"truth\.json: two annotations have the id 0"):
+    with pytest.raises(DatasetError, match=r"truth\.json: annotation 0: the id occurs twice"):
         CocoGroundTruth("truth.json", TASKS, content=truth)

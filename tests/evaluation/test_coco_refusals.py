@@ -83,16 +83,22 @@ ANNOTATION = {
     "segmentation": [[0, 0, 1, 0, 1, 1]],
 }
 BAD_ANNOTATIONS = {
-    "image": ({"image_id": 8}, "annotation 41: image id 8 is not among the images"),
-    "category": ({"category_id": 3}, "annotation 41: category id 3 is unknown"),
-    "two points": ({"segmentation": [[0, 0, 1, 1]]}, "annotation 41: a polygon is .* at least 3 points"),
+    "image": ({"image_id": 8}, "annotation 41: belongs to image 8, which is not listed"),
+    "category": ({"category_id": 3}, "annotation 41: category id 3 has no class"),
+    "two points": ({"segmentation": [[0, 0, 1, 1]]}, "annotation 41: a polygon needs at least 3 points"),
     "odd": ({"segmentation": [[0, 0, 1, 1, 2, 2, 3]]}, "annotation 41: a polygon"),
     "text": ({"segmentation": [["a"] * 6]}, "annotation 41: a polygon"),
     "no polygon": ({"segmentation": []}, "annotation 41: segmentation holds no polygon"),
-    "none": ({"segmentation": None}, "annotation 41: segmentation must be polygons or RLE, found NoneType"),
+    "none": ({"segmentation": None}, "annotation 41 has no segmentation"),
     "size": ({"segmentation": {"size": [1, 1], "counts": "11"}}, r"annotation 41: RLE has size \[1, 1\]"),
-    "sum": ({"segmentation": {"size": [40, 53], "counts": [5]}}, "annotation 41: RLE counts must be numbers that sum"),
-    "counts": ({"segmentation": {"size": [40, 53], "counts": 5}}, "annotation 41: RLE counts must be text or a list"),
+    "sum": (
+        {"segmentation": {"size": [40, 53], "counts": [5]}},
+        "annotation 41: RLE counts sum to 5, expected 40 x 53",
+    ),
+    "counts": (
+        {"segmentation": {"size": [40, 53], "counts": 5}},
+        "annotation 41: RLE counts .* must be text or a list",
+    ),
     "box": ({"bbox": [0, 0, 1]}, "annotation 41: bbox must be four finite numbers"),
     "negative": ({"bbox": [0, 0, 1, -1]}, "annotation 41: bbox has a negative"),
 }
@@ -112,10 +118,10 @@ def test_coco_ground_truth_refuses(case: str, tmp_path: Path, dataset_name: str)
     ("content", "message"),
     [
         ("{", "not a valid JSON"),
-        ("[]", "expected a COCO instances json"),
-        ('{"images": [], "annotations": [{"id": 1}], "categories": []}', "an annotation needs"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "entry 0 of 'images' needs"),
-        (None, "cannot be read: No such file"),
+        ("[]", "must hold a JSON object"),
+        ('{"images": [], "annotations": [{"id": 1}], "categories": []}', "annotation 1: missing 'image_id'"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "image 1: missing 'height', 'width'"),
+        (None, "file not found"),
     ],
 )
 def test_coco_ground_truth_refuses_files(content: str | None, message: str, tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_coco_ground_truth_refuses_files(content: str | None, message: str, tmp_
 DETECTION = {"image_id": 7, "category_id": 2, "score": 0.5, "segmentation": [[0, 0, 9, 0, 9, 9]], "bbox": [0, 0, 9, 9]}
 BAD_DETECTIONS = {
     "image": ({"image_id": 8}, r"entry 0 \(image 8\): the image is not among the 3"),
-    "category": ({"category_id": 3}, r"entry 0 \(image 7\): category id 3 is unknown"),
+    "category": ({"category_id": 3}, r"entry 0 \(image 7\): category id 3 has no class"),
     "score": ({"score": "high"}, "score must be a finite number, found 'high'"),
     "infinite": ({"score": float("inf")}, "score must be a finite number"),
     "size": ({"segmentation": {"size": [5, 5], "counts": "1"}}, r"RLE has size \[5, 5\], .* \[40, 53\]"),
@@ -145,7 +151,9 @@ def test_evaluate_coco_refuses_detections(case: str, tmp_path: Path, dataset_nam
         evaluate_coco(truth_path, tmp_path / "dt.json")
 
 
-@pytest.mark.parametrize(("content", "message"), [("{}", "expected a list"), ("[1]", "entry 0 needs"), ("[", "JSON")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{}", "expected a list"), ("[1]", "entry 0: .*expected an object"), ("[", "JSON")]
+)
 def test_evaluate_coco_refuses_files(content: str, message: str, tmp_path: Path, dataset_name: str) -> None:
     truth_path = register(dataset_name, tmp_path, scene(0)[0])
     (tmp_path / "dt.json").write_text(content)

@@ -162,7 +162,7 @@ def test_command_names_a_wrong_file(capsys: pytest.CaptureFixture[str], tmp_path
     assert main(arguments) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
-    assert "none.json: cannot be read" in captured.err
+    assert "none.json: file not found" in captured.err
     with pytest.raises(InputError):
         main(["--verbose", *arguments])
     with pytest.raises(SystemExit) as usage:

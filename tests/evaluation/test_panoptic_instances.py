@@ -103,7 +103,7 @@ def test_panoptic_instances_equal_those_of_a_json(tmp_path: Path, dataset_name: 
             annotations.append({**entry, "bbox": coco_mask.toBbox(rle).tolist()})
     content = {
         "images": [{"id": "a_b", "height": SIZE[0], "width": SIZE[1]}],
-        "categories": [{"id": i, "name": "x"} for i in THINGS],
+        "categories": [{"id": i, "name": f"x{i}"} for i in THINGS],
         "annotations": annotations,
     }
     (tmp_path / "instances.json").write_text(json.dumps(content))

@@ -47,14 +47,14 @@ def test_segmentation_forms_are_interchangeable() -> None:
     ("segmentation", "message"),
     [
         ([[1, 2, 3, 4]], "at least 3 points"),
-        ([[1, 2, 3, 4, 5, 6, 7]], "at least 3 points"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "an x and a y"),
         ([[1, 2, 3, 4, 5, float("nan")]], "finite"),
         ([1, 2, 3], "list of numbers"),
         ({"size": [13, 17]}, "'counts'"),
         ({"size": [13, 17], "counts": [5, 5]}, "sum to 10"),
-        ({"size": [4, 4], "counts": [16]}, r"size \(4, 4\)"),
+        ({"size": [4, 4], "counts": [16]}, r"size \[4, 4\]"),
         (np.zeros((3, 3)), r"size \(3, 3\)"),
-        ("polygon", "found str"),
+        ("polygon", "found 'polygon'"),
     ],
 )
 def test_segmentation_to_bitmask_names_what_is_wrong(segmentation: object, message: str) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 from mask2former.data.catalog import DatasetDict, MetadataCatalog
 from mask2former.data.datasets.classes import class_table
 from mask2former.data.datasets.coco import XYWH_ABS
-from mask2former.data.datasets.coco_panoptic import convert_segment, resolve_categories
+from mask2former.data.datasets.coco_panoptic import convert_segments, resolve_categories
 from mask2former.data.datasets.instance_maps import segments_of
 from mask2former.errors import DatasetError
-from mask2former.files.json_files import read_json_object, require_folder, require_keys
+from mask2former.files.coco_panoptic import read_panoptic
+from mask2former.files.json_files import Faults, require_folder
 from mask2former.files.label_maps import read_label_map
 
 logger = logging.getLogger(__name__)
@@ -65,22 +66,21 @@ def load_cityscapes_panoptic(
     Raises:
         DatasetError: a folder or file is missing, or an annotation is wrong or belongs to no image.
     """
-    content = read_json_object(json_file, ("annotations",))
+    panoptic = read_panoptic(json_file)
     panoptic_folder = require_folder(panoptic_root, "panoptic segmentation")
-    contiguous_of = resolve_categories(content, MetadataCatalog.get(metadata), json_file)
+    contiguous_of = resolve_categories(panoptic, MetadataCatalog.get(metadata))
     images = city_images(image_dir)
-    dicts = []
-    for annotation in content["annotations"]:
-        annotation = require_keys(annotation, ("image_id", "file_name", "segments_info"), f"{json_file}: annotation")
-        image_id = annotation["image_id"]
-        context = f"{json_file}: annotation of image {image_id}"
-        if image_id not in images:
-            raise DatasetError(f"{context}: no *{IMAGE_SUFFIX} of this name below {image_dir}")
-        record = _record(images[image_id], image_id)
+    faults, dicts = Faults(json_file), []
+    for image_id, annotation in panoptic.annotations.items():
+        if not isinstance(image_id, str) or image_id not in images:
+            faults.add(f"annotation of image {image_id}: no *{IMAGE_SUFFIX} of this name below {image_dir}")
+            continue
+        record = _record(images[image_id], str(image_id))
         record["pan_seg_file_name"] = str(panoptic_folder / annotation["file_name"])
         record["sem_seg_file_name"] = str(label_file(images[image_id], gt_dir, "labelTrainIds"))
-        record["segments_info"] = [convert_segment(s, contiguous_of, context) for s in annotation["segments_info"]]
+        record["segments_info"] = convert_segments(annotation, contiguous_of, faults)
         dicts.append(record)
+    faults.refuse()
     if not dicts:
         raise DatasetError(f"{json_file} holds no annotation")
     return dicts

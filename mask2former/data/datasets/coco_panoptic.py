@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
-from mask2former.data.datasets.coco import images_of, load_coco_json
+from mask2former.data.datasets.coco import load_coco_json, log_notes
 from mask2former.data.datasets.sem_seg import load_sem_seg
 from mask2former.errors import DatasetError
-from mask2former.files.json_files import read_json_object, require_folder, require_keys
+from mask2former.files.annotation_values import located
+from mask2former.files.coco import names_apart, unknown_category
+from mask2former.files.coco_panoptic import CocoPanoptic, read_panoptic
+from mask2former.files.json_files import Faults, require_folder
 
 logger = logging.getLogger(__name__)
 
@@ -72,23 +75,28 @@ def load_coco_panoptic_json(
     Raises:
         DatasetError: a file or folder is missing, or an entry is wrong; the message names it.
     """
-    content = read_json_object(json_file, ("annotations",))
-    if not content["annotations"]:
+    resolved = MetadataCatalog.get(metadata) if isinstance(metadata, str) else metadata
+    needs_categories = resolved.get("thing_dataset_id_to_contiguous_id") is None
+    panoptic = read_panoptic(json_file, needs_isthing=needs_categories)
+    if not panoptic.annotations:
         raise DatasetError(f"{json_file} holds no annotation")
     folders = {"image": require_folder(image_root, "image")}
     folders["panoptic"] = require_folder(panoptic_root, "panoptic segmentation")
     if sem_seg_root is not None:
         folders["semantic"] = require_folder(sem_seg_root, "semantic segmentation")
-    resolved = MetadataCatalog.get(metadata) if isinstance(metadata, str) else metadata
-    contiguous_of = resolve_categories(content, resolved, json_file)
-    images = images_of(content, Path(json_file))
-    dicts = []
-    for annotation in content["annotations"]:
-        context = f"{json_file}: annotation of image {_image_id_of(annotation)}"
-        annotation = require_keys(annotation, ("image_id", "file_name", "segments_info"), context)
-        record = _image_record(annotation, images.get(annotation["image_id"], {}), folders)
-        record["segments_info"] = [convert_segment(s, contiguous_of, context) for s in annotation["segments_info"]]
+    contiguous_of = resolve_categories(panoptic, resolved)
+    log_notes(json_file, filter(None, [*panoptic.notes, panoptic.crowds_note()]))
+    faults, dicts = Faults(json_file), []
+    for image_id, annotation in panoptic.annotations.items():
+        image = panoptic.images.get(image_id, {})
+        if panoptic.images and "file_name" not in image:
+            faults.add(f"image {image_id}: missing 'file_name'")
+        record = _image_record(annotation, image, folders)
+        if record["file_name"] == record["pan_seg_file_name"]:
+            faults.add(f"image {image_id}: the photo would be the panoptic PNG itself, {record['file_name']}")
+        record["segments_info"] = convert_segments(annotation, contiguous_of, faults)
         dicts.append(record)
+    faults.refuse()
     _check_first_files(dicts[0], json_file)
     logger.info("Loaded %d images from %s", len(dicts), json_file)
     return dicts
@@ -97,18 +105,14 @@ def load_coco_panoptic_json(
 def _image_record(annotation: Mapping[str, Any], image: Mapping[str, Any], folders: Mapping[str, Path]) -> DatasetDict:
     stem = os.path.splitext(annotation["file_name"])[0]
     record: DatasetDict = {
-        "file_name": os.path.join(folders["image"], image.get("file_name", f"{stem}.jpg")),
+        "file_name": str(located(folders["image"], image.get("file_name", f"{stem}.jpg"))),
         "image_id": annotation["image_id"],
-        "pan_seg_file_name": os.path.join(folders["panoptic"], annotation["file_name"]),
+        "pan_seg_file_name": str(located(folders["panoptic"], annotation["file_name"])),
         **{side: image[side] for side in ("height", "width") if side in image},
     }
     if "semantic" in folders:
         record["sem_seg_file_name"] = os.path.join(folders["semantic"], f"{stem}.png")
     return record
-
-
-def _image_id_of(annotation: Any) -> Any:
-    return annotation.get("image_id") if isinstance(annotation, dict) else "?"
 
 
 def load_coco_panoptic_separated(
@@ -138,43 +142,43 @@ def _check_first_files(record: DatasetDict, json_file: PathLike) -> None:
             raise DatasetError(f"{json_file}: file not found: {record[key]} ({key} of image {record['image_id']})")
 
 
-def resolve_categories(content: dict[str, Any], metadata: Any, json_file: PathLike) -> dict[int, tuple[int, bool]]:
+def resolve_categories(panoptic: CocoPanoptic, metadata: Any) -> dict[int, tuple[int, bool]]:
     """Dataset id → (contiguous id, is thing); where ``metadata`` lacks the ids it is completed from the file."""
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
-        _set_categories_from_file(content, metadata, json_file)
+        _set_categories_from_file(panoptic, metadata)
     things: dict[int, int] = metadata.thing_dataset_id_to_contiguous_id
     stuff: dict[int, int] = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
     return {k: (v, False) for k, v in stuff.items()} | {k: (v, True) for k, v in things.items()}
 
 
-def _set_categories_from_file(content: dict[str, Any], metadata: Any, json_file: PathLike) -> None:
-    categories = content.get("categories")
-    if not categories:
-        raise DatasetError(f"{json_file} has no 'categories', and no classes are known for {metadata.name!r}")
-    context = f"{json_file}: category"
-    entries = [require_keys(c, ("id", "name", "isthing"), context) for c in categories]
-    entries.sort(key=lambda c: (not c["isthing"], c["id"]))  # things first
-    ids = {c["id"]: index for index, c in enumerate(entries)}
-    things = [c for c in entries if c["isthing"]]
+def _set_categories_from_file(panoptic: CocoPanoptic, metadata: Any) -> None:
+    if not panoptic.categories:
+        raise DatasetError(f"{panoptic.source} has no 'categories', and no classes are known for {metadata.name!r}")
+    entries = sorted(panoptic.categories.values(), key=lambda c: (not c.is_thing, c.id))  # things first
+    names = names_apart(panoptic.categories, panoptic.counts())
+    ids = {c.id: index for index, c in enumerate(entries)}
+    things = [c for c in entries if c.is_thing]
     try:
         metadata.set(
-            thing_classes=[c["name"] for c in things],
-            stuff_classes=[c["name"] for c in entries],
-            thing_dataset_id_to_contiguous_id={c["id"]: ids[c["id"]] for c in things},
+            thing_classes=[names[c.id] for c in things],
+            stuff_classes=[names[c.id] for c in entries],
+            thing_dataset_id_to_contiguous_id={c.id: ids[c.id] for c in things},
             stuff_dataset_id_to_contiguous_id=ids,
         )
     except ValueError as error:
-        raise DatasetError(f"{json_file}: its categories contradict the registered ones: {error}") from error
+        raise DatasetError(f"{panoptic.source}: its categories contradict the registered ones: {error}") from error
 
 
-def convert_segment(segment: Any, contiguous_of: dict[int, tuple[int, bool]], context: str) -> dict[str, Any]:
-    """An entry of ``segments_info`` with its contiguous class and ``isthing``; ``context`` says where it stands."""
-    segment = require_keys(segment, ("id", "category_id"), f"{context}: segment")
-    category = segment["category_id"]
-    if not isinstance(category, int) or category not in contiguous_of:
-        raise DatasetError(
-            f"{context}: segment {segment['id']} has category id {category!r}, which has no class; "
-            f"classes have ids {sorted(contiguous_of)}"
-        )
-    contiguous_id, is_thing = contiguous_of[category]
-    return {**segment, "category_id": contiguous_id, "isthing": is_thing, "iscrowd": segment.get("iscrowd", 0)}
+def convert_segments(
+    annotation: Mapping[str, Any], contiguous_of: Mapping[int, tuple[int, bool]], faults: Faults
+) -> list[dict[str, Any]]:
+    """The segments of an annotation with their contiguous classes and ``isthing``."""
+    segments = []
+    for segment in annotation["segments_info"]:
+        if segment["category_id"] not in contiguous_of:
+            unknown = unknown_category(segment["category_id"], contiguous_of)
+            faults.add(f"annotation of image {annotation['image_id']}: segment {segment['id']}: {unknown}")
+            continue
+        contiguous_id, is_thing = contiguous_of[segment["category_id"]]
+        segments.append({**segment, "category_id": contiguous_id, "isthing": is_thing})
+    return segments

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mask2former.data.catalog import DatasetDict, MetadataCatalog
-from mask2former.data.datasets.coco import XYWH_ABS
+from mask2former.data.datasets.coco import XYWH_ABS, log_notes
 from mask2former.errors import DatasetError
-from mask2former.files.json_files import read_json_object, require_folder, require_keys
+from mask2former.files.annotation_values import located
+from mask2former.files.coco import names_apart, unknown_category
+from mask2former.files.json_files import Faults, require_folder
+from mask2former.files.ytvis import VideoAnnotations, read_videos
 
 logger = logging.getLogger(__name__)
 
 PathLike = str | os.PathLike[str]
-
-_PER_FRAME = ("segmentations", "bboxes")
 
 
 def load_ytvis_json(
@@ -29,73 +30,66 @@ def load_ytvis_json(
     without classes is completed from the file.
 
     Raises:
-        DatasetError: a file or folder is missing, or an entry is wrong; the message names it.
+        DatasetError: a file or folder is missing, or entries are wrong; the message names them.
     """
-    content = read_json_object(json_file, ("videos", "annotations") if annotated else ("videos",))
+    annotations = read_videos(json_file, annotated=annotated)
     folder = require_folder(image_root, "video")
-    tracks = _tracks_by_video(content, json_file, dataset_name) if annotated else {}
+    tracks_of: dict[Any, list[dict[str, Any]]] = {video_id: [] for video_id in annotations.videos}
+    if annotations.tracks is not None:
+        contiguous_of = _resolve_categories(annotations, dataset_name)
+        log_notes(json_file, filter(None, [*annotations.notes, annotations.crowds_note()]))
+        faults = Faults(json_file)
+        for track in annotations.tracks:
+            if track["category_id"] not in contiguous_of:
+                unknown = unknown_category(track["category_id"], contiguous_of)
+                faults.add(f"annotation {track['id']}: {unknown}")
+                continue
+            tracks_of[track["video_id"]].append({**track, "category_id": contiguous_of[track["category_id"]]})
+        faults.refuse()
     dicts = []
-    for entry in content["videos"]:
-        context = f"{json_file}: video {entry.get('id', 'without id') if isinstance(entry, dict) else ''}"
-        video = require_keys(entry, ("id", "file_names", "height", "width"), context)
-        names = video["file_names"]
-        if not isinstance(names, list) or not names or video.get("length", len(names)) != len(names):
-            raise DatasetError(f"{context}: 'file_names' must list 'length' frames, found {str(names)[:100]}")
+    for video_id, video in annotations.videos.items():
         record: DatasetDict = {
-            "file_names": [os.path.join(folder, name) for name in names],
-            "height": video["height"],
-            "width": video["width"],
-            "length": len(names),
-            "video_id": video["id"],
+            "file_names": [str(located(folder, name)) for name in video.file_names],
+            "height": video.height,
+            "width": video.width,
+            "length": video.length,
+            "video_id": video_id,
         }
-        if annotated:
-            record["annotations"] = _by_frame(tracks.pop(video["id"], []), len(names), context)
+        if annotations.tracks is not None:
+            record["annotations"] = _by_frame(tracks_of[video_id], video.length)
         dicts.append(record)
-    if tracks:
-        raise DatasetError(f"{json_file}: annotations of videos that are not listed: {sorted(tracks)[:5]}")
     logger.info("Loaded %d videos from %s", len(dicts), json_file)
     return dicts
 
 
-def _tracks_by_video(content: dict[str, Any], json_file: PathLike, name: str) -> dict[int, list[dict[str, Any]]]:
-    """Annotations with contiguous classes by video id."""
+def _resolve_categories(annotations: VideoAnnotations, name: str) -> Mapping[int, int]:
+    """Contiguous classes by category id."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
-        entries = [require_keys(c, ("id", "name"), f"{json_file}: category") for c in content.get("categories", ())]
-        names = {c["id"]: c["name"] for c in sorted(entries, key=lambda c: c["id"])}
+        if not annotations.categories:
+            raise DatasetError(f"{annotations.source} has no 'categories', and no class names are known for {name!r}")
+        names = names_apart(annotations.categories, {track["category_id"] for track in annotations.tracks or ()})
+        ids = sorted(names)
         metadata.set(
-            thing_classes=list(names.values()), thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(names)}
+            thing_classes=[names[i] for i in ids], thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(ids)}
         )
-    contiguous_of = metadata.thing_dataset_id_to_contiguous_id
-    tracks: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for entry in content["annotations"]:
-        context = f"{json_file}: annotation {entry.get('id', 'without id') if isinstance(entry, dict) else ''}"
-        track = require_keys(entry, ("id", "video_id", "category_id", "segmentations"), context)
-        category = track["category_id"]
-        if category not in contiguous_of:
-            raise DatasetError(
-                f"{context}: category id {category!r} has no class; classes have ids {sorted(contiguous_of)}"
-            )
-        tracks[track["video_id"]].append({**track, "category_id": contiguous_of[category]})
-    return tracks
+    return metadata.thing_dataset_id_to_contiguous_id
 
 
-def _by_frame(tracks: list[dict[str, Any]], num_frames: int, context: str) -> list[list[dict[str, Any]]]:
+def _by_frame(tracks: Sequence[Mapping[str, Any]], num_frames: int) -> list[list[dict[str, Any]]]:
     frames: list[list[dict[str, Any]]] = [[] for _ in range(num_frames)]
+    texts = [track["id"] for track in tracks if isinstance(track["id"], str)]
+    # Targets hold numbers: ids that are text get such as no other track of the video has.
+    number_of = {text: -2 - number for number, text in enumerate(texts)}  # -1 stands for no object
     for track in tracks:
-        for key in _PER_FRAME:
-            if key in track and len(track[key]) != num_frames:
-                raise DatasetError(
-                    f"{context} has {num_frames} frames, {key!r} of annotation {track['id']} {len(track[key])}"
-                )
         boxes = track.get("bboxes") or [None] * num_frames
         for frame, segmentation, box in zip(frames, track["segmentations"], boxes, strict=True):
-            if not segmentation:  # null: out of sight in this frame; some files write an empty list
+            if segmentation is None:  # out of sight in this frame
                 continue
             seen = {
-                "id": track["id"],
+                "id": number_of.get(track["id"], track["id"]),
                 "category_id": track["category_id"],
-                "iscrowd": track.get("iscrowd", 0),
+                "iscrowd": track["iscrowd"],
                 "segmentation": segmentation,
             }
             frame.append(seen if box is None else {**seen, "bbox": box, "bbox_mode": XYWH_ABS})

@@ -8,7 +8,7 @@ train.json, valid.json, images in a folder of that name, in images/ or beside th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,20 +58,47 @@ def is_partner(json_file: Path, train_file: Path, root: Path) -> bool:
     return same_name and part_of(json_file, root) == VALID
 
 
-def find_folder(
-    json_file: Path, root: Path, file_names: Sequence[str], *, role: str, kinds: Sequence[str] = ()
-) -> Path:
-    """The folder in which the first of ``file_names`` lies; ``kinds`` are further names that folders may bear.
+def locate_files(
+    json_file: Path,
+    root: Path,
+    file_names: Sequence[str],
+    *,
+    role: str,
+    kinds: Sequence[str] = (),
+    taken: Collection[Path] = (),
+) -> list[Path]:
+    """Where the files lie that a JSON file names, all found as the first of them is.
+
+    ``kinds`` are further names that folders may bear. What is ``taken`` already is another kind of file. Names may have
+    the backslashes of Windows, or lead to where the files lay when the JSON file was written.
 
     Raises:
-        DatasetError: it lies in none of the folders where it could; they are named.
+        DatasetError: the first lies in none of the folders where it could; they are named.
     """
     tried = list(dict.fromkeys(_candidates(json_file, root, kinds)))
-    for folder in tried:
-        if file_names and (folder / file_names[0]).is_file():
-            return folder
+    for rename in (str, _with_slashes, _bare):
+        for folder in tried:
+            first = folder / rename(file_names[0])
+            if first.is_file() and first not in taken:
+                return _all_below(folder, [rename(name) for name in file_names], file_names, json_file)
     shown = ", ".join(str(folder) for folder in tried if folder.is_dir())
     raise DatasetError(f"{json_file}: {role} {file_names[0]} not found; looked in {shown}")
+
+
+def _with_slashes(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def _bare(name: str) -> str:
+    return _with_slashes(name).rpartition("/")[2]
+
+
+def _all_below(folder: Path, renamed: Sequence[str], names: Sequence[str], json_file: Path) -> list[Path]:
+    first_of: dict[str, str] = {}
+    for short, name in zip(renamed, names, strict=True):
+        if first_of.setdefault(short, name) != name:
+            raise DatasetError(f"{json_file}: {first_of[short]} and {name} would both be {folder / short}")
+    return [folder / short for short in renamed]
 
 
 def _candidates(json_file: Path, root: Path, kinds: Sequence[str]) -> Iterator[Path]:
@@ -79,7 +106,8 @@ def _candidates(json_file: Path, root: Path, kinds: Sequence[str]) -> Iterator[P
     part = word[0] if word else ""
     bases = [json_file.parent, root, root.parent] if json_file.parent == root else [json_file.parent, root]
     after_kind = json_file.stem.partition("_")[2]  # instances_NAME.json, panoptic_NAME.json
-    names = [json_file.stem, *kinds, part, after_kind, f"images/{part}", f"{part}/images", "images", "."]
+    names = [json_file.stem, *kinds, part, after_kind, f"images/{part}", f"{part}/images", f"images/{after_kind}"]
+    names += ["images", "."]
     names[1:1] = [f"{part}/{kind}" for kind in kinds if part] + [f"{kind}/{part}" for kind in kinds if part]
     for base in bases:
         for name in names:

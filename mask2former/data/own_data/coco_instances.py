@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mask2former.data.datasets.coco import load_coco_json
-from mask2former.data.own_data.coco_files import CocoFile, find_folder
+from mask2former.data.own_data.coco_files import CocoFile, locate_files
 from mask2former.data.own_data.dataset import COCO_INSTANCES, DataClass, ImageEntry, OwnDataset, Segment
-from mask2former.data.own_data.scanning import check_image_size, refuse, scan
+from mask2former.data.own_data.scanning import check_image_size, scan
 from mask2former.errors import DatasetError
-from mask2former.files.json_files import require_keys
+from mask2former.files.coco import (
+    Category,
+    CocoInstances,
+    id_shown,
+    read_instances,
+    refuse_shared_names,
+    shared_names,
+)
+from mask2former.files.json_files import Faults
 
 
 def read_coco_instances(files: Mapping[str, CocoFile], root: Path, *, num_workers: int | None = None) -> OwnDataset:
@@ -22,67 +30,79 @@ def read_coco_instances(files: Mapping[str, CocoFile], root: Path, *, num_worker
         DatasetError: a file is missing, damaged or of another size than stated, the parts differ in categories, or an
             annotation is wrong or has no mask.
     """
-    parts, tables = {}, {}
+    parts, tables, notes = {}, {}, []
+    counts: Counter[int] = Counter()
     for part, coco_file in files.items():
-        tables[coco_file.path] = read_categories(coco_file.content, coco_file.path)
-        parts[part] = _read_part(coco_file, root, tables[coco_file.path], num_workers)
-    return OwnDataset(COCO_INSTANCES, root, common_categories(tables), parts)
+        instances = read_instances(coco_file.path, content=coco_file.content)
+        if not instances.categories:
+            raise DatasetError(f"{coco_file.path} has no 'categories'")
+        counts.update(a["category_id"] for found in instances.annotations.values() for a in found)
+        found = [*instances.notes, instances.drop_empty(), instances.crowds_note()]
+        notes += [f"{coco_file.path}: {note}" for note in found if note]
+        tables[coco_file.path] = instances.categories
+        parts[part] = _read_part(instances, coco_file.path, root, num_workers)
+    classes = used_classes(common_categories(tables), counts, source=root, notes=notes)
+    return OwnDataset(COCO_INSTANCES, root, classes, parts, notes)
 
 
-def read_categories(content: Mapping[str, Any], json_file: Path) -> dict[int, DataClass]:
-    """The categories of a COCO file by id; without ``isthing`` they are things.
+def used_classes(
+    classes: list[DataClass], counts: Mapping[int, int], *, source: Path, notes: list[str]
+) -> list[DataClass]:
+    """The classes without those that share the name of another and have no object, which ``notes`` then say.
+
+    Some exports put a parent before its classes, called as one of them.
 
     Raises:
-        DatasetError: there is none, or one lacks id or name, or occurs twice.
+        DatasetError: two classes of one name have objects.
     """
-    if not isinstance(content.get("categories"), list) or not content["categories"]:
-        raise DatasetError(f"{json_file} has no 'categories'")
-    table: dict[int, DataClass] = {}
-    for category in content["categories"]:
-        category = require_keys(category, ("id", "name"), f"{json_file}: category")
-        if not isinstance(category["id"], int) or category["id"] in table:
-            found = f"found {category['id']!r} of {category['name']!r}"
-            raise DatasetError(f"{json_file}: ids of categories must be different whole numbers, {found}")
-        table[category["id"]] = DataClass(category["id"], str(category["name"]), bool(category.get("isthing", 1)))
-    return table
+    faults = Faults(source)
+    categories = [Category(*vars(entry).values()) for entry in classes]
+    refuse_shared_names(categories, counts, faults)
+    faults.refuse()
+    left_out = set()
+    for name, ids in shared_names(categories).items():
+        kept = next((category_id for category_id in ids if counts.get(category_id)), ids[-1])
+        others = [category_id for category_id in ids if category_id != kept]
+        notes.append(f"{source}: left out categories {others}: no objects, and called {name!r} as category {kept} is")
+        left_out.update(others)
+    return [entry for entry in classes if entry.id not in left_out]
 
 
-def common_categories(tables: Mapping[Path, Mapping[int, DataClass]]) -> list[DataClass]:
+def common_categories(tables: Mapping[Path, Mapping[int, Category]]) -> list[DataClass]:
     """The categories of all files, in order of ids.
 
     Raises:
         DatasetError: an id means different things in two files.
     """
-    merged: dict[int, DataClass] = {}
+    merged: dict[int, Category] = {}
     first = next(iter(tables))
     for json_file, table in tables.items():
-        for class_id, entry in table.items():
-            if merged.setdefault(class_id, entry) != entry:
+        for category_id, entry in table.items():
+            if merged.setdefault(category_id, entry) != entry:
                 raise DatasetError(
-                    f"category id {class_id} is {merged[class_id].name!r} in {first} and {entry.name!r} in {json_file}"
+                    f"category id {category_id} is {merged[category_id].name!r} in {first} "
+                    f"and {entry.name!r} in {json_file}"
                 )
-    return [merged[class_id] for class_id in sorted(merged)]
+    return [DataClass(*merged[category_id]) for category_id in sorted(merged)]
 
 
-def _read_part(
-    coco_file: CocoFile, root: Path, table: Mapping[int, DataClass], num_workers: int | None
-) -> list[ImageEntry]:
-    json_file, content = coco_file.path, coco_file.content
-    names = [require_keys(i, ("file_name",), f"{json_file}: image")["file_name"] for i in content["images"]]
-    if not names:
+def _read_part(instances: CocoInstances, json_file: Path, root: Path, num_workers: int | None) -> list[ImageEntry]:
+    if not instances.images:
         raise DatasetError(f"{json_file} lists no image")
-    folder = find_folder(json_file, root, names, role="image")
-    records = load_coco_json(json_file, folder, content=content)
-    problems = [problem for record in records for problem in _problems(record, table)]
-    refuse(problems, str(json_file))
-    entries = [_to_entry(record) for record in records]
-    scan(
-        partial(check_entry, source=str(json_file)),
-        entries,
-        description=f"images of {json_file.name}",
-        num_workers=num_workers,
-    )
-    return entries
+    names = [image["file_name"] for image in instances.images.values()]
+    paths = locate_files(json_file, root, names, role="image")
+    faults = Faults(json_file)
+    entries = []
+    for path, (image_id, image) in zip(paths, instances.images.items(), strict=True):
+        for annotation in instances.annotations[image_id]:
+            if "segmentation" not in annotation:
+                faults.add(f"annotation {id_shown(annotation)} of {path.name} has no segmentation")
+        entries.append((path, image, instances.annotations[image_id]))
+    faults.refuse()
+    images = [_to_entry(*entry) for entry in entries]
+    check = partial(check_entry, source=str(json_file))
+    scan(check, images, description=f"images of {json_file.name}", num_workers=num_workers)
+    return images
 
 
 def check_entry(entry: ImageEntry, *, source: str) -> None:
@@ -90,19 +110,7 @@ def check_entry(entry: ImageEntry, *, source: str) -> None:
     check_image_size(entry.file, (entry.height, entry.width), source)
 
 
-def _problems(record: Mapping[str, Any], table: Mapping[int, DataClass]) -> list[str]:
-    problems = []
-    for annotation in record["annotations"]:
-        where = f"annotation {annotation.get('id', '')} of {Path(record['file_name']).name}"
-        if annotation["category_id"] not in table:
-            known = f"categories have ids {sorted(table)[:20]}"
-            problems.append(f"{where} has category id {annotation['category_id']!r}, {known}")
-        elif "segmentation" not in annotation:
-            problems.append(f"{where} has no segmentation")
-    return problems
-
-
-def _to_entry(record: Mapping[str, Any]) -> ImageEntry:
+def _to_entry(path: Path, image: Mapping[str, Any], annotations: list[dict[str, Any]]) -> ImageEntry:
     segments = tuple(
         Segment(
             annotation["category_id"],
@@ -112,6 +120,6 @@ def _to_entry(record: Mapping[str, Any]) -> ImageEntry:
             bbox_xywh=tuple(annotation["bbox"]) if "bbox" in annotation else None,
             is_crowd=bool(annotation["iscrowd"]),
         )
-        for number, annotation in enumerate(record["annotations"], start=1)
+        for number, annotation in enumerate(annotations, start=1)
     )
-    return ImageEntry(Path(record["file_name"]), record["height"], record["width"], record["image_id"], segments)
+    return ImageEntry(path, image["height"], image["width"], image["id"], segments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from mask2former.data.own_data.coco_files import CocoFile, is_partner, json_file
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, TRAIN, VALID
 from mask2former.data.own_data.labelme import is_labelme_json
 from mask2former.errors import DatasetError
+from mask2former.files.json_files import read_json
 
 _NUM_LOOKED_AT = 10
 
@@ -54,7 +54,7 @@ def holds_labelme(path: Path) -> bool:
         DatasetError: a file is no JSON.
     """
     files = [path] if path.is_file() else sorted(path.rglob("*.json"))[:_NUM_LOOKED_AT]
-    return any(is_labelme_json(_content_of(json_file)) for json_file in files)
+    return any(is_labelme_json(read_json(json_file)) for json_file in files)
 
 
 def _coco_files(json_files: list[Path]) -> list[CocoFile]:
@@ -65,7 +65,7 @@ def _coco_files(json_files: list[Path]) -> list[CocoFile]:
 
 @functools.cache  # until the files are chosen: they may be large, and several formats ask for them
 def _read_coco_file(json_file: Path, mtime_ns: int, size: int) -> CocoFile | None:
-    content = _content_of(json_file)
+    content = read_json(json_file)
     kind = _coco_kind(content)
     return None if kind is None else CocoFile(json_file, kind, content)
 
@@ -81,13 +81,6 @@ def _coco_kind(content: Any) -> str | None:
     if "keypoints" in first or "caption" in first or "categories" not in content:
         return None
     return COCO_INSTANCES
-
-
-def _content_of(json_file: Path) -> Any:
-    try:
-        return json.loads(json_file.read_bytes())
-    except ValueError as error:
-        raise DatasetError(f"{json_file} is not valid JSON: {error}") from error
 
 
 def _choose(root: Path, found: list[CocoFile], paths: list[Path], title: str) -> dict[str, CocoFile]:

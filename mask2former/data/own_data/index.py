@@ -27,7 +27,7 @@ from mask2former.data.own_data.formats import format_named
 from mask2former.files.atomic import write_json
 from mask2former.files.panoptic import read_panoptic_ids
 from mask2former.files.pictures import write_picture
-from mask2former.structures import bitmasks_to_rles, id_to_rgb
+from mask2former.structures import bitmasks_to_rles, encode_segmentation, id_to_rgb
 
 _VOID = 0
 
@@ -50,9 +50,9 @@ def write_index(dataset: OwnDataset, classes: Sequence[DataClass], folder: Path)
             "categories": [{"id": c.id, "name": c.name, "isthing": int(c.is_thing)} for c in classes],
             "annotations": [],
         }
-        for image in images:
+        for number, image in enumerate(images):
             segments = [segment for segment in image.segments if segment.class_id in trained]
-            content["annotations"] += annotate(image, segments, root, folder / part)
+            content["annotations"] += annotate(image, segments, root, folder / part / f"{number:012d}.png")
         if form == COCO_INSTANCES:
             content["annotations"] = [{"id": i, **a} for i, a in enumerate(content["annotations"], start=1)]
         write_json(content, index_file(folder, part))
@@ -67,12 +67,12 @@ def _below(file: Path, root: Path) -> str:
     return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
 
 
-def _label_map(image: ImageEntry, segments: Sequence[Segment], root: Path, folder: Path) -> list[dict[str, Any]]:
+def _label_map(image: ImageEntry, segments: Sequence[Segment], root: Path, target: Path) -> list[dict[str, Any]]:
     assert image.mask_file is not None
     return [{"image_id": image.image_id, "file_name": _below(image.mask_file, root)}]
 
 
-def _instances(image: ImageEntry, segments: Sequence[Segment], root: Path, folder: Path) -> list[dict[str, Any]]:
+def _instances(image: ImageEntry, segments: Sequence[Segment], root: Path, target: Path) -> list[dict[str, Any]]:
     return [_instance(image, segment) for segment in segments]
 
 
@@ -83,7 +83,7 @@ def _instance(image: ImageEntry, segment: Segment) -> dict[str, Any]:
         segmentation = bitmasks_to_rles(segmentation[None].astype(bool))[0]
     area, box = segment.area, segment.bbox_xywh
     if area is None or box is None:
-        rle = _run_lengths(segmentation, image)
+        rle = encode_segmentation(segmentation, (image.height, image.width))
         area = int(coco_mask.area(rle)) if area is None else area
         box = tuple(coco_mask.toBbox(rle).tolist()) if box is None else box
     return {
@@ -96,20 +96,13 @@ def _instance(image: ImageEntry, segment: Segment) -> dict[str, Any]:
     }
 
 
-def _run_lengths(segmentation: Any, image: ImageEntry) -> Any:
-    if isinstance(segmentation, Mapping) and not isinstance(segmentation["counts"], list):
-        return segmentation
-    codes = coco_mask.frPyObjects(segmentation, image.height, image.width)
-    return codes if isinstance(segmentation, Mapping) else coco_mask.merge(codes)
-
-
-def _panoptic(image: ImageEntry, segments: Sequence[Segment], root: Path, folder: Path) -> list[dict[str, Any]]:
+def _panoptic(image: ImageEntry, segments: Sequence[Segment], root: Path, target: Path) -> list[dict[str, Any]]:
     png = image.mask_file
     assert png is not None
     if len(segments) < len(image.segments):  # what does not train is void, or predictions there would count as wrong
         ids = read_panoptic_ids(png)
         kept = [segment.mask.value for segment in segments]
-        png = folder / f"{image.image_id}.png"
+        png = target  # numbered: an id might lead out of the folder
         write_picture(id_to_rgb(np.where(np.isin(ids, kept), ids, _VOID)), png)
     infos = [
         {

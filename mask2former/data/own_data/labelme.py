@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,12 +22,17 @@ from mask2former.data.own_data.dataset import LABELME, TRAIN, VALID, DataClass, 
 from mask2former.data.own_data.png_tree import PART_FOLDERS
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, refuse, scan
 from mask2former.errors import DatasetError
+from mask2former.files.annotation_values import plain_id, plain_name
 from mask2former.files.images import exif_note, read_image_size
-from mask2former.files.json_files import require_keys
-from mask2former.structures import bitmasks_to_rles, check_polygons, polygons_to_bitmask
+from mask2former.files.json_files import Faults, read_json, require_keys
+from mask2former.structures import bitmasks_to_rles, check_segmentation, polygons_to_bitmask
+from mask2former.structures.segmentations import MAX_PIXELS, has_pixels, shown, whole_number
 
 _NO_OBJECTS = ("__ignore__", "_background_")
 _NUM_CIRCLE_POINTS = 64
+_NO_PIXEL = ("left out", "no pixel in the image")
+_SIDES = ("imageHeight", "imageWidth")
+_FARTHEST = 2**31
 _WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
 
@@ -39,10 +43,11 @@ class _LabelledObject(NamedTuple):
 
 
 class _LabelledImage(NamedTuple):
+    json_file: Path
     file: Path
     size: tuple[int, int]
     objects: list[tuple[str, Any]]  # label, COCO segmentation
-    left_out: Counter[str]
+    changed: Counter[tuple[str, str]]  # what was left out or clipped
 
 
 def is_labelme_json(content: Any) -> bool:
@@ -68,8 +73,12 @@ def read_labelme(root: Path, *, num_workers: int | None = None) -> OwnDataset:
     for part, images in read.items():
         parts[part] = [_to_entry(image, number + i, id_of) for i, image in enumerate(images, start=1)]
         number += len(images)
-    left_out = sum((image.left_out for images in read.values() for image in images), Counter())
-    notes = [f"left out {count} shapes: {reason}" for reason, count in sorted(left_out.items())]
+    changed = sum((image.changed for images in read.values() for image in images), Counter())
+    num_objects = sum(len(image.objects) for images in read.values() for image in images)
+    if changed[_NO_PIXEL] > num_objects:
+        total = num_objects + changed[_NO_PIXEL]
+        raise DatasetError(f"{root}: {changed[_NO_PIXEL]} of {total} objects have no pixel in their image")
+    notes = [f"{verb} {count} shapes: {why}" for (verb, why), count in sorted(changed.items())]
     classes = [DataClass(class_id, label, is_thing=True) for label, class_id in id_of.items()]
     return OwnDataset(LABELME, root, classes, parts, notes)
 
@@ -79,7 +88,12 @@ def _read_part(folder: Path, num_workers: int | None) -> list[_LabelledImage]:
     if not json_files:
         raise DatasetError(f"{folder}: no labelme file (*.json) found")
     images = scan(_read_file, json_files, description=f"labelme files of {folder.name}", num_workers=num_workers)
-    annotated = {image.file.resolve() for image in images}
+    annotated: dict[Path, Path] = {}
+    twice = []
+    for image in images:
+        first = annotated.setdefault(image.file.resolve(), image.json_file)
+        twice += [f"{image.file} by {first} and {image.json_file}"] if first != image.json_file else []
+    refuse(twice, "images annotated twice")
     pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     refuse(
         [str(path) for path in pictures if path.resolve() not in annotated],
@@ -89,36 +103,42 @@ def _read_part(folder: Path, num_workers: int | None) -> list[_LabelledImage]:
 
 
 def _read_file(json_file: Path) -> _LabelledImage:
-    try:
-        content = json.loads(json_file.read_bytes())
-    except ValueError as error:
-        raise DatasetError(f"{json_file} is not valid JSON: {error}") from error
+    content = read_json(json_file)
     if not is_labelme_json(content):
         raise DatasetError(f"{json_file}: expected a labelme file with a list 'shapes'")
     image = _find_image(json_file, content)
     size = read_image_size(image)
-    stated = (content.get("imageHeight") or size[0], content.get("imageWidth") or size[1])
+    stated = tuple(size[i] if content.get(key) is None else whole_number(content[key]) for i, key in enumerate(_SIDES))
     if stated != size:
         raise DatasetError(
             f"{json_file}: image has (height, width) = {size}, the file says {stated}: {image}{exif_note(image)}"
         )
     groups: dict[Any, _LabelledObject] = {}
-    left_out: Counter[str] = Counter()
+    changed: Counter[tuple[str, str]] = Counter()
+    faults = Faults(json_file)
     for number, shape in enumerate(content["shapes"]):
-        where = f"{json_file}: shape {number}"
-        shape = require_keys(shape, ("label", "points"), where)
-        label, kind = str(shape["label"]), shape.get("shape_type") or "polygon"
-        if label in _NO_OBJECTS or kind in _WITHOUT_AREA:
-            left_out[f"labelled {label}" if label in _NO_OBJECTS else f"a {kind} has no area"] += 1
-            continue
-        group_id = shape.get("group_id")
-        key = (label, number, None) if group_id is None else (label, None, group_id)
-        groups[key] = _add_shape(groups.get(key, _LabelledObject(label, [], None)), shape, kind, size, where)
-    return _LabelledImage(image, size, [(o.label, _segmentation(o, size)) for o in groups.values()], left_out)
+        try:
+            _add_shape(shape, number, groups, size, changed)
+        except DatasetError as error:
+            faults.add(f"shape {number}{_label_shown(shape)}: {error}")
+    faults.refuse()
+    objects = [(o.label, _segmentation(o, size)) for o in groups.values()]
+    seen = [(label, segmentation) for label, segmentation in objects if has_pixels(segmentation, size)]
+    changed[_NO_PIXEL] += len(objects) - len(seen)
+    return _LabelledImage(json_file, image, size, seen, +changed)
+
+
+def _label_shown(shape: Any) -> str:
+    return f" ({shape['label']})" if isinstance(shape, dict) and isinstance(shape.get("label"), str) else ""
 
 
 def _find_image(json_file: Path, content: Mapping[str, Any]) -> Path:
-    stated = str(content.get("imagePath") or "").replace("\\", "/")  # labelme on Windows
+    stated = ""
+    if content.get("imagePath"):
+        try:
+            stated = plain_name(content["imagePath"], "imagePath").replace("\\", "/")  # labelme on Windows
+        except DatasetError as error:
+            raise DatasetError(f"{json_file}: {error}") from error
     tried = [json_file.parent / stated] if stated else []
     tried += [json_file.parent / Path(stated).name] if stated else []
     tried += [json_file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
@@ -129,69 +149,91 @@ def _find_image(json_file: Path, content: Mapping[str, Any]) -> Path:
 
 
 def _add_shape(
-    labelled: _LabelledObject, shape: Mapping[str, Any], kind: str, size: tuple[int, int], where: str
-) -> _LabelledObject:
-    points = _points(shape["points"], where)
+    shape: Any,
+    number: int,
+    groups: dict[Any, _LabelledObject],
+    size: tuple[int, int],
+    changed: Counter[tuple[str, str]],
+) -> None:
+    """Add a shape to the object that it is a part of, or ``changed`` says why not."""
+    shape = require_keys(shape, ("label", "points"), "expected a shape")
+    label, kind = str(plain_id(shape["label"], "label")), shape.get("shape_type") or "polygon"
+    if label in _NO_OBJECTS or kind in _WITHOUT_AREA:
+        changed["left out", f"labelled {label}" if label in _NO_OBJECTS else f"a {kind} has no area"] += 1
+        return
+    group_id = None if shape.get("group_id") is None else plain_id(shape["group_id"], "group_id")
+    key = (label, number, None) if group_id is None else (label, None, group_id)
+    labelled = groups.get(key, _LabelledObject(label, [], None))
+    points = _points(shape["points"], size)
     if kind == "mask":
-        bitmap = _paste(shape.get("mask"), points, size, where)
-        union = bitmap if labelled.bitmap is None else labelled.bitmap | bitmap
-        return labelled._replace(bitmap=union)
-    if kind not in _OUTLINES:
+        bitmap = _paste(shape.get("mask"), points, size, changed)
+        groups[key] = labelled._replace(bitmap=bitmap if labelled.bitmap is None else labelled.bitmap | bitmap)
+        return
+    if not isinstance(kind, str) or kind not in _OUTLINES:
         known = ", ".join([*_OUTLINES, "mask", *_WITHOUT_AREA])
-        raise DatasetError(f"{where} ({labelled.label}): shape_type must be one of {known}, found {kind!r}")
-    polygon = _OUTLINES[kind](points, where)
-    check_polygons([polygon], f"{where} ({labelled.label}): ")
-    return labelled._replace(polygons=[*labelled.polygons, polygon])
+        raise DatasetError(f"shape_type must be one of {known}, found {shown(kind)}")
+    polygon = check_segmentation([_OUTLINES[kind](points)], size)
+    groups[key] = labelled._replace(polygons=[*labelled.polygons, *polygon])
 
 
-def _points(points: Any, where: str) -> list[tuple[float, float]]:
+def _points(points: Any, size: tuple[int, int]) -> list[tuple[float, float]]:
     try:
-        return [(float(x), float(y)) for x, y in points]
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{where}: points must be pairs of numbers, found {str(points)[:80]}") from error
+        pairs = [(float(x), float(y)) for x, y in points]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(f"points must be pairs of numbers, found {shown(points)}") from error
+    if not all(math.isfinite(value) and abs(value) < _FARTHEST for pair in pairs for value in pair):
+        raise DatasetError(f"points must lie in or near the image (height, width) = {size}, found {shown(points)}")
+    return pairs
 
 
-def _polygon(points: Sequence[tuple[float, float]], where: str) -> list[float]:
+def _polygon(points: Sequence[tuple[float, float]]) -> list[float]:
     return [value for point in points for value in point]
 
 
-def _rectangle(points: Sequence[tuple[float, float]], where: str) -> list[float]:
+def _rectangle(points: Sequence[tuple[float, float]]) -> list[float]:
     if len(points) == 4:  # newer versions write all corners
-        return _polygon(points, where)
-    (x0, y0), (x1, y1) = _two(points, where)
+        return _polygon(points)
+    (x0, y0), (x1, y1) = _two(points)
     return [x0, y0, x1, y0, x1, y1, x0, y1]
 
 
-def _circle(points: Sequence[tuple[float, float]], where: str) -> list[float]:
-    (x, y), (edge_x, edge_y) = _two(points, where)
+def _circle(points: Sequence[tuple[float, float]]) -> list[float]:
+    (x, y), (edge_x, edge_y) = _two(points)
     radius = math.hypot(edge_x - x, edge_y - y)
     angles = [2 * math.pi * i / _NUM_CIRCLE_POINTS for i in range(_NUM_CIRCLE_POINTS)]
     return [value for a in angles for value in (x + radius * math.cos(a), y + radius * math.sin(a))]
 
 
-def _two(points: Sequence[tuple[float, float]], where: str) -> Sequence[tuple[float, float]]:
+def _two(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
     if len(points) != 2:
-        raise DatasetError(f"{where}: expected 2 points, found {len(points)}")
+        raise DatasetError(f"expected 2 points, found {len(points)}")
     return points
 
 
-_OUTLINES = {"polygon": _polygon, "rectangle": _rectangle, "circle": _circle}
+_OUTLINES = {"polygon": _polygon, "rectangle": _rectangle, "oriented_rectangle": _rectangle, "circle": _circle}
 
 
-def _paste(encoded: Any, points: Sequence[tuple[float, float]], size: tuple[int, int], where: str) -> np.ndarray:
+def _paste(
+    encoded: Any, points: Sequence[tuple[float, float]], size: tuple[int, int], changed: Counter[tuple[str, str]]
+) -> np.ndarray:
     """The mask (H, W) of a picture in base64 whose box, its last pixels included, is given by two points."""
-    (x0, y0), _ = _two(points, where)
+    (x0, y0), _ = _two(points)
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise DatasetError(f"'mask' is a picture of {picture.width} x {picture.height} pixels")
             crop = np.asarray(picture.convert("L")) > 0
-    except (TypeError, binascii.Error, OSError, ValueError) as error:
-        raise DatasetError(f"{where}: 'mask' must be a picture in base64: {error}") from error
+    except DatasetError:
+        raise
+    except (TypeError, binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"'mask' must be a picture in base64: {error}") from error
     mask = np.zeros(size, dtype=bool)
-    top, left = max(round(y0), 0), max(round(x0), 0)
-    part = mask[top : top + crop.shape[0], left : left + crop.shape[1]]
-    if part.shape != crop.shape:
-        raise DatasetError(f"{where}: its mask (height, width) {crop.shape} at {(top, left)} leaves the image {size}")
-    part[...] = crop
+    top, left = round(y0), round(x0)
+    crop = crop[max(-top, 0) :, max(-left, 0) :]
+    part = mask[max(top, 0) : max(top, 0) + crop.shape[0], max(left, 0) : max(left, 0) + crop.shape[1]]
+    if part.shape != crop.shape or min(top, left) < 0:
+        changed["clipped", "a mask reaches over the edge of its image"] += 1
+    part[...] = crop[: part.shape[0], : part.shape[1]]
     return mask
 
 

@@ -1,0 +1,266 @@
+"""COCO instances: a JSON file read and checked once, for training, own data, evaluation and conversion alike."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mask2former.errors import DatasetError, InputError
+from mask2former.files.annotation_values import (
+    Id,
+    listed_id,
+    numbered_id,
+    plain_box,
+    plain_flag,
+    plain_id,
+    plain_name,
+    plain_number,
+    plain_size,
+)
+from mask2former.files.json_files import Faults, read_json, require_keys, require_lists
+from mask2former.structures.segmentations import check_segmentation, has_pixels, shown
+
+PathLike = str | os.PathLike[str]
+
+_SIDES = ("height", "width")
+_NUM_NAMED = 5  # entries that a note names
+
+
+class Category(NamedTuple):
+    """A category of a file; without ``isthing`` it is one of things."""
+
+    id: int
+    name: str
+    is_thing: bool = True
+
+
+@dataclass
+class CocoInstances:
+    """What a file of COCO instances says, every value checked and in one form.
+
+    ``images`` by id: id, height, width and, where the file gives it, file_name. ``annotations`` by the image's id,
+    one list for each image: image_id, category_id, iscrowd (0 or 1) and, where given, id, bbox (x, y, width, height),
+    area, segmentation (the form of ``check_segmentation``); is_empty is true where the mask has no pixel.
+    ``notes`` say what was put right or looks wrong.
+    """
+
+    source: PathLike
+    images: dict[Id, dict[str, Any]]
+    categories: dict[int, Category]
+    annotations: dict[Id, list[dict[str, Any]]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_annotations(self) -> int:
+        """How many annotations there are, crowds included."""
+        return sum(map(len, self.annotations.values()))
+
+    def crowds_note(self) -> str | None:
+        """How many annotations do not train since they are crowds."""
+        crowds = sum(annotation["iscrowd"] for found in self.annotations.values() for annotation in found)
+        return f"left out {crowds} of {self.num_annotations} annotations: iscrowd 1" if crowds else None
+
+    def drop_empty(self) -> str | None:
+        """Leave out the annotations whose masks have no pixel, which nothing can be learned from; says how many.
+
+        Raises:
+            DatasetError: those are more than half of all: the file is not what it seems.
+        """
+        total, empty = self.num_annotations, _empty_of(self.annotations)
+        if not empty:
+            return None
+        named = _named([id_shown(annotation) for annotation in empty])
+        message = f"{len(empty)} of {total} annotations have no pixel in their image ({named})"
+        if 2 * len(empty) > total:
+            raise DatasetError(f"{self.source}: {message}{_normalised_hint(empty)}")
+        for image_id, found in self.annotations.items():
+            self.annotations[image_id] = [a for a in found if not a.get("is_empty")]
+        return f"left out {message}"
+
+
+def read_instances(
+    path: PathLike,
+    *,
+    content: Any = None,
+    annotated: bool = True,
+    needs_files: bool = True,
+    needs_categories: bool = False,
+) -> CocoInstances:
+    """Read and check a file of COCO instances, or ``content`` that was read from it.
+
+    ``annotated`` false reads images alone, as of a test set. Images need a file name where ``needs_files`` is set.
+
+    Raises:
+        DatasetError: the file cannot be read, or the faults of all its entries.
+    """
+    lists = ("images", *(("annotations",) if annotated else ()), *(("categories",) if needs_categories else ()))
+    content = require_lists(read_json(path) if content is None else content, lists, path)
+    faults = Faults(path)
+    images = read_images(content["images"], faults, needs_files=needs_files)
+    categories = read_categories(content.get("categories") or (), faults)
+    instances = CocoInstances(path, images, categories, {image_id: [] for image_id in images})
+    if annotated:
+        _read_annotations(content["annotations"], instances, faults)
+        counts = Counter(a["category_id"] for found in instances.annotations.values() for a in found)
+        refuse_shared_names(categories.values(), counts, faults)
+    faults.refuse()
+    return instances
+
+
+def read_images(
+    entries: Iterable[Any], faults: Faults, *, needs_files: bool = True, needs_size: bool = True
+) -> dict[Id, dict[str, Any]]:
+    """Images by id; a faulty one stays listed, so that its annotations are not taken for faulty too."""
+    images: dict[Id, dict[str, Any]] = {}
+    needed = (*(("file_name",) if needs_files else ()), *(_SIDES if needs_size else ()))
+    for entry in entries:
+        try:
+            entry = require_keys(entry, ("id",), "entry")
+            image_id = plain_id(entry["id"])
+            if image_id in images:
+                names = f"{shown(images[image_id].get('file_name'))} and {shown(entry.get('file_name'))}"
+                raise DatasetError(f"the id occurs twice, for {names}")
+            images[image_id] = {"id": image_id, "height": 1, "width": 1}
+            entry = require_keys(entry, needed, "entry")
+            image: dict[str, Any] = {"id": image_id}
+            if needs_size or any(entry.get(side) is not None for side in _SIDES):
+                image |= zip(_SIDES, plain_size(entry), strict=True)
+            if needs_files or entry.get("file_name") is not None:
+                image["file_name"] = plain_name(entry["file_name"])
+            images[image_id] = image
+        except DatasetError as error:
+            faults.add(f"image {id_shown(entry)}: {without_entry(error)}")
+    return images
+
+
+def read_categories(entries: Iterable[Any], faults: Faults, *, needs_isthing: bool = False) -> dict[int, Category]:
+    """Categories by id, in the order of the file; a faulty one stays listed, as with images."""
+    categories: dict[int, Category] = {}
+    for entry in entries:
+        try:
+            entry = require_keys(entry, ("id", "name"), "entry")
+            category_id, name = numbered_id(entry["id"], "id"), str(entry["name"])
+            if category_id in categories:
+                raise DatasetError(f"the id occurs twice, for {categories[category_id].name!r} and {name!r}")
+            categories[category_id] = Category(category_id, name)
+            if needs_isthing or entry.get("isthing") is not None:
+                entry = require_keys(entry, ("isthing",), "entry")
+                categories[category_id] = Category(category_id, name, bool(plain_flag(entry["isthing"], "isthing")))
+        except DatasetError as error:
+            faults.add(f"category {id_shown(entry)}: {without_entry(error)}")
+    return categories
+
+
+def refuse_shared_names(categories: Iterable[Category], counts: Mapping[int, int], faults: Faults) -> None:
+    """Add a fault for each name that several categories with objects (``counts`` by id) share."""
+    for name, ids in shared_names(categories).items():
+        used = [category_id for category_id in ids if counts.get(category_id)]
+        if len(used) > 1:
+            faults.add(f"categories {used} have the same name {name!r}: their objects could not be told apart")
+
+
+def shared_names(categories: Iterable[Category]) -> dict[str, list[int]]:
+    """The names that several categories share, each with their ids."""
+    ids: dict[str, list[int]] = {}
+    for category in categories:
+        ids.setdefault(category.name, []).append(category.id)
+    return {name: found for name, found in ids.items() if len(found) > 1}
+
+
+def names_apart(categories: Mapping[int, Category], used: Collection[int]) -> dict[int, str]:
+    """A name for each category id: where several share one, those without objects (not in ``used``) bear their id."""
+    shared = shared_names(categories.values())
+    names = {}
+    for category_id, category in categories.items():
+        alone = category.name not in shared or category_id in used
+        names[category_id] = category.name if alone else f"{category.name} (id {category_id})"
+    return names
+
+
+def id_shown(entry: Any) -> str:
+    """How a message names an entry."""
+    return shown(entry["id"]) if isinstance(entry, dict) and entry.get("id") is not None else "without id"
+
+
+def unknown_category(category_id: Any, known: Collection[int]) -> str:
+    """What is wrong with an entry of a category that the file does not list."""
+    return f"category id {shown(category_id)} has no class; classes have ids {sorted(known)[:20]}"
+
+
+def _read_annotations(entries: Iterable[Any], instances: CocoInstances, faults: Faults) -> None:
+    seen: set[Id] = set()
+    repaired: dict[str, list[str]] = {}  # ids by what was put right
+    for entry in entries:
+        try:
+            annotation = _read_annotation(entry, instances, seen, repaired)
+        except InputError as error:
+            faults.add(f"annotation {id_shown(entry)}: {without_entry(error)}{_image_of(entry, instances)}")
+            continue
+        instances.annotations[annotation["image_id"]].append(annotation)
+    instances.notes += [f"{what}: {_named(ids)}" for what, ids in repaired.items()]
+
+
+def _read_annotation(
+    entry: Any, instances: CocoInstances, seen: set[Id], repaired: dict[str, list[str]]
+) -> dict[str, Any]:
+    entry = require_keys(entry, ("image_id", "category_id"), "entry")
+    annotation: dict[str, Any] = {}
+    if entry.get("id") is not None:
+        annotation["id"] = plain_id(entry["id"])
+        # Some early COCO files repeat ids, and evaluation then matches wrongly without a word.
+        if annotation["id"] in seen:
+            raise DatasetError("the id occurs twice")
+        seen.add(annotation["id"])
+    image = instances.images.get(listed_id(entry["image_id"], instances.images))  # type: ignore[arg-type]
+    if image is None:
+        raise DatasetError(f"belongs to image {shown(entry['image_id'])}, which is not listed")
+    category_id = numbered_id(entry["category_id"], "category_id")
+    if instances.categories and category_id not in instances.categories:
+        raise DatasetError(unknown_category(entry["category_id"], instances.categories))
+    annotation |= {"image_id": image["id"], "category_id": category_id}
+    annotation["iscrowd"] = plain_flag(entry.get("iscrowd"), "iscrowd")
+    if entry.get("bbox") is not None:
+        annotation["bbox"] = plain_box(entry["bbox"])
+    if "area" in entry:
+        area = plain_number(entry["area"])
+        if area is None:
+            repaired.setdefault("area is no number of pixels, it is measured from the mask", []).append(id_shown(entry))
+        else:
+            annotation["area"] = area
+    if entry.get("segmentation") is not None:
+        size = (image["height"], image["width"])
+        annotation["segmentation"] = checked = check_segmentation(entry["segmentation"], size)
+        if isinstance(checked, list) and len(checked) < len(entry["segmentation"]):
+            repaired.setdefault("left out parts of fewer than 3 points", []).append(id_shown(entry))
+        if not has_pixels(checked, size):
+            annotation["is_empty"] = True
+    return annotation
+
+
+def without_entry(error: Exception) -> str:
+    """The message of an error of ``require_keys`` after what it calls the entry."""
+    return str(error).removeprefix("entry: ")
+
+
+def _image_of(entry: Any, instances: CocoInstances) -> str:
+    image_id = entry.get("image_id") if isinstance(entry, dict) else None
+    image = instances.images.get(listed_id(image_id, instances.images), {})  # type: ignore[arg-type]
+    return f" (image {image['file_name']})" if "file_name" in image else ""
+
+
+def _empty_of(annotations: Mapping[Id, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [a for found in annotations.values() for a in found if a.get("is_empty")]
+
+
+def _named(ids: list[str]) -> str:
+    more = f" and {len(ids) - _NUM_NAMED} more" if len(ids) > _NUM_NAMED else ""
+    return f"annotation{'s' * (len(ids) > 1)} {', '.join(ids[:_NUM_NAMED])}{more}"
+
+
+def _normalised_hint(empty: list[dict[str, Any]]) -> str:
+    polygons = [p for a in empty if isinstance(a["segmentation"], list) for p in a["segmentation"]]
+    is_normalised = bool(polygons) and all(0 <= min(p) and max(p) <= 1 for p in polygons)
+    return "; their coordinates are normalised to 0..1, expected pixels" if is_normalised else ""
