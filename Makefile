@@ -8,6 +8,9 @@ VIDEO_OUTPUT ?= output/quickstart_video
 FRAMES_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart_frames.yaml
 VIDEO_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart.yaml
 OPTS ?=
+TORCH ?= torch torchvision
+# What depends on the versions of Python, torch and numpy, in four minutes.
+FAST_TESTS ?= $(addprefix tests/,structures config files ops modeling checkpoint data_pipeline)
 NUM_PICTURES ?= 12
 NUM_VIDEOS ?= 4
 DETECTRON2_DATASETS ?= datasets
@@ -20,13 +23,14 @@ KEY := $(shell cat $(SOURCES) 2>/dev/null | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
 SHAPES := $(DETECTRON2_DATASETS)/shapes
 
-.PHONY: help env quickstart quickstart-video test test-all check docs fix bench clean
+.PHONY: help env quickstart quickstart-video test test-fast test-all check docs fix bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   train, evaluate and draw on an embedded data set"
 	@echo "make quickstart-video   the same with videos: instances that keep their identity"
 	@echo "make test         run the tests"
+	@echo "make test-fast    operators, model, checkpoints, config, files and data only"
 	@echo "make check        linter, formatter, types, import layers, documentation"
 	@echo "make docs         build the documentation into site/"
 	@echo "make fix          let linter and formatter mend what they can"
@@ -43,7 +47,7 @@ $(STAMP):
 	  { echo "error: $(PYTHON) cannot make virtual environments; install its venv package" >&2; exit 1; }
 	$(PY) -m pip install --quiet --upgrade pip
 # torch and torchvision in one request, and before anything that asks for torch alone: only so are they a matching pair.
-	$(PY) -m pip install torch torchvision
+	$(PY) -m pip install $(TORCH)
 	$(PY) -m pip install -e '.[dev]'
 	@$(PY) -c 'import torch, torchvision; torchvision.ops.nms' || \
 	  { echo "error: torch and torchvision in $(VENV) do not fit together; remove $(VENV) and run make again" >&2; exit 1; }
@@ -71,6 +75,9 @@ quickstart-video: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow and not gpu" $(OPTS)
+
+test-fast: $(STAMP)
+	$(PY) -m pytest -m "not slow and not gpu" --no-header -q $(FAST_TESTS) $(OPTS)
 
 test-all: $(STAMP)
 	$(PY) -m pytest $(OPTS)

@@ -13,24 +13,28 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from mask2former.commands.cli import main as run_command
-from mask2former.config import get_cfg
+from mask2former.config.keys import accepted_keys, read_keys
 from mask2former.files.atomic import write_text_atomic
 from tools.make_model_zoo import make_page as make_zoo_page
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULTS = ROOT / "mask2former" / "config" / "defaults.yaml"
 CONFIG_INTRODUCTION = """\
 # Config keys
 
-Every key with its default, as `mask2former/config/defaults.yaml` has it. A config file or `KEY VALUE` on a command line
-overrides it; an unknown key is an error that names the nearest known ones.
+Every key that is read, with its default. A config file or `KEY VALUE` on a command line overrides it; an unknown key is
+an error that names the nearest known ones. How to add keys of your own: `mask2former.config.register_keys`.
+"""
+ACCEPTED_INTRODUCTION = """\
+## Accepted and not read
+
+Published config files hold these keys of detectron2. A value other than the default gets one warning that names it.
 """
 COMMANDS_INTRODUCTION = """\
 # Commands
@@ -52,47 +56,19 @@ def main() -> int:
 
 
 def make_config_page() -> str:
-    """Tables of key, default and remark, one for each section."""
-    remarks = read_remarks(DEFAULTS.read_text(encoding="utf-8"))
+    """Tables of the keys that are read, by section; then the keys that are only accepted, and what acts instead."""
     sections: dict[str, list[str]] = {}
-    for key, value in _leaves(get_cfg()):
-        first, _, rest = key.partition(".")
-        section = first if not rest else ".".join(key.split(".")[: 2 if first == "MODEL" and rest.count(".") else 1])
-        row = f"| `{key}` | `{_shown(value)}` | {_cell(remarks.get(key, ''))} |"
-        sections.setdefault(section if rest else "Others", []).append(row)
+    for key, entry in read_keys().items():
+        names = key.split(".")
+        section = "Others" if len(names) == 1 else ".".join(names[: 2 if names[0] == "MODEL" and len(names) > 2 else 1])
+        row = f"| `{key}` | `{_shown(entry.default)}` | {_cell(entry.description)} |"
+        sections.setdefault(section, []).append(row)
     parts = [CONFIG_INTRODUCTION]
     for section, rows in sorted(sections.items()):
         parts.append("\n".join([f"## {section}\n", "| key | default | |", "| --- | --- | --- |", *rows, ""]))
+    accepted = [f"| `{key}` | {_cell(entry.description)} |" for key, entry in sorted(accepted_keys().items())]
+    parts.append("\n".join([ACCEPTED_INTRODUCTION, "| key | here |", "| --- | --- |", *accepted, ""]))
     return "\n".join(parts)
-
-
-def read_remarks(text: str) -> dict[str, str]:
-    """The comment of each key of a YAML file of nested keys: that beside it, or the lines above it."""
-    remarks: dict[str, str] = {}
-    path: list[tuple[int, str]] = []
-    above: list[str] = []
-    for line in text.splitlines():
-        found = re.match(r"( *)([A-Z0-9_]+):(.*)", line)
-        if found is None:
-            comment = re.match(r" +# ?(.*)", line)
-            above = [*above, comment.group(1)] if comment else []
-            continue
-        indent, key, rest = len(found.group(1)), found.group(2), found.group(3)
-        path = [*(item for item in path if item[0] < indent), (indent, key)]
-        beside = re.search(r"(?:^| )# (.*)", rest)
-        remark = " ".join([*above, *([beside.group(1)] if beside else [])])
-        if remark:
-            remarks[".".join(name for _, name in path)] = remark
-        above = []
-    return remarks
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key in sorted(node):
-        if isinstance(node[key], Mapping):
-            yield from _leaves(node[key], f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", node[key]
 
 
 def _shown(value: Any) -> str:
