@@ -1,10 +1,14 @@
-"""Builds the native libraries, which setuptools knows no way to do: plain C interfaces, no Python or torch headers.
+"""Two steps of the build that setuptools knows no way to do: the native libraries, and the config files.
+
+The libraries have plain C interfaces, no Python or torch headers. The published config files lie at the top of the
+repository, where people look for them, and are installed inside the package, where a program finds them.
 
 Everything else about the project is in pyproject.toml; how the libraries are compiled, and which environment variables
 choose the compilers, is in mask2former/ops/build.py.
 """
 
 import importlib.util
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +17,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 OPS = Path("mask2former/ops")
+CONFIGS = Path("configs")
 
 
 def load_build_module() -> ModuleType:
@@ -62,10 +67,45 @@ class BuildNative(Command):
         return Path(self.build_lib) / OPS / "lib"
 
 
-class BuildWithNative(build):
-    """The ordinary build, then the native libraries."""
+class BuildConfigs(Command):
+    """Copies the config files into the package; an editable installation finds those of the repository."""
 
-    sub_commands = [*build.sub_commands, ("build_native", None)]  # noqa: RUF012
+    description = "copy the config files into the package"
+    user_options = []  # noqa: RUF012  (setuptools' interface)
+
+    def initialize_options(self) -> None:
+        self.build_lib = None
+        self.editable_mode = False
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        if self.editable_mode:
+            return
+        shutil.rmtree(self._built_dir(), ignore_errors=True)
+        for source in self.get_source_files():
+            target = self._built_dir() / Path(source).relative_to(CONFIGS)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+    def get_source_files(self) -> list[str]:
+        return sorted(str(path) for path in CONFIGS.rglob("*.yaml"))
+
+    def get_outputs(self) -> list[str]:
+        return [str(self._built_dir() / Path(source).relative_to(CONFIGS)) for source in self.get_source_files()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def _built_dir(self) -> Path:
+        return Path(self.build_lib) / "mask2former" / CONFIGS
+
+
+class BuildWithNative(build):
+    """The ordinary build, then the config files and the native libraries."""
+
+    sub_commands = [*build.sub_commands, ("build_configs", None), ("build_native", None)]  # noqa: RUF012
 
 
 class PlatformWheel(bdist_wheel):
@@ -85,5 +125,10 @@ class NativeDistribution(Distribution):
 if __name__ == "__main__":
     setup(
         distclass=NativeDistribution,
-        cmdclass={"build": BuildWithNative, "build_native": BuildNative, "bdist_wheel": PlatformWheel},
+        cmdclass={
+            "build": BuildWithNative,
+            "build_configs": BuildConfigs,
+            "build_native": BuildNative,
+            "bdist_wheel": PlatformWheel,
+        },
     )

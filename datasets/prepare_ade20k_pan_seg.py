@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.commands.prepare import main
+from mask2former.commands.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("ade20k_pan_seg"))
+    sys.exit(main(["prepare", "ade20k-pan-seg", *sys.argv[1:]]))

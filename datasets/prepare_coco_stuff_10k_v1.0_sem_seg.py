@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.commands.prepare import main
+from mask2former.commands.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main("coco_stuff_10k"))
+    sys.exit(main(["prepare", "coco-stuff-10k", *sys.argv[1:]]))

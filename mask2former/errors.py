@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Something given from outside (path, option, file content) is wrong; the message says what and where."""
 
 
+class UsageError(InputError):
+    """A command line lacks something, or says two things that exclude each other."""
+
+
 class ConfigError(InputError):
     """A configuration file, key or value is wrong."""
 

@@ -12,12 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-from mask2former.commands.cli import tune_process
+from mask2former.commands.cli import main
 
 if __name__ == "__main__":
-    tune_process()  # before torch is imported
-    try:
-        from mask2former.integrations.transformers.fine_tuning import main
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: {error.name} is not installed: pip install 'mask2former[transformers]'")
-    sys.exit(main())
+    sys.exit(main(["fine-tune-hf", *sys.argv[1:]]))

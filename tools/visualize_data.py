@@ -14,4 +14,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works wi
 from mask2former.commands.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["visualize-data", *sys.argv[1:]]))
+    sys.exit(main(["visualize", *sys.argv[1:]]))

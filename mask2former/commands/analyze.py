@@ -15,12 +15,14 @@ from tqdm import tqdm
 
 from mask2former.commands.analysis.counting import Counts, count_activations, count_flops
 from mask2former.commands.analysis.inputs import frames_of, random_sample, usual_size
+from mask2former.commands.arguments import CommandParser
+from mask2former.commands.setup import print_report, set_up
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, DatasetMapper
 from mask2former.errors import ConfigError, DatasetError
 
-ANALYZE_DESCRIPTION = (
-    "Analyze the model of a config on the CPU. flop and activation are counted in one pass without post-processing, "
+DESCRIPTION = (
+    "Analyze the model of a config. flop and activation are counted in one pass without post-processing, "
     "for images of the first test set or, where that is missing, for one random image; a multiplication with its "
     "addition is one operation."
 )
@@ -31,9 +33,10 @@ _UNITS = {"flop": ("GFLOP", 1e9), "activation": ("million values", 1e6)}
 _COUNT: dict[str, Callable[..., Counts]] = {"flop": count_flops, "activation": count_activations}
 
 
-def add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
+    parser.add_model_options()
+    parser.add_output_option("file for the tables too")
     parser.add_argument(
         "--tasks", required=True, nargs="+", metavar="TASK", help=f"one or several of {', '.join(TASKS)}"
     )
@@ -55,40 +58,35 @@ def add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         help="depth of modules in the tables, %(default)s if not given",
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks and more of the log")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, after all options"
-    )
 
 
-def run_analyze(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Analyze as the command line says.
 
     Raises:
         InputError: config or options are wrong.
     """
     from mask2former import build_model
-    from mask2former.commands.cli import setup_config
 
-    # KEY VALUE pairs that follow the tasks look to the parser like more of them.
-    tasks = [value for value in args.tasks if value in TASKS]
-    if args.tasks[: len(tasks)] != tasks or not tasks:
-        raise ConfigError(f"--tasks: expected some of {', '.join(TASKS)}, found {args.tasks[0]!r}")
-    args.opts = [*args.tasks[len(tasks) :], *args.opts]
+    wrong = [task for task in args.tasks if task not in TASKS]
+    if wrong:
+        raise ConfigError(f"--tasks: expected some of {', '.join(TASKS)}, found {wrong[0]!r}")
     _check_options(args)
-    cfg = setup_config(args).clone()
+    cfg = set_up(args).cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = args.device or "cpu"
     cfg.MODEL.COMPILE, cfg.MODEL.PRECISION = "", "float32"
     model = build_model(cfg).eval()
-    for task in tasks:
-        print(f"\n{task}\n")
-        if task == "structure":
-            print(model)
-        elif task == "parameter":
-            print(describe_parameters(model, max_depth=args.max_depth))
-        else:
-            print(_analyze_inputs(task, cfg, model, args))
+    parts = [f"\n{task}\n\n{_analyze(task, cfg, model, args)}" for task in args.tasks]
+    print_report("\n".join(parts), args.output)
+
+
+def _analyze(task: str, cfg: CfgNode, model: Any, args: argparse.Namespace) -> str:
+    if task == "structure":
+        return str(model)
+    if task == "parameter":
+        return describe_parameters(model, max_depth=args.max_depth)
+    return _analyze_inputs(task, cfg, model, args)
 
 
 def describe_parameters(model: nn.Module, *, max_depth: int) -> str:

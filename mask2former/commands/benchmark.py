@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from mask2former.commands.analysis.inputs import frames_of, random_sample
 from mask2former.commands.analysis.timing import StageTimer, peak_memory
+from mask2former.commands.arguments import CommandParser
+from mask2former.commands.setup import option_of, print_report, set_up
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, build_test_loader, build_train_loader
 from mask2former.data.catalog import name_of
@@ -26,7 +28,7 @@ from mask2former.errors import ConfigError
 from mask2former.files.images import read_image
 from mask2former.modeling.compilation import CompiledStep
 
-BENCHMARK_DESCRIPTION = (
+DESCRIPTION = (
     "Time a config on this machine. data: the training loader; data_advanced: its parts; train: steps of one process; "
     "eval: inference, post-processing apart. Medians, after runs that warm up."
 )
@@ -45,9 +47,10 @@ class Report:
     device: torch.device
 
 
-def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of model, data and training")
+    parser.add_model_options()
+    parser.add_output_option("file for the table too")
     parser.add_argument("--task", required=True, choices=TASKS, help="what is timed")
     parser.add_argument(
         "--num-iters",
@@ -62,20 +65,14 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="train, eval: random images of this size, no data set"
     )
-    parser.add_argument("--weights", metavar="FILE", help="eval: weights; random ones without, and nothing is detected")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks and more of the log")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, after all options"
-    )
 
 
-def run_benchmark(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Time what the command line says, and print a table.
 
     Raises:
         InputError: config, data, weights or options are wrong.
     """
-    from mask2former.commands.cli import setup_config
     from mask2former.ops import kernel_status
 
     for name, value, least in (
@@ -87,18 +84,20 @@ def run_benchmark(args: argparse.Namespace) -> None:
             raise ConfigError(f"{name}: expected at least {least}, found {value}")
     if args.size and args.task.startswith("data"):
         raise ConfigError(f"--size: {args.task} is about the data set; random images are for train and eval")
-    report = _TIME[args.task](setup_config(args), args)
-    print(f"torch {torch.__version__}, {report.device}, {torch.get_num_threads()} threads; {kernel_status()}")
-    print(report.note)
+    report = _TIME[args.task](set_up(args).cfg, args)
     cells = [
         (title, f"{1e3 * seconds:.1f}", f"{images / seconds:.2f}" if seconds and images else "")
         for title, seconds, images in report.rows
     ]
     headers = ("", "median ms", "images/s")
-    print(tabulate(cells, headers=headers, colalign=("left", "right", "right"), disable_numparse=True))
     memory = peak_memory(report.device)
-    if memory is not None:
-        print(f"{memory[0]}: {memory[1] / 2**30:.2f} GiB")
+    lines = [
+        f"torch {torch.__version__}, {report.device}, {torch.get_num_threads()} threads; {kernel_status()}",
+        report.note,
+        tabulate(cells, headers=headers, colalign=("left", "right", "right"), disable_numparse=True),
+        *([] if memory is None else [f"{memory[0]}: {memory[1] / 2**30:.2f} GiB"]),
+    ]
+    print_report("\n".join(lines), args.output)
 
 
 def time_data(cfg: CfgNode, args: argparse.Namespace) -> Report:
@@ -180,8 +179,9 @@ def time_inference(cfg: CfgNode, args: argparse.Namespace) -> Report:
     from mask2former.checkpoint import load_weights
 
     model: Any = build_model(cfg).eval()
-    if args.weights:
-        load_weights(model, args.weights)
+    weights = cfg.MODEL.WEIGHTS if args.weights or option_of(args, "MODEL.WEIGHTS") else ""
+    if weights:
+        load_weights(model, weights)
     timer = StageTimer(model.pixel_mean.device)
     if args.size:
         batches: Iterable[Batch] = itertools.repeat([random_sample(cfg, tuple(args.size), num_frames=frames_of(cfg))])
@@ -201,8 +201,8 @@ def time_inference(cfg: CfgNode, args: argparse.Namespace) -> Report:
     preparation = timer.median("model") - sum(timer.median(stage) for stage in parts)
     rows = [("data", timer.median("data")), ("preparation of inputs", max(preparation, 0.0))]
     rows += [(stage, timer.median(stage)) for stage in (*parts, "model", "data and model")]
-    weights = args.weights or "random weights: little is detected, and post-processing takes less than it will"
-    note = f"{_describe_input(args, cfg.DATASETS.TEST[:1])}; {weights}"
+    described = weights or "random weights: little is detected, and post-processing takes less than it will"
+    note = f"{_describe_input(args, cfg.DATASETS.TEST[:1])}; {described}"
     return Report([(*row, 1) for row in rows], note, timer.device)
 
 

@@ -13,13 +13,16 @@ from mask2former.checkpoint import resolve_address
 from mask2former.checkpoint.conversion import read_converted, write_ours, write_transformers
 from mask2former.checkpoint.families import DERIVED
 from mask2former.checkpoint.transformers_config import read_transformers_folder
+from mask2former.commands.arguments import CommandParser
 from mask2former.commands.conversion_check import verify_conversion
-from mask2former.config import CfgNode, get_cfg
-from mask2former.errors import CheckpointError, ConfigError
+from mask2former.commands.setup import set_up
+from mask2former.config import CfgNode
+from mask2former.errors import CheckpointError, ConfigError, UsageError
 from mask2former.files.atomic import write_text_atomic
+from mask2former.inference.model_source import find_config_file, locate_weights
 from mask2former.structures import MetadataCatalog
 
-CONVERT_DESCRIPTION = (
+DESCRIPTION = (
     "Convert weights. SOURCE is a checkpoint of this project, a published .pkl or .pth of any age, ImageNet weights of "
     "torchvision, timm, Swin Transformer or detectron2, a folder of transformers, or an address such as "
     "zoo://coco/panoptic/r50. OUTPUT is a .pth, .pkl or .safetensors file with the published names, or a folder (a "
@@ -28,13 +31,14 @@ CONVERT_DESCRIPTION = (
 _FILE_ENDINGS = (".pth", ".pt", ".pkl", ".safetensors")
 
 
-def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("source", metavar="SOURCE", help="file, folder or address")
-    parser.add_argument("output", metavar="OUTPUT", help=f"file in {', '.join(_FILE_ENDINGS)}, or a folder")
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="config of the model; not needed where SOURCE is a folder of transformers"
-    )
+    endings = ", ".join(_FILE_ENDINGS)
+    parser.add_argument("target", nargs="?", metavar="OUTPUT", help=f"file in {endings}, or a folder")
+    parser.add_output_option("the same as OUTPUT")
+    parser.add_config_options(needs="nothing beside SOURCE tells the model and the output or --verify ask for it")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where --verify runs (%(default)s)")
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -43,18 +47,19 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--swap-channels", action="store_true", help="make weights for RGB images ones for BGR images, or the reverse"
     )
-    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks and more of the log")
 
 
-def run_convert(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Convert as the command line says.
 
     Raises:
         CheckpointError: the source cannot be read, does not fit the output, or the outputs differ under --verify.
         ConfigError: a config is needed and missing, or holds what the output's model does not have.
     """
-    source, output = resolve_address(args.source), Path(args.output)
+    if (args.target is None) == (args.output is None):
+        raise UsageError("expected OUTPUT once, after SOURCE or as --output")
+    args.weights = locate_weights(args.source)
+    source, output = resolve_address(args.weights), Path(args.target or args.output).expanduser()
     is_file = output.suffix in _FILE_ENDINGS
     if not is_file and output.is_file():
         raise CheckpointError(f"{output}: expected a name in {', '.join(_FILE_ENDINGS)}, or a folder for transformers")
@@ -62,9 +67,7 @@ def run_convert(args: argparse.Namespace) -> None:
         raise CheckpointError(f"{output}: OUTPUT is SOURCE itself, expected another name")
     if args.verify and args.swap_channels:
         raise CheckpointError("--verify: with --swap-channels the models are meant to differ")
-    cfg = _find_config(args, source)
-    if cfg is None and (args.verify or not is_file):
-        raise ConfigError("--config-file: needed to know the model, unless SOURCE is a folder of transformers")
+    cfg = _find_config(args, source) if args.verify or not is_file else None
 
     converted = read_converted(source, swap_channels=args.swap_channels)
     assert converted.family is not None
@@ -83,18 +86,17 @@ def run_convert(args: argparse.Namespace) -> None:
         verify_conversion(cfg, source, output)
 
 
-def _find_config(args: argparse.Namespace, source: Path) -> CfgNode | None:
-    """The model's config: the file given, or what a folder of transformers says; None where nothing tells."""
-    cfg = get_cfg()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    elif (source / "config.json").is_file():
-        for key, value in read_transformers_folder(source).items():
-            cfg.merge_from_list([key, value])
-    else:
-        return None
-    cfg.merge_from_list(args.opts)
-    cfg.MODEL.DEVICE = "cpu"
+def _find_config(args: argparse.Namespace, source: Path) -> CfgNode:
+    """The model's config, of the file given or of the source.
+
+    Raises:
+        ConfigError: nothing tells it.
+    """
+    is_told = args.config_file or args.weights.startswith("zoo://") or (source / "config.json").is_file()
+    if not is_told and find_config_file(source) is None:
+        raise ConfigError("--config-file: needed to know the model, since nothing beside SOURCE tells it")
+    cfg = set_up(args).cfg.clone()
+    cfg.defrost()
     return cfg
 
 
@@ -116,9 +118,6 @@ def _write_config(args: argparse.Namespace, source: Path, output: Path) -> None:
 
 def _class_names(cfg: Any) -> list[str]:
     """The names of the classes, where the first data set of the config has as the model."""
-    from mask2former.data.datasets.builtin import register_builtin_datasets
-
-    register_builtin_datasets()
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         metadata = MetadataCatalog.get(name)
         for key in ("stuff_classes", "thing_classes"):

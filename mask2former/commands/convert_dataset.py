@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 
+from mask2former.commands.arguments import CommandParser
 from mask2former.data.own_data import ClassChoice, all_formats, convert_own_data
 from mask2former.data.own_data.dataset import DATASETS
 from mask2former.data.own_data.datasets_library import is_datasets_folder
-from mask2former.errors import InputError
+from mask2former.errors import InputError, UsageError
 
-CONVERT_DATASET_DESCRIPTION = (
+DESCRIPTION = (
     "Convert a data set. SOURCE is COCO instances or panoptic (a json or its folder), a labelme folder, a tree of PNG "
     "masks, or a folder of the library datasets with the columns image, annotation and semantic_class_to_id. OUTPUT is "
     "a new folder. Segments come out without overlaps, the smaller on top; crowds become background."
 )
 
 
-def add_convert_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("source", metavar="SOURCE", help="what to read; its format is detected")
-    parser.add_argument("output", metavar="OUTPUT", help="new folder to write")
+    parser.add_argument("target", nargs="?", metavar="OUTPUT", help="new folder to write")
+    parser.add_output_option("the same as OUTPUT")
     parser.add_argument(
         "--to", choices=sorted(_names()), help="what to write (datasets, unless SOURCE is in that format)"
     )
@@ -35,23 +37,25 @@ def add_convert_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="id or class that becomes background (255 for PNG masks; none: no id); may be given several times",
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks")
 
 
-def run_convert_dataset(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Convert as the command line says.
 
     Raises:
         DatasetError: what `convert_own_data` raises.
         InputError: no format to write was chosen.
     """
+    if (args.target is None) == (args.output is None):
+        raise UsageError("expected OUTPUT once, after SOURCE or as --output")
+    output = args.target or args.output
     if args.to is None and is_datasets_folder(args.source):
         raise InputError(f"--to: {args.source} is a data set of the library datasets; say what it should become")
     target = args.to or DATASETS
     ignored = None if args.ignore_label is None else tuple(args.ignore_label)
     written = convert_own_data(
         args.source,
-        args.output,
+        output,
         target=_names()[target],
         preferred=_names().get(args.read),
         choice=ClassChoice(args.classes, ignored),
@@ -59,7 +63,7 @@ def run_convert_dataset(args: argparse.Namespace) -> None:
     for note in written.notes:
         print(note)
     counts = " and ".join(f"{number} {part} images" for part, number in written.lengths.items())
-    print(f"{args.output}: {target}, {counts}, {len(written.classes)} classes")
+    print(f"{output}: {target}, {counts}, {len(written.classes)} classes")
     if target == DATASETS:
         print("class ids begin at 1, 0 is background: train with --do_reduce_labels")
 

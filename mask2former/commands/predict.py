@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from mask2former.commands.arguments import CommandParser
 from mask2former.commands.predict_video import VideoOptions, find_videos, predict_camera, predict_videos
-from mask2former.config import get_cfg
-from mask2former.errors import InputError
+from mask2former.commands.setup import set_up
+from mask2former.config import CfgNode
+from mask2former.errors import ConfigError, InputError, UsageError
 from mask2former.files.finding import IMAGE_SUFFIXES, VIDEO_SUFFIXES, NamedFile, find_files, prepare_folder
 from mask2former.files.images import to_rgb_array
-from mask2former.files.pictures import write_picture
+from mask2former.files.pictures import PICTURE_SUFFIXES, write_picture
 from mask2former.inference.outputs import draw_results, save_results
 from mask2former.inference.predictor import TASKS, Predictor
 from mask2former.modeling.inference_precision import PRECISIONS
 
+DESCRIPTION = (
+    "Predict images, videos or a camera and write panoptic, instance and semantic overlays. A run folder, its "
+    "model_final.pth or a zoo name after --weights is enough to know the model."
+)
+DEFAULT_OUTPUT = "predictions"
 # Every query yields an instance, so a picture of all of them would show mostly wrong ones.
 DEFAULT_INSTANCE_THRESHOLD = 0.5
 MAX_FAILURES_NAMED = 20
 
 
-def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the model")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
+    parser.add_argument("inputs", nargs="*", metavar="FILE", help="images or videos, as after --input or --video-input")
+    parser.add_model_options()
+    parser.add_argument(
         "--input",
         nargs="+",
         metavar="PATH",
-        help="image files, folders (with those below), quoted patterns, or http(s) addresses",
+        help="images, folders (and those below), quoted patterns, or http(s) addresses",
     )
-    source.add_argument("--video-input", nargs="+", metavar="PATH", help="the same with videos")
-    source.add_argument(
+    parser.add_argument("--video-input", nargs="+", metavar="PATH", help="the same with videos")
+    parser.add_argument(
         "--webcam", nargs="?", type=int, const=0, metavar="N", help="a camera, by default the first (0); q or Esc ends"
     )
-    parser.add_argument(
-        "--output",
-        metavar="PATH",
-        help="directory for the results, made if missing; for one video or a camera also the name of a video file; "
-        "without it, a camera is shown in a window",
+    parser.add_output_option(
+        "directory for the results, made if missing; for one image, video or camera also the name of a file; by "
+        f"default {DEFAULT_OUTPUT} for FILE; without it, a camera is shown in a window"
     )
     parser.add_argument(
         "--task", nargs="+", choices=TASKS, help="what to predict; by default what the config's TEST section turns on"
@@ -60,67 +65,133 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-masks", action="store_true", help="also write the masks as PNG and json")
     parser.add_argument("--max-frames", type=int, metavar="N", help="of a video or camera: stop after so many")
     parser.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="config overrides, such as MODEL.WEIGHTS model.pth"
+        "--random-weights", action="store_true", help="predict without weights, to try a config or measure its speed"
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks and more of the log")
 
 
-def run_predict(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Predict all images, videos or the camera of the command line.
 
     What cannot be read is reported and the others are done all the same. The results of a folder mirror it.
     Raises InputError before the model is built where an input, option or the output is wrong, and at the end where
-    files could not be read.
+    files could not be read or written.
     """
-    if args.verbose:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _settle_inputs(args)
+    cfg = _settle_config(args)
     threshold = DEFAULT_INSTANCE_THRESHOLD if args.confidence_threshold is None else args.confidence_threshold
     if args.output is None and args.webcam is None:
         raise InputError("--output is needed: a directory for the results")
     if args.input:
         images = find_images(args.input, output=Path(args.output).expanduser())
-        output = prepare_folder(args.output)
-        _predict_images(_build_predictor(args), images, output=output, threshold=threshold, save_masks=args.save_masks)
+        output = ImageOutput.of(args.output, images)
+        predictor = _build_predictor(cfg, args)
+        _predict_images(predictor, images, output=output, threshold=threshold, save_masks=args.save_masks)
         return
     if args.max_frames is not None and args.max_frames < 1:
         raise InputError(f"--max-frames: expected at least 1, found {args.max_frames}")
     options = VideoOptions(threshold, save_masks=args.save_masks, max_frames=args.max_frames)
     if args.webcam is not None:
-        predict_camera(_build_predictor(args), args.webcam, output=args.output, options=options)
+        predict_camera(_build_predictor(cfg, args), args.webcam, output=args.output, options=options)
         return
     videos = find_videos(args.video_input, output=args.output)
-    predict_videos(_build_predictor(args), videos, output=args.output, options=options)
+    predict_videos(_build_predictor(cfg, args), videos, output=args.output, options=options)
 
 
-def _build_predictor(args: argparse.Namespace) -> Predictor:
-    cfg = get_cfg()
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+def _settle_inputs(args: argparse.Namespace) -> None:
+    """FILE arguments in the place of the option that they stand for; exactly one kind of input."""
+    if args.inputs:
+        are_videos = [path.lower().endswith(VIDEO_SUFFIXES) for path in args.inputs]
+        if any(are_videos) and not all(are_videos):
+            raise UsageError("images and videos: give the videos after --video-input, in a command of their own")
+        kind = "video_input" if all(are_videos) else "input"
+        setattr(args, kind, [*args.inputs, *(getattr(args, kind) or [])])
+        args.output = args.output or DEFAULT_OUTPUT
+    given = [value for value in (args.input, args.video_input, args.webcam) if value is not None]
+    if len(given) != 1:
+        raise UsageError("expected one of FILE or --input, --video-input and --webcam")
+
+
+def _settle_config(args: argparse.Namespace) -> CfgNode:
+    cfg = set_up(args).cfg.clone()
+    cfg.defrost()
+    if args.random_weights:
+        cfg.MODEL.WEIGHTS = ""
+    elif not cfg.MODEL.WEIGHTS:
+        raise ConfigError("--weights: needed, since MODEL.WEIGHTS is empty; --random-weights predicts without any")
     cfg.TEST.SEMANTIC_LABELS = True  # all that is drawn and saved
+    return cfg
+
+
+def _build_predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
     return Predictor(cfg, task=args.task, score_threshold=args.confidence_threshold, precision=args.precision)
 
 
+@dataclass(frozen=True)
+class ImageOutput:
+    """Where pictures go: below `folder`, or, of one image, to the `file` that was named."""
+
+    folder: Path
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, given: str, images: Sequence[NamedFile]) -> ImageOutput:
+        """From --output, which names a file where it ends like a picture and is no folder; folders are made.
+
+        Raises InputError where one file is to hold several images, is the image itself, or a folder cannot be made.
+        """
+        path = Path(given).expanduser()
+        if path.suffix.lower() not in PICTURE_SUFFIXES or path.is_dir():
+            return cls(prepare_folder(given))
+        if len(images) > 1:
+            raise InputError(f"--output {given}: one file for {len(images)} images; a directory takes several")
+        if path.resolve() == images[0].path.resolve():
+            raise InputError(f"--output {given}: is the image that is to be read")
+        return cls(prepare_folder(str(path.parent)), path)
+
+    def stem(self, image: NamedFile) -> Path:
+        """What the names of the image's results begin with."""
+        return self.folder / image.name if self.file is None else self.file.with_suffix("")
+
+    def picture(self, image: NamedFile, task: str, *, is_only: bool) -> Path:
+        """The file of a picture; several of one image whose file was named get their tasks' names."""
+        suffix = ".png" if self.file is None else self.file.suffix
+        return self.file if self.file is not None and is_only else Path(f"{self.stem(image)}_{task}{suffix}")
+
+    def __str__(self) -> str:
+        return str(self.file or self.folder)
+
+
 def _predict_images(
-    predictor: Predictor, images: Sequence[NamedFile], *, output: Path, threshold: float, save_masks: bool
+    predictor: Predictor, images: Sequence[NamedFile], *, output: ImageOutput, threshold: float, save_masks: bool
 ) -> None:
-    failures, num_written = [], 0
+    unread, unwritten, num_written, num_done = [], [], 0, 0
     for file in tqdm(images, desc="predict", unit="image", disable=None):
         try:
             image = to_rgb_array(file.source, bits=predictor.cfg.INPUT.IMAGE_BITS)
+            results = predictor(image)
         except InputError as error:
-            failures.append(str(error))
+            unread.append(str(error))
             continue
-        stem = output / file.name
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        results = predictor(image)
-        for task, picture in draw_results(image, results, predictor.metadata, threshold=threshold).items():
-            write_picture(picture, Path(f"{stem}_{task}.png"))
-            num_written += 1
-        if save_masks:
-            num_written += save_results(stem, results, predictor.metadata, name=file.path.name, threshold=threshold)
-    print(f"{num_written} files of {len(images) - len(failures)} images in {output}")
-    if failures:
-        raise InputError(_describe_failures(failures, num_images=len(images)))
+        stem = output.stem(file)
+        try:
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            pictures = draw_results(image, results, predictor.metadata, threshold=threshold)
+            for task, picture in pictures.items():
+                write_picture(picture, output.picture(file, task, is_only=len(pictures) == 1))
+            num_written += len(pictures)
+            if save_masks:
+                num_written += save_results(stem, results, predictor.metadata, name=file.path.name, threshold=threshold)
+        except InputError as error:
+            unwritten.append(str(error))
+        except OSError as error:
+            unwritten.append(f"{error.filename or stem}: {error.strerror}")
+        else:
+            num_done += 1
+    print(f"{num_written} files of {num_done} images in {output}")
+    parts = {"could not be read": unread, "could not be written": unwritten}
+    problems = [_describe_failures(found, what, num_images=len(images)) for what, found in parts.items() if found]
+    if problems:
+        raise InputError("; ".join(problems))
 
 
 def find_images(inputs: Sequence[str], *, output: Path | None = None) -> list[NamedFile]:
@@ -132,7 +203,7 @@ def find_images(inputs: Sequence[str], *, output: Path | None = None) -> list[Na
     return images
 
 
-def _describe_failures(failures: Sequence[str], *, num_images: int) -> str:
+def _describe_failures(failures: Sequence[str], what: str, *, num_images: int) -> str:
     more = len(failures) - MAX_FAILURES_NAMED
     named = list(failures[:MAX_FAILURES_NAMED]) + ([f"and {more} more"] if more > 0 else [])
-    return f"{len(failures)} of {num_images} images could not be read: " + "; ".join(named)
+    return f"{len(failures)} of {num_images} images {what}: " + "; ".join(named)

@@ -78,6 +78,9 @@ def predict_videos(predictor: Predictor, videos: Sequence[NamedFile], *, output:
         except InputError as error:
             failures.append(str(error))
             continue
+        except OSError as error:
+            failures.append(f"{video.path}: {error.filename or output}: cannot be written: {error.strerror}")
+            continue
         if options.max_frames is None and source.num_frames is not None and num_frames < 0.9 * source.num_frames:
             failures.append(f"{video.path}: damaged, only {num_frames} of {source.num_frames} frames could be read")
     if failures:

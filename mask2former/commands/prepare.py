@@ -1,15 +1,16 @@
-"""The commands behind ``datasets/prepare_*.py``: what each one makes of what, and their common options."""
+"""Prepares the public data sets: what each preparation makes of what, and their common options."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from mask2former.commands import prepare_shapes
+from mask2former.commands.arguments import CommandParser, Subcommand
 from mask2former.data.catalog import dataset_root
 from mask2former.data.datasets.builtin import provision_of
 from mask2former.data.preparation.ade20k import (
@@ -22,8 +23,9 @@ from mask2former.data.preparation.cityscapes import prepare_cityscapes
 from mask2former.data.preparation.coco import prepare_coco_semantic, prepare_coco_stuff, prepare_coco_stuff_10k
 from mask2former.data.preparation.mapillary import prepare_mapillary_vistas
 from mask2former.data.preparation.work import RunOptions
-from mask2former.errors import DatasetError, InputError
+from mask2former.errors import DatasetError, UsageError
 
+DESCRIPTION = "Prepare a public data set for training and evaluation, or draw the embedded one."
 _MAX_DEFAULT_WORKERS = 8
 
 
@@ -120,27 +122,44 @@ def run_preparation(
         preparation.prepare_split(folder, split, options)
 
 
-def main(name: str, arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line of a preparation and run it; returns the exit code, 1 where something given is wrong."""
+def _subcommand(name: str) -> Subcommand:
     preparation = PREPARATIONS[name]
-    parser = argparse.ArgumentParser(
-        description=f"{preparation.description} May be started again: what is there and whole is kept."
-    )
-    parser.add_argument("--root", type=Path, help="folder of the data sets (default: $DETECTRON2_DATASETS)")
-    parser.add_argument(
-        "--splits", nargs="+", default=(), metavar="SPLIT", help=f"of {', '.join(preparation.splits)} (default: all)"
-    )
-    workers = min(_MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
-    parser.add_argument("--num-workers", type=int, default=workers, help="processes (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="make anew what is there already")
-    parser.add_argument("--verbose", action="store_true", help="show where in the code an error arose")
-    args = parser.parse_args(arguments)
-    options = RunOptions(num_workers=args.num_workers, force=args.force)
-    try:
+
+    def add_arguments(parser: CommandParser) -> None:
+        parser.add_argument(
+            "--root", "--output", type=Path, help="folder of the data sets (default: $DETECTRON2_DATASETS)"
+        )
+        splits = ", ".join(preparation.splits)
+        parser.add_argument("--splits", nargs="+", default=(), metavar="SPLIT", help=f"of {splits} (default: all)")
+        workers = min(_MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+        parser.add_argument("--num-workers", type=int, default=workers, metavar="N", help="processes (%(default)s)")
+        parser.add_argument("--force", action="store_true", help="make anew what is there already")
+
+    def run(args: argparse.Namespace) -> None:
+        options = RunOptions(num_workers=args.num_workers, force=args.force)
         run_preparation(name, args.root, splits=args.splits, options=options)
-    except InputError as error:
-        if args.verbose:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    description = f"{preparation.description} May be started again: what is there and whole is kept."
+    return Subcommand(preparation.description, description, add_arguments, run)
+
+
+SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
+    {
+        "shapes": Subcommand(
+            "The embedded data set: coloured shapes, as images and videos.",
+            prepare_shapes.DESCRIPTION,
+            prepare_shapes.add_arguments,
+            prepare_shapes.run,
+        ),
+        **{name.replace("_", "-"): _subcommand(name) for name in PREPARATIONS},
+    }
+)
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Declare nothing: each data set has options of its own."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Say that a data set is missing; each has its own `run`."""
+    raise UsageError(f"a data set is needed: {', '.join(SUBCOMMANDS)}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
+from mask2former.commands.arguments import CommandParser
 from mask2former.data.catalog import dataset_root
 from mask2former.data.shapes.parameters import ShapesParameters
 from mask2former.data.shapes.prepare import prepare_shapes
@@ -18,10 +18,10 @@ DESCRIPTION = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     """Add the command's options to a parser."""
     default = ShapesParameters()
-    parser.add_argument("--output", type=Path, help="folder to write to (default: $DETECTRON2_DATASETS/shapes)")
+    parser.add_output_option("folder to write to, by default $DETECTRON2_DATASETS/shapes")
     for name, what in (
         ("num_train", "training images"),
         ("num_val", "validation images"),
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what the parsed options ask for; raises DatasetError (see `prepare_shapes`)."""
     if len(args.size) > 2:
         raise InputError(f"--size: expected one number or height and width, found {args.size}")
-    output = args.output or dataset_root() / "shapes"
+    output = Path(args.output).expanduser() if args.output else dataset_root() / "shapes"
     parameters = ShapesParameters(
         num_train=args.num_train,
         num_val=args.num_val,
@@ -66,19 +66,3 @@ def run(args: argparse.Namespace) -> None:
         f"{output}: {parameters.num_train} training and {parameters.num_val} validation images, {videos} videos, "
         f"drawn in {time.perf_counter() - start:.0f} s"
     )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and run; returns the exit code, 1 where something given is wrong."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
-    add_arguments(parser)
-    parser.add_argument("--verbose", action="store_true", help="show where in the code an error arose")
-    args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except InputError as error:
-        if args.verbose:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from mask2former.commands.arguments import CommandParser
+from mask2former.commands.setup import set_up
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, MetadataCatalog, build_train_loader
 from mask2former.data.catalog import DatasetDict, is_video, name_of
 from mask2former.data.targets import clip_targets, instance_targets, panoptic_targets, semantic_targets
 from mask2former.data.transforms import NoOpTransform
-from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.errors import ConfigError, DatasetError
+from mask2former.files.finding import prepare_folder
 from mask2former.files.images import read_image
 from mask2former.files.label_maps import read_label_map
 from mask2former.files.panoptic import read_panoptic_ids
@@ -27,7 +29,7 @@ from mask2former.files.pictures import write_picture
 from mask2former.structures import Instances, Metadata
 from mask2former.visualization.targets import draw_targets, join_frames
 
-VISUALIZE_DESCRIPTION = (
+DESCRIPTION = (
     "Draw the classes and masks of DATASETS.TRAIN: annotation as they are in the data set, dataloader after the "
     "mapper's augmentation, as training sees them. Frames of a clip stand side by side."
 )
@@ -40,11 +42,14 @@ _DEFAULT_IGNORE_LABEL = 255
 Frames = list[tuple[np.ndarray, Instances]]
 
 
-def add_visualize_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of data and mapper")
+    parser.add_config_options(needs="--weights does not tell it")
+    parser.add_argument(
+        "--weights", metavar="WEIGHTS", help="those whose run's data are drawn: its folder or checkpoint"
+    )
     parser.add_argument("--source", required=True, choices=SOURCES, help="what is drawn")
-    parser.add_argument("--output-dir", metavar="DIR", help="directory for the pictures; made if missing")
+    parser.add_output_option("directory for the pictures, made if missing", "--output-dir")
     parser.add_argument(
         "-n",
         "--num-images",
@@ -54,28 +59,20 @@ def add_visualize_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many, %(default)s if not given",
     )
     parser.add_argument("--show", action="store_true", help="open each picture in the system's viewer")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks and more of the log")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, after all options"
-    )
 
 
-def run_visualize(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Draw as the command line says.
 
     Raises:
         InputError: config, data set or options are wrong.
     """
-    from mask2former.commands.cli import setup_config
-
-    if args.output_dir is None and not args.show:
-        raise ConfigError("--output-dir or --show: expected one of them, or nobody would see the pictures")
+    if args.output is None and not args.show:
+        raise ConfigError("--output or --show: expected one of them, or nobody would see the pictures")
     if args.num_images < 1:
         raise ConfigError(f"--num-images: expected at least 1, found {args.num_images}")
-    if args.verbose:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-    cfg = setup_config(args)
-    output = None if args.output_dir is None else _make_directory(args.output_dir)
+    cfg = set_up(args).cfg
+    output = None if args.output is None else prepare_folder(args.output)
     read = read_annotations if args.source == "annotation" else read_batches
     pictures = itertools.islice(read(cfg), args.num_images)
     num_pictures = 0
@@ -170,12 +167,3 @@ def _stem(record: DatasetDict) -> str:
     """The name of the file without ending, for frames of a video after that of their folder."""
     path = Path(name_of(record))
     return f"{path.parent.name}_{path.stem}" if is_video(record) else path.stem
-
-
-def _make_directory(given: str) -> Path:
-    output = Path(given).expanduser()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output-dir {given}: cannot be the directory of the pictures: {error.strerror}") from error
-    return output

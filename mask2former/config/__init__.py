@@ -2,6 +2,7 @@
 
 from mask2former.config.cfg_node import CfgNode
 from mask2former.config.defaults import add_maskformer2_config, add_maskformer2_video_config, get_cfg
+from mask2former.config.installed import configs_folder, locate_config
 from mask2former.config.keys import Key, register_keys
 from mask2former.config.registry import Registry, build_from_config
 
@@ -12,6 +13,8 @@ __all__ = [
     "add_maskformer2_config",
     "add_maskformer2_video_config",
     "build_from_config",
+    "configs_folder",
     "get_cfg",
+    "locate_config",
     "register_keys",
 ]

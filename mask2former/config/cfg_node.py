@@ -9,6 +9,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
+from mask2former.config.installed import locate_config
 from mask2former.config.keys import accepted_document
 from mask2former.config.merging import merge_trees, nest
 from mask2former.config.yaml_reader import iter_config_files
@@ -26,23 +27,24 @@ class CfgNode(FvcoreCfgNode):
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         """Content of a config file merged over those it names as ``_BASE_``, paths relative to the file.
 
+        ``filename`` is a path, or a name below the published configs: coco/panoptic-segmentation/….yaml.
         Nothing is ever executed: ``allow_unsafe`` is accepted because fvcore has it, and ignored.
 
         Raises:
             ConfigError: a file is missing, not YAML, not a mapping, or inherits from itself.
         """
         tree: dict[str, Any] = {}
-        for _, content in iter_config_files(filename):
+        for _, content in iter_config_files(locate_config(filename)):
             _overlay(tree, content)
         return tree
 
     def merge_from_file(self, cfg_filename: str | os.PathLike[str], allow_unsafe: bool = False) -> None:
-        """Overwrite keys by those of a config file and its bases.
+        """Overwrite keys by those of a config file, found as by ``load_yaml_with_base``, and of its bases.
 
         Raises:
             ConfigError: as ``load_yaml_with_base``, or keys are unknown or values of another type.
         """
-        merge_trees(self, list(iter_config_files(os.fspath(cfg_filename))))
+        merge_trees(self, list(iter_config_files(locate_config(cfg_filename))))
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Overwrite keys by ``[KEY, VALUE, KEY, VALUE, ...]``; values given as text are read as Python literals.

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import BASE_KEY
 
+from mask2former.config.installed import suggest_config
 from mask2former.config.literals import parse_size_list
 from mask2former.errors import ConfigError
 
@@ -62,7 +63,8 @@ def _read_yaml(filename: str, *, inherited_by: tuple[str, ...]) -> dict[str, Any
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         origin = f" ({BASE_KEY} of {inherited_by[-1]})" if inherited_by else ""
-        raise ConfigError(f"cannot read config file {shorten(filename)}{origin}: {reason}") from error
+        nearest = "" if inherited_by or not isinstance(error, FileNotFoundError) else suggest_config(filename)
+        raise ConfigError(f"cannot read config file {shorten(filename)}{origin}: {reason}{nearest}") from error
     try:
         content = yaml.load(text, Loader=_ConfigLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

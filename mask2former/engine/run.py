@@ -12,6 +12,7 @@ import torch
 
 from mask2former import distributed
 from mask2former.config import CfgNode
+from mask2former.data.run_metadata import write_run_metadata
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.metrics import METRICS_FILE, set_aside
@@ -90,6 +91,7 @@ def begin_files(run: Run) -> None:
         run.folder.begin_run()
         set_aside(run.folder.directory / METRICS_FILE)
     write_text_atomic(run.cfg.dump(), run.folder.directory / "config.yaml")
+    write_run_metadata([*run.cfg.DATASETS.TEST, *run.cfg.DATASETS.TRAIN], run.folder.directory)
     logger.info("configuration written to %s", run.folder.directory / "config.yaml")
 
 

@@ -17,11 +17,14 @@ from mask2former.files.opening import PathLike
 
 # Runs are what label maps are made of; photographs become smaller, too, and in a quarter of the time.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_SAME = {".jpeg": ".jpg", ".tiff": ".tif"}
 _OPTIONS = {".png": _PNG_OPTIONS, ".jpg": (cv2.IMWRITE_JPEG_QUALITY, 95)}
 
 
 def encode_picture(pixels: np.ndarray, suffix: str = ".png", *, options: Sequence[int] | None = None) -> bytes:
-    """The bytes of a file of pixels; ``suffix`` is .png, .jpg or .tif, ``options`` are OpenCV's for the first two."""
+    """The bytes of a file of pixels; ``suffix`` is one of PICTURE_SUFFIXES, ``options`` are OpenCV's but for TIFF."""
+    suffix = _SAME.get(suffix.lower(), suffix.lower())
     if suffix == ".tif":
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "TIFF", compression="tiff_lzw")
@@ -34,7 +37,7 @@ def encode_picture(pixels: np.ndarray, suffix: str = ".png", *, options: Sequenc
 
 
 def write_picture(pixels: np.ndarray, path: PathLike, *, options: Sequence[int] | None = None) -> None:
-    """Write pixels as the name's ending says, .png, .jpg or .tif; a reader sees the old file or the whole new one.
+    """Write pixels as the name's ending says, one of PICTURE_SUFFIXES; a reader sees the old file or the whole new one.
 
     Raises:
         InputError: the file cannot be written.

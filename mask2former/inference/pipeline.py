@@ -6,24 +6,19 @@ Letters: N masks, K classes, H W image size.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
-from mask2former.checkpoint import find_zoo_model, zoo_models
-from mask2former.checkpoint.transformers_config import read_class_names, read_transformers_folder
-from mask2former.config import CfgNode, get_cfg
-from mask2former.errors import CheckpointError, ConfigError
+from mask2former.config import CfgNode
+from mask2former.errors import ConfigError
 from mask2former.files.images import ImageInput
+from mask2former.inference.model_source import find_config, locate_weights
 from mask2former.inference.predictor import TASKS, Predictor, copy_config
-from mask2former.structures import MetadataCatalog
 from mask2former.visualization.overlays import class_name
 
-_ZOO = "zoo://"
 _INSTANCE_THRESHOLD = 0.5  # every query yields an instance, and most of them are wrong
-_PANOPTIC_THRESHOLDS = {"OBJECT_MASK_THRESHOLD": 0.8, "OVERLAP_THRESHOLD": 0.8}  # of the published configs
 
 
 class Segmentation(TypedDict):
@@ -66,11 +61,11 @@ def pipeline(
 ) -> Pipeline:
     """A function from images to masks, labels and scores.
 
-    task: "panoptic", "instance" or "semantic". weights: a checkpoint, a name of the zoo such as coco/panoptic/r50, or
-        a folder of transformers. config: needed where none lies beside the weights, as config.yaml or under the
-        same name. device: by default a GPU where there is one. score_threshold: 0..1, what scores less is left out; by
-        default 0.5 for instances, and what the config says for panoptic segments. precision: "bfloat16" is the faster
-        on GPUs and on CPUs that have it; by default what the config says, float32.
+    task: "panoptic", "instance" or "semantic". weights: a checkpoint, a run folder, a name of the zoo such as
+        coco/panoptic/r50, or a folder of transformers. config: needed where none lies beside the weights, as
+        config.yaml or under the same name. device: by default a GPU where there is one. score_threshold: 0..1, what
+        scores less is left out; by default 0.5 for instances, and what the config says for panoptic segments.
+        precision: "bfloat16" is the faster on GPUs and on CPUs that have it; by default what the config says, float32.
     Raises ConfigError for a wrong task or config, or where none is found, CheckpointError for unusable weights.
 
     Example:
@@ -78,59 +73,13 @@ def pipeline(
     """
     if task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
-    weights = _full_address(weights)
+    weights = locate_weights(weights)
     cfg = copy_config(find_config(weights) if config is None else config)
     cfg.TEST.SEMANTIC_LABELS = False  # results say how sure they are
     if score_threshold is None and task == "instance":
         score_threshold = _INSTANCE_THRESHOLD
     predictor = Predictor(cfg, weights, device=device, task=task, score_threshold=score_threshold, precision=precision)
     return Pipeline(predictor, task)
-
-
-def find_config(weights: str) -> CfgNode:
-    """The config of a model of the zoo, of a folder of transformers, or of the file that lies beside a checkpoint.
-
-    Raises:
-        ConfigError: there is none.
-        CheckpointError: no such file, an unknown name of the zoo, or the config of another model.
-    """
-    cfg, path = get_cfg(), Path(weights).expanduser()
-    if weights.lower().startswith(_ZOO):
-        name = find_zoo_model(weights[len(_ZOO) :]).config
-        candidates = [folder / "configs" / name for folder in (Path(__file__).parents[1], Path.cwd())]
-    elif (path / "config.json").is_file():
-        return _transformers_config(cfg, path)
-    elif path.is_dir():
-        raise ConfigError(f"{weights}: expected a folder of transformers, found no config.json in it")
-    else:
-        candidates = [path.with_suffix(".yaml"), path.parent / "config.yaml"]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None and "://" not in weights and not path.exists():
-        raise CheckpointError(f"{weights}: found no such file; expected a checkpoint, a folder or {_ZOO}NAME")
-    if found is None:
-        looked = " and ".join(str(candidate) for candidate in candidates)
-        raise ConfigError(f"config: give the config of {weights}; none was found as {looked}")
-    cfg.merge_from_file(str(found))
-    return cfg
-
-
-def _full_address(weights: str | os.PathLike[str]) -> str:
-    """Names of the zoo with their scheme, everything else as it is."""
-    name = os.fspath(weights)
-    return _ZOO + name if name.lower() in zoo_models() and not Path(name).exists() else name
-
-
-def _transformers_config(cfg: CfgNode, folder: Path) -> CfgNode:
-    for key, value in read_transformers_folder(folder).items():
-        cfg.merge_from_list([key, value])
-    for key, value in _PANOPTIC_THRESHOLDS.items():
-        cfg.MODEL.MASK_FORMER.TEST[key] = value
-    name, classes = f"classes of {folder}", read_class_names(folder)
-    if name in MetadataCatalog:
-        MetadataCatalog.remove(name)  # the folder may have been written anew
-    MetadataCatalog.get(name).set(stuff_classes=classes, thing_classes=classes)
-    cfg.DATASETS.TEST = (name,)
-    return cfg
 
 
 def _read_panoptic(results: dict[str, Any]) -> tuple[torch.Tensor, list[int], list[float]]:

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 
 from mask2former.checkpoint import load_weights
-from mask2former.config import CfgNode, get_cfg
+from mask2former.config import CfgNode
 from mask2former.data import MetadataCatalog
-from mask2former.data.datasets import register_builtin_datasets
-from mask2former.data.own_data import register_own_data
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import ConfigError, InputError
 from mask2former.files.images import ImageInput, to_rgb_array
 from mask2former.files.videos import VideoSource
 from mask2former.inference.frame_tracker import FrameTracker
+from mask2former.inference.model_source import locate_weights, read_config, register_data
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
 from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
@@ -56,7 +55,7 @@ class Predictor:
     ) -> None:
         """Build the model and load its weights.
 
-        cfg: a config, which is not changed, or the path of a config file; the other arguments go before what it says.
+        cfg: a config, which is not changed, or a config file; the other arguments go before what it says.
             task: one or several of "panoptic", "instance", "semantic".
             score_threshold: 0..1, instances below it are dropped and panoptic segments must exceed it.
             precision: "float32", "bfloat16" or, on a GPU, "float16".
@@ -206,8 +205,7 @@ def _peek_size(arrays: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[
 
 def _find_metadata(cfg: CfgNode) -> Metadata:
     """Class names and colours of the first data set of the config; empty where nobody registered it."""
-    register_builtin_datasets()
-    register_own_data(cfg)  # of which the config holds all that predicting needs
+    register_data(cfg)
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
 
@@ -215,9 +213,7 @@ def _find_metadata(cfg: CfgNode) -> Metadata:
 def copy_config(cfg: CfgNode | str | os.PathLike[str]) -> CfgNode:
     """A config, or the one of a file, as a copy that can be changed."""
     if isinstance(cfg, (str, os.PathLike)):
-        read = get_cfg()
-        read.merge_from_file(os.fspath(cfg))
-        return read
+        return read_config(cfg)
     copied = cfg.clone()
     copied.defrost()
     return copied
@@ -234,7 +230,7 @@ def _resolve_config(
 ) -> CfgNode:
     resolved = copy_config(cfg)
     if weights is not None:
-        resolved.MODEL.WEIGHTS = os.fspath(weights)
+        resolved.MODEL.WEIGHTS = locate_weights(weights)
     if device is not None:
         resolved.MODEL.DEVICE = str(device)
     if precision is not None:

@@ -354,6 +354,7 @@ def test_predict_wrong_input_is_named(
             str(tmp_path / given),
             "--output",
             str(output),
+            "--random-weights",
             "--opts",
             *TINY,
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 from PIL import Image
 
 from mask2former.commands import predict as predict_command
-from mask2former.commands.predict import add_predict_arguments, find_images, run_predict
+from mask2former.commands.arguments import CommandParser, parse_arguments
+from mask2former.commands.predict import find_images
 from mask2former.errors import InputError
 from mask2former.files.finding import NamedFile
 from mask2former.files.images import to_rgb_array
@@ -75,9 +75,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path) -> None:
-    parser = argparse.ArgumentParser()
-    add_predict_arguments(parser)
-    run_predict(parser.parse_args(["--config-file", str(REPOSITORY / CONFIG), *map(str, arguments)]))
+    parser = CommandParser()
+    predict_command.add_arguments(parser)
+    parser.add_verbose()
+    options = ["--config-file", str(REPOSITORY / CONFIG), *map(str, arguments)]
+    predict_command.run(parse_arguments(parser, options))
 
 
 def load_demo() -> ModuleType:

@@ -89,7 +89,7 @@ def test_analyze_takes_a_random_image_where_the_data_set_is_missing(
         (["analyze", "--tasks", "flop", "--size", "0", "4"], "--size: expected at least 1"),
         (["benchmark", "--task", "eval", "--num-iters", "0"], "--num-iters: expected at least 1"),
         (["benchmark", "--task", "data", "--size", "32", "32"], "--size: data is about the data set"),
-        (["visualize-data", "--source", "annotation"], "--output-dir or --show"),
+        (["visualize-data", "--source", "annotation"], "--output or --show"),
         (["visualize-data", "--source", "annotation", "--show", "-n", "0"], "--num-images: expected at least 1"),
     ],
 )

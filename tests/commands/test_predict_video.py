@@ -97,7 +97,8 @@ def test_predictor_video_score_threshold_and_wrong_frames(video_predictor: Predi
 
 
 def run_demo(*arguments: str | Path) -> int:
-    return predict_main(["--config-file", QUICKSTART, *map(str, arguments), "--opts", *map(str, TINY)])
+    options = ["--config-file", QUICKSTART, "--random-weights", *map(str, arguments)]
+    return predict_main([*options, "--opts", *map(str, TINY)])
 
 
 def test_demo_video_panoptic_with_masks(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,3 +98,5 @@ def test_wheel_is_of_the_platform_and_of_any_python(tmp_path: Path) -> None:
     assert f"mask2former/ops/lib/{build.CUDA_LIBRARY}" not in names
     assert "mask2former/ops/csrc/cpu/kernels.cpp" in names
     assert "mask2former/ops/csrc/cuda/ms_deform_attn.cu" in names
+    configs = {f"mask2former/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert configs == {name for name in names if name.startswith("mask2former/configs/")}

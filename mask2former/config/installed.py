@@ -1,0 +1,40 @@
+"""The published config files, wherever the package runs from: ``configs/`` of the repository, or the installed copy."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+_FOLDER = "configs"
+
+
+@functools.cache
+def configs_folder() -> Path:
+    """The folder of the published config files: inside an installed package, beside the package in a clone."""
+    installed = _PACKAGE / _FOLDER
+    return installed if installed.is_dir() else _PACKAGE.parent / _FOLDER
+
+
+def locate_config(name: str | os.PathLike[str]) -> str:
+    """The path of a config file: `name` itself where there is such a file, else that below the published ones.
+
+    Names below them may begin with ``configs/``. What is found nowhere comes back as it is.
+    """
+    given = os.fspath(name)
+    path = Path(given).expanduser()
+    if path.exists() or path.is_absolute():
+        return given
+    below = Path(*path.parts[1:]) if path.parts[:1] == (_FOLDER,) else path
+    found = configs_folder() / below
+    return str(found) if found.is_file() else given
+
+
+def suggest_config(name: str) -> str:
+    """For a config file that is missing: the published ones of nearly that name; empty where there is none."""
+    known = {path.name: path for path in sorted(configs_folder().rglob("*.yaml"))}
+    nearest = difflib.get_close_matches(Path(name).name, known, n=2, cutoff=0.8)
+    paths = [known[match].relative_to(configs_folder()).as_posix() for match in nearest]
+    return f"; did you mean {' or '.join(paths)}?" if paths else ""

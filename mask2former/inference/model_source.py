@@ -1,0 +1,162 @@
+"""What weights tell of their model: where they lie, its config, its classes, and the modules that hold its parts.
+
+A run folder, a name of the zoo and a folder of transformers each tell all of it, so that nothing else has to be given.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mask2former.checkpoint import find_zoo_model, zoo_models
+from mask2former.checkpoint.transformers_config import read_class_names, read_transformers_folder
+from mask2former.config import CfgNode, configs_folder, get_cfg, locate_config
+from mask2former.data.datasets import register_builtin_datasets
+from mask2former.data.own_data import register_own_data
+from mask2former.data.run_metadata import register_run_metadata
+from mask2former.errors import CheckpointError, ConfigError, InputError
+from mask2former.structures import MetadataCatalog
+
+_ZOO = "zoo://"
+_CONFIG = "config.yaml"  # of a run folder
+_FINAL, _LAST = "model_final.pth", "last_checkpoint"
+_PANOPTIC_THRESHOLDS = {"OBJECT_MASK_THRESHOLD": 0.8, "OVERLAP_THRESHOLD": 0.8}  # of the published configs
+
+_logger = logging.getLogger(__name__)
+
+
+def locate_weights(weights: str | os.PathLike[str]) -> str:
+    """Names of the zoo with their scheme, for a run folder the checkpoint to use, everything else as it is.
+
+    Raises:
+        CheckpointError: a run folder without a checkpoint.
+    """
+    name = os.fspath(weights)
+    path = Path(name).expanduser()
+    if name.lower() in zoo_models() and not path.exists():
+        return _ZOO + name
+    if not (path / _CONFIG).is_file() or (path / "config.json").is_file():
+        return name
+    if (path / _FINAL).is_file():
+        return str(path / _FINAL)
+    last = path / _LAST
+    newest = path / last.read_text(encoding="utf-8").strip() if last.is_file() else path / _FINAL
+    if not newest.is_file():
+        raise CheckpointError(f"{weights}: a run folder without a checkpoint, found no {newest.name} in it")
+    _logger.warning("%s: the run is not finished, its newest checkpoint %s is used", weights, newest.name)
+    return str(newest)
+
+
+def find_config(weights: str) -> CfgNode:
+    """The config of a model of the zoo, of a folder of transformers, or of the file that lies beside a checkpoint.
+
+    Raises:
+        ConfigError: there is none.
+        CheckpointError: no such file, an unknown name of the zoo, or the config of another model.
+    """
+    address, path = locate_weights(weights), Path(weights).expanduser()
+    for read in _WAYS:
+        cfg = read(address)
+        if cfg is not None:
+            return cfg
+    if path.is_dir():
+        raise ConfigError(
+            f"{weights}: expected a folder of transformers, found no config.json in it; nor is it one of a run"
+        )
+    if "://" not in weights and not path.exists():
+        raise CheckpointError(f"{weights}: found no such file; expected a checkpoint, a folder or {_ZOO}NAME")
+    looked = " and ".join(str(candidate) for candidate in _beside(path))
+    raise ConfigError(f"config: give the config of {weights}; none was found as {looked}")
+
+
+def find_config_file(checkpoint: Path) -> Path | None:
+    """The config file that lies beside a checkpoint: of its name, or that of the run folder; None without one."""
+    return next((path for path in _beside(checkpoint) if path.is_file()), None)
+
+
+def read_config(name: str | os.PathLike[str]) -> CfgNode:
+    """The config of a file, or of a name below the published ones, after the modules that it names in IMPORTS.
+
+    What the run of a run folder knew of its data is registered too.
+
+    Raises:
+        ConfigError: the file, or a module that it names, cannot be read.
+    """
+    path = locate_config(name)
+    modules = CfgNode.load_yaml_with_base(path).get("IMPORTS", [])
+    new = [str(module) for module in modules if str(module) not in sys.modules]
+    if new:
+        _logger.warning("%s names modules of its own, which are imported: %s", path, ", ".join(new))
+    import_modules(new, origin=f"{path}: IMPORTS")
+    cfg = get_cfg()
+    cfg.merge_from_file(path)
+    register_data(cfg, folder=Path(path).expanduser().parent)
+    return cfg
+
+
+def import_modules(names: Iterable[str], *, origin: str = "--import") -> None:
+    """Import modules that register parts of models, data sets or config keys.
+
+    Raises:
+        ConfigError: a module is not found or fails.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"{origin} {name}: {error}; modules are looked for on PYTHONPATH") from error
+        except InputError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            found = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{origin} {name}: {found} ({place.filename}, line {place.lineno})") from error
+
+
+def register_data(cfg: CfgNode, *, folder: Path | None = None) -> None:
+    """Register the built-in data sets, those of a run with --data, and what the run of `folder` knew of others."""
+    register_builtin_datasets()
+    register_own_data(cfg)
+    if folder is not None:
+        register_run_metadata(folder)
+
+
+def _of_zoo(address: str) -> CfgNode | None:
+    if not address.lower().startswith(_ZOO):
+        return None
+    return read_config(configs_folder() / find_zoo_model(address[len(_ZOO) :]).config)
+
+
+def _of_transformers(address: str) -> CfgNode | None:
+    folder = Path(address).expanduser()
+    if not (folder / "config.json").is_file():
+        return None
+    cfg = get_cfg()
+    for key, value in read_transformers_folder(folder).items():
+        cfg.merge_from_list([key, value])
+    for key, value in _PANOPTIC_THRESHOLDS.items():
+        cfg.MODEL.MASK_FORMER.TEST[key] = value
+    name, classes = f"classes of {folder}", read_class_names(folder)
+    if name in MetadataCatalog:
+        MetadataCatalog.remove(name)  # the folder may have been written anew
+    MetadataCatalog.get(name).set(stuff_classes=classes, thing_classes=classes)
+    cfg.DATASETS.TEST = (name,)
+    return cfg
+
+
+def _of_neighbour(address: str) -> CfgNode | None:
+    found = find_config_file(Path(address).expanduser())
+    return None if found is None else read_config(found)
+
+
+# Asked in this order. A further kind of weights, such as an exported file that holds its config, is a further function.
+_WAYS: tuple[Callable[[str], CfgNode | None], ...] = (_of_zoo, _of_transformers, _of_neighbour)
+
+
+def _beside(path: Path) -> list[Path]:
+    return [path.with_suffix(".yaml"), path.parent / _CONFIG]
