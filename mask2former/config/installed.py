@@ -25,11 +25,11 @@ def locate_config(name: str | os.PathLike[str]) -> str:
     """
     given = os.fspath(name)
     path = Path(given).expanduser()
-    if path.exists() or path.is_absolute():
+    if os.path.exists(path) or path.is_absolute():
         return given
     below = Path(*path.parts[1:]) if path.parts[:1] == (_FOLDER,) else path
     found = configs_folder() / below
-    return str(found) if found.is_file() else given
+    return str(found) if os.path.isfile(found) else given  # which takes names that are too long
 
 
 def suggest_config(name: str) -> str:
