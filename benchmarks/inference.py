@@ -60,7 +60,7 @@ def run_theirs(pair: ModelPair, images: torch.Tensor, output_size: tuple[int, in
 
     outputs = pair.theirs(pixel_values=images)
     test = pair.cfg.MODEL.MASK_FORMER.TEST
-    stuff = set(range(pair.theirs.config.num_labels)) - (pair.ours.thing_ids() or set())
+    stuff = set(range(pair.theirs.config.num_labels)) - (pair.ours.thing_ids or set())
     return Mask2FormerImageProcessor().post_process_panoptic_segmentation(
         outputs,
         threshold=test.OBJECT_MASK_THRESHOLD,

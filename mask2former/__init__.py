@@ -41,15 +41,17 @@ _MODULE_OF = {
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """The model that ``cfg`` describes, on ``cfg.MODEL.DEVICE``, knowing the classes of the built-in data sets.
+    """The model that ``cfg`` describes, on ``cfg.MODEL.DEVICE``, knowing the classes of its data sets.
 
     Raises:
         ConfigError: a key names a part that does not exist, or values do not fit together.
     """
     from mask2former.data.datasets import register_builtin_datasets
+    from mask2former.data.own_data import register_own_data
     from mask2former.modeling import build_model as assemble
 
-    register_builtin_datasets()  # the model asks their metadata which classes are things
+    register_builtin_datasets()  # whose metadata says which classes are things
+    register_own_data(cfg)
     return assemble(cfg)
 
 

@@ -31,7 +31,7 @@ from mask2former.data.catalog import (
 )
 from mask2former.data.clip_mapper import ClipMapper
 from mask2former.data.mapper import DatasetMapper
-from mask2former.data.presets import VIDEO_ARCHITECTURE, preset_of
+from mask2former.data.presets import preset_of
 from mask2former.data.samplers import (
     Draw,
     InferenceSampler,
@@ -249,8 +249,8 @@ def _check_videos(data_sets: Sequence[list[DatasetDict]], cfg: CfgNode) -> None:
     for name, dicts in zip(cfg.DATASETS.TRAIN, data_sets, strict=True):
         if is_video(dicts[0]) and not preset_of(cfg).clips:
             raise ConfigError(
-                f"DATASETS.TRAIN: {name} holds videos, which MODEL.META_ARCHITECTURE {VIDEO_ARCHITECTURE} trains on, "
-                f"found {cfg.MODEL.META_ARCHITECTURE}"
+                f"DATASETS.TRAIN: {name} holds videos: expected a MODEL.META_ARCHITECTURE that takes clips, such as "
+                f"VideoMaskFormer, found {cfg.MODEL.META_ARCHITECTURE}"
             )
 
 

@@ -28,6 +28,7 @@ from mask2former.data.transforms import (
     ResizeShortestEdge,
 )
 from mask2former.errors import ConfigError
+from mask2former.modeling import takes_clips
 
 _BY_CLIP = "_by_clip"  # ends a value of INPUT that is drawn once for all frames of a clip
 
@@ -60,7 +61,6 @@ MAPPER_PRESETS: Mapping[str, MapperPreset] = MappingProxyType(
 )
 
 
-VIDEO_ARCHITECTURE = "VideoMaskFormer"
 CLIP_PRESET = MapperPreset("instance", keep_empty=True, clips=True)
 
 
@@ -70,7 +70,7 @@ def preset_of(cfg: CfgNode) -> MapperPreset:
     Raises:
         ConfigError: there is none of this name.
     """
-    if cfg.MODEL.META_ARCHITECTURE == VIDEO_ARCHITECTURE:  # published video configs leave the mapper's name alone
+    if takes_clips(cfg.MODEL.META_ARCHITECTURE):  # published video configs leave the mapper's name alone
         return CLIP_PRESET
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in MAPPER_PRESETS:

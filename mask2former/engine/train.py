@@ -57,7 +57,7 @@ def train(
         InputError: configuration, data or checkpoint are wrong.
         NonFiniteError: a loss became infinite or not a number.
     """
-    from mask2former.modeling import build_model
+    from mask2former import build_model
 
     register_own_data(cfg)
     if cfg.SOLVER.MAX_EPOCHS:

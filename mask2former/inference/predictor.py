@@ -29,7 +29,6 @@ from mask2former.structures import Metadata
 
 TASKS = ("panoptic", "instance", "semantic")
 ClipInput: TypeAlias = "Iterable[ImageInput] | str | os.PathLike[str]"
-VIDEO_ARCHITECTURE = "VideoMaskFormer"  # looks at several frames at once
 
 
 class Predictor:
@@ -65,6 +64,7 @@ class Predictor:
         self.cfg = _resolve_config(
             cfg, weights=weights, device=device, task=task, score_threshold=score_threshold, precision=precision
         )
+        self.metadata = _find_metadata(self.cfg)  # before the model, which learns from it which classes are things
         self.model = build_model(self.cfg).eval()
         if self.cfg.MODEL.WEIGHTS:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS)
@@ -73,22 +73,29 @@ class Predictor:
         prepare_for_inference(self.model)
         is_augmented = self.cfg.TEST.AUG.ENABLED if augment is None else augment
         self._infer = with_test_time_augmentation(self.cfg, self.model) if is_augmented else self.model
-        self.metadata = _find_metadata(self.cfg)
         self._resize = build_test_augmentations(self.cfg)
 
     def __call__(
-        self, image: ImageInput | list[ImageInput] | tuple[ImageInput, ...], *, channel_order: str = "RGB"
+        self,
+        image: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
+        *,
+        channel_order: str = "RGB",
+        batch_size: int = 4,
     ) -> Any:
         """Predict one image, or each image of a list.
 
         image: as `to_rgb_array` takes it; channel_order: "RGB" or "BGR", for arrays and tensors.
+        batch_size: so many images of a list at most pass the model together, those that are padded to one size.
         Returns for an image the dict of the model's results at the size of the image (those of "sem_seg" (K, H, W),
         or (H, W) with TEST.SEMANTIC_LABELS, "panoptic_seg" (ids (H, W), segments_info), "instances" that the config
         asks for), for a list a list of them.
-        Raises InputError where an image is missing, corrupt or of a wrong form.
+        Raises InputError where an image is missing, corrupt or of a wrong form, or `batch_size` is below 1.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, found {batch_size}")
         if isinstance(image, (list, tuple)):
-            return [self._predict(item, channel_order=channel_order) for item in image]
+            samples = (self._to_sample(item, channel_order=channel_order) for item in image)
+            return self._run_in_batches(samples, batch_size=batch_size)
         return self._predict(image, channel_order=channel_order)
 
     def predict_clip(self, frames: ClipInput, *, channel_order: str = "RGB") -> dict[str, Any]:
@@ -121,7 +128,7 @@ class Predictor:
         Raises InputError as `predict_clip` does.
         """
         size, arrays = _peek_size(_to_arrays(frames, channel_order, bits=self.cfg.INPUT.IMAGE_BITS))
-        if self.cfg.MODEL.META_ARCHITECTURE == VIDEO_ARCHITECTURE:
+        if getattr(self.model, "takes_clips", False):
             yield from self._video_by_windows(arrays, size=size, score_threshold=score_threshold)
             return
         trackers = {"panoptic_seg": FrameTracker(), "instances": FrameTracker()}
@@ -159,14 +166,41 @@ class Predictor:
         return self.model.track(frames, height=size[0], width=size[1])
 
     def _predict(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
+        return self._run(self._to_sample(image, channel_order=channel_order))
+
+    def _run(self, sample: dict[str, Any]) -> dict[str, Any]:
+        return self._run_in_batches([sample], batch_size=1)[0]
+
+    def _run_in_batches(self, samples: Iterable[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
+        """Results in the order of the samples. Only what is padded alike anyway goes together: it changes no result."""
+        results: dict[int, dict[str, Any]] = {}
+        waiting: dict[Any, dict[int, dict[str, Any]]] = {}  # samples by padded size and by place
+
+        def run(batch: dict[int, dict[str, Any]]) -> None:
+            with torch.inference_mode():
+                results.update(zip(batch, self._infer(list(batch.values())), strict=True))
+            batch.clear()
+
+        for place, sample in enumerate(samples):
+            batch = waiting.setdefault(self._padded_size(sample), {})
+            batch[place] = sample
+            if len(batch) == batch_size:
+                run(batch)
+        for batch in filter(None, waiting.values()):
+            run(batch)
+        return [results[place] for place in range(len(results))]
+
+    def _padded_size(self, sample: dict[str, Any]) -> Any:
+        image = sample["image"]
+        if not isinstance(image, torch.Tensor):
+            return None  # a clip
+        divisor = max(getattr(self.model, "size_divisibility", 1), 1)
+        return tuple(-(-side // divisor) for side in image.shape[-2:])
+
+    def _to_sample(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
         array = to_rgb_array(image, channel_order=channel_order, bits=self.cfg.INPUT.IMAGE_BITS)
         height, width = array.shape[:2]
-        return self._run({"image": self._to_model_input(array), "height": height, "width": width})
-
-    def _run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        with torch.inference_mode():
-            results = self._infer([inputs])
-        return results if isinstance(results, dict) else results[0]
+        return {"image": self._to_model_input(array), "height": height, "width": width}
 
     def _to_model_input(self, rgb: np.ndarray) -> torch.Tensor:
         """Image (3, h, w) uint8 at test size, in the channel order of the config."""

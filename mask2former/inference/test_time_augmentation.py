@@ -9,7 +9,7 @@ Letters: B batch, Q queries, K classes, C channels, H W output size, h w size of
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -153,7 +153,7 @@ class MaskFormerWithTTA(SemanticSegmentorWithTTA):
     def infer(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """`sem_seg`, `panoptic_seg` and `instances` of one sample, as the model returns them."""
         model = self.model
-        merged = _MergedResults(model.inference, model.thing_ids() if model.inference.panoptic else None)
+        merged = _MergedResults(model.inference, model.thing_ids)
         for copy in self.copy_maker.copies(sample):
             images, geometries = model.pad([copy.sample])
             prediction = model.predict(images)[-1]
@@ -189,7 +189,7 @@ class _Mean:
 class _MergedResults:
     """The results of every task from the predictions of all copies of one image."""
 
-    def __init__(self, options: InferenceOptions, thing_ids: set[int] | None) -> None:
+    def __init__(self, options: InferenceOptions, thing_ids: Set[int] | None) -> None:
         self._thing_ids = thing_ids
         # The maps of a class are resized as they are where the model infers its tasks together.
         resize_first = options.resize_before_inference or options.panoptic or options.instance

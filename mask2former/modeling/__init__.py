@@ -27,6 +27,7 @@ from mask2former.modeling.registry import (
     POSTPROCESSING_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
     TRANSFORMER_DECODER_REGISTRY,
+    takes_clips,
 )
 from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder, StandardTransformerDecoder
 
@@ -55,4 +56,5 @@ __all__ = [
     "accelerate",
     "build_model",
     "prepare_for_inference",
+    "takes_clips",
 ]

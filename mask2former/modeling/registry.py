@@ -17,6 +17,12 @@ MATCHER_REGISTRY = Registry("matcher", key="MODEL.MASK_FORMER.MATCHER")
 LOSS_REGISTRY = Registry("loss", key="MODEL.MASK_FORMER.LOSSES")
 POSTPROCESSING_REGISTRY = Registry("post-processing", key="MODEL.MASK_FORMER.POSTPROCESSING")
 
+
+def takes_clips(name: str) -> bool:
+    """Whether the meta-architecture called `name` is one of videos: trained on clips; False where there is none."""
+    return name in META_ARCH_REGISTRY and bool(getattr(META_ARCH_REGISTRY.get(name), "takes_clips", False))
+
+
 __all__ = [
     "BACKBONE_REGISTRY",
     "CRITERION_REGISTRY",
@@ -27,4 +33,5 @@ __all__ = [
     "SEM_SEG_HEADS_REGISTRY",
     "TRANSFORMER_DECODER_REGISTRY",
     "build_from_config",
+    "takes_clips",
 ]

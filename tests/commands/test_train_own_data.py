@@ -148,7 +148,7 @@ def test_data_option_trains_evaluates_and_predicts(
     known = predictor.metadata.get("stuff_classes") or predictor.metadata.thing_classes
     assert known == names
     if task == "panoptic":
-        assert predictor.model.thing_ids() == {0, 1}
+        assert predictor.model.thing_ids == {0, 1}
 
 
 def test_saved_config_evaluates_and_resumes_without_the_option_in_another_folder(

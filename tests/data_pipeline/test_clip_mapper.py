@@ -18,10 +18,12 @@ from mask2former.data.catalog import annotated_objects
 from mask2former.data.clip_mapper import ClipMapper, FrameSampling
 from mask2former.data.datasets import register_coco_instances
 from mask2former.data.datasets.ytvis import load_ytvis_json
+from mask2former.data.presets import preset_of
 from mask2former.data.samplers import sample_generator
 from mask2former.data.transforms import ByClip, ByFrame, ClipAugmentationList, PanningCrop, RandomCrop, RandomFlip
 from mask2former.data.transforms.blend import BlendTransform
 from mask2former.errors import ConfigError, DatasetError
+from mask2former.modeling import META_ARCH_REGISTRY, MaskFormer
 from mask2former.structures import bitmasks_to_rles
 
 HEIGHT, WIDTH, LENGTH = 20, 28, 5
@@ -317,6 +319,19 @@ def test_image_model_does_not_train_on_videos(video_cfg: CfgNode) -> None:
     video_cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
     with pytest.raises(ConfigError, match=r"tiny_video holds videos.*VideoMaskFormer"):
         build_train_loader(video_cfg)
+
+
+def test_registered_video_model_of_another_name_trains_on_clips(
+    video_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OwnVideoModel(MaskFormer):
+        takes_clips = True
+
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "TrackEverything", OwnVideoModel)
+    video_cfg.MODEL.META_ARCHITECTURE = "TrackEverything"
+    assert preset_of(video_cfg).clips
+    batch = next(iter(build_train_loader(video_cfg)))
+    assert len(batch[0]["image"]) == 3
 
 
 @pytest.mark.parametrize(

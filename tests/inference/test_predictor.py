@@ -180,6 +180,21 @@ def test_predictor_real_model_gives_results_at_the_size_of_the_image(tiny_cfg: C
     assert len(results["instances"]) > 0
 
 
+def test_predictor_list_runs_in_batches_of_one_padded_size(
+    tiny_cfg: CfgNode, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, sizes = Predictor(tiny_cfg, task="semantic"), []
+    forward = predictor.model.forward
+    monkeypatch.setattr(predictor.model, "forward", lambda batch: sizes.append(len(batch)) or forward(batch))
+    images = [image, image[:, :9], image[::-1].copy(), np.flip(image, 1).copy(), image[:, :9] // 2, image // 2]
+    found = predictor(images, batch_size=3)
+    assert sizes == [3, 1, 2]
+    for one, result in zip(images, found, strict=True):
+        torch.testing.assert_close(result["sem_seg"], predictor(one)["sem_seg"], rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="batch_size: expected at least 1, found 0"):
+        predictor(images, batch_size=0)
+
+
 def test_predictor_score_threshold_drops_instances(tiny_cfg: CfgNode, image: np.ndarray) -> None:
     torch.manual_seed(0)
     scores = Predictor(tiny_cfg, task="instance")(image)["instances"].scores

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import copy
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,8 @@ from mask2former.modeling import META_ARCH_REGISTRY, POSTPROCESSING_REGISTRY, Ma
 from mask2former.modeling.meta_arch.assembly import usable_device
 from mask2former.structures import BitMasks, Instances, MetadataCatalog
 from tests.parity import NUM_CLASSES, fixture_config, load_fixture, register_metadata
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def tiny_config(*overrides: Any) -> Any:
@@ -212,19 +218,37 @@ def test_model_names_non_finite_values(model: MaskFormer) -> None:
         model.train()([training_sample(2, 64, 64)])
 
 
-def test_model_takes_things_from_the_first_dataset_that_knows(model: MaskFormer) -> None:
-    assert model.thing_ids() == {0, 1, 2, 3, 4}
+def test_model_takes_things_from_the_first_dataset_that_knows_and_keeps_them(model: MaskFormer) -> None:
+    assert model.thing_ids == {0, 1, 2, 3, 4}
     MetadataCatalog.get("things_for_test").set(thing_dataset_id_to_contiguous_id={17: 2})
-    model.dataset_names = ("unheard_of", "things_for_test")
-    assert model.thing_ids() == {2}
+    names = ("DATASETS.TRAIN", ("unheard_of", "things_for_test"))
+    built = build_model(tiny_config(*names))
     MetadataCatalog.remove("things_for_test")
+    assert built.thing_ids == copy.deepcopy(built).thing_ids == {2}
+    later = build_model(tiny_config(*names))
+    MetadataCatalog.get("things_for_test").set(thing_dataset_id_to_contiguous_id={17: 2})
+    MetadataCatalog.remove("things_for_test")
+    assert later.thing_ids is None
+
+
+def test_things_of_built_in_data_sets_do_not_depend_on_what_was_built_before() -> None:
+    code = (
+        "import mask2former\n"
+        "cfg = mask2former.get_cfg()\n"
+        "cfg.merge_from_file('configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml')\n"
+        "cfg.MODEL.DEVICE = 'cpu'\n"
+        "cfg.DATASETS.TRAIN = ('coco_2017_train_panoptic',)\n"
+        "print(len(mask2former.build_model(cfg).thing_ids))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout.strip() == "80"
 
 
 def test_model_without_metadata_treats_all_as_things_and_says_so_once(
-    model: MaskFormer, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model.dataset_names = ("unheard_of",)
     with caplog.at_level(logging.WARNING):
+        model = build_model(tiny_config("DATASETS.TRAIN", ("unheard_of",), "DATASETS.TEST", ())).eval()
         results = [model([{"image": random_image(64, 64)}])[0] for _ in range(2)]
     assert all(segment["isthing"] for result in results for segment in result["panoptic_seg"][1])
     assert sum("every class is treated as a thing" in record.message for record in caplog.records) == 1

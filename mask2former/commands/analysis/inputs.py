@@ -9,6 +9,7 @@ import torch
 
 from mask2former.config import CfgNode
 from mask2former.data.presets import build_test_augmentations
+from mask2former.modeling import takes_clips
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
 _USUAL_PHOTO = (480, 640)  # (height, width) of most images of COCO
@@ -22,7 +23,7 @@ def usual_size(cfg: CfgNode) -> tuple[int, int]:
 
 def frames_of(cfg: CfgNode) -> int | None:
     """Frames of a clip where the config is one of a video model, None for images."""
-    return int(cfg.INPUT.SAMPLING_FRAME_NUM) if "Video" in cfg.MODEL.META_ARCHITECTURE else None
+    return int(cfg.INPUT.SAMPLING_FRAME_NUM) if takes_clips(cfg.MODEL.META_ARCHITECTURE) else None
 
 
 def random_sample(

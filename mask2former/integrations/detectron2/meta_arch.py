@@ -83,3 +83,5 @@ class MaskFormer(FromConfig, ours.MaskFormer):
 @META_ARCH_REGISTRY.register()
 class VideoMaskFormer(MaskFormer):
     """The published name of the same model in video configs."""
+
+    takes_clips = True

@@ -9,7 +9,8 @@ Letters: B batch, T frames, Q queries, N targets, K classes, C channels, H W siz
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -55,12 +56,12 @@ class MaskFormer(SegmentationModel):
         size_divisibility: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        dataset_names: Sequence[str] = (),
+        thing_ids: Set[int] | None = None,
         inference_dtype: torch.dtype | None = None,
         windows: WindowOptions | None = None,
         postprocess: PostProcessing = infer_image,
     ) -> None:
-        """`dataset_names`: the metadata of the first that knows its things says which classes are things.
+        """`thing_ids`: contiguous ids of the classes that are things; None: all are.
 
         `windows`: how clips are inferred; None: as a whole.
         `postprocess`: what makes the results of an image.
@@ -77,9 +78,8 @@ class MaskFormer(SegmentationModel):
         self.criterion = criterion
         self.inference = inference
         self.postprocess = postprocess
-        self.dataset_names = tuple(dataset_names)
+        self.thing_ids = None if thing_ids is None else frozenset(thing_ids)
         self.windows = WindowOptions() if windows is None else windows
-        self._warned_about_things = False
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class MaskFormer(SegmentationModel):
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "postprocess": build_callable(POSTPROCESSING_REGISTRY.lookup(cfg.MODEL.MASK_FORMER.POSTPROCESSING), cfg),
             "windows": WindowOptions(cfg.TEST.VIDEO.WINDOW, cfg.TEST.VIDEO.OVERLAP),
-            "dataset_names": [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST],
+            "thing_ids": find_things([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], is_needed=test.PANOPTIC_ON),
         }
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -138,9 +138,9 @@ class MaskFormer(SegmentationModel):
         """Results of each image at its output size."""
         with torch.autocast(self.device.type, enabled=False):
             mask_logits = prediction.mask_logits().squeeze(2)  # (B, Q, H, W)
-            thing_ids = self.thing_ids() if self.inference.panoptic else None
+            postprocess = partial(self.postprocess, options=self.inference, thing_ids=self.thing_ids)
             return [
-                dict(self.postprocess(classes, masks, geometry=geometry, options=self.inference, thing_ids=thing_ids))
+                dict(postprocess(classes, masks, geometry=geometry))
                 for classes, masks, geometry in zip(prediction.class_logits, mask_logits, geometries, strict=True)
             ]
 
@@ -188,17 +188,20 @@ class MaskFormer(SegmentationModel):
         """Predictions (B = 1) of the clip that all these frames are, the final one last."""
         return self.sem_seg_head.predictor(inputs, mask_features, num_frames=len(mask_features))
 
-    def thing_ids(self) -> set[int] | None:
-        """Contiguous ids of the classes that are things, by the first data set that knows; None: all are."""
-        for name in self.dataset_names:
-            things = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
-            if things is not None:
-                return set(things.values())
-        if not self._warned_about_things:
-            names = ", ".join(self.dataset_names) or "none"
-            _logger.warning("no metadata on things (data sets: %s): every class is treated as a thing", names)
-            self._warned_about_things = True
-        return None
+
+def find_things(dataset_names: Sequence[str], *, is_needed: bool = False) -> set[int] | None:
+    """Contiguous ids of the classes that are things, by the first data set that knows; None: no one does.
+
+    `is_needed`: say so where none does.
+    """
+    for name in dataset_names:
+        things = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+        if things is not None:
+            return set(things.values())
+    if is_needed:
+        names = ", ".join(dataset_names) or "none"
+        _logger.warning("no metadata on things (data sets: %s): every class is treated as a thing", names)
+    return None
 
 
 @META_ARCH_REGISTRY.register()

@@ -32,7 +32,7 @@ class MaskFormerHead(nn.Module):
         predictor: TransformerDecoder,
         transformer_in_feature: str = MULTI_SCALE,
     ) -> None:
-        """`transformer_in_feature` names what queries look at (see `predict_queries`)."""
+        """`transformer_in_feature` names what queries look at (see `encode_pixels`)."""
         super().__init__()
         self.num_classes = num_classes
         self.pixel_decoder = pixel_decoder
@@ -51,16 +51,15 @@ class MaskFormerHead(nn.Module):
 
     def predict(self, features: dict[str, Tensor]) -> list[QueryPrediction]:
         """Maps (B, [T,] C, h, w) by name -> one prediction per layer, the final one last; no full mask is formed."""
-        return predict_queries(
-            features,
-            pixel_decoder=self.pixel_decoder,
-            predictor=self.predictor,
-            in_feature=self.transformer_in_feature,
-        )
+        first = next(iter(features.values()))
+        num_frames = first.shape[1] if first.ndim == 5 else 1
+        if first.ndim == 5:
+            features = {name: fold_frames(maps) for name, maps in features.items()}  # (BT, C, h, w)
+        return self.predictor(*self.encode(features), num_frames=num_frames)
 
     def encode(self, features: dict[str, Tensor]) -> tuple[Any, Tensor]:
         """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W)."""
-        return pixel_maps(features, pixel_decoder=self.pixel_decoder, in_feature=self.transformer_in_feature)
+        return encode_pixels(features, pixel_decoder=self.pixel_decoder, in_feature=self.transformer_in_feature)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Maps (B, [T,] C, h, w) by name -> the published dictionary.
@@ -72,26 +71,14 @@ class MaskFormerHead(nn.Module):
         return {**final, "aux_outputs": auxiliary}
 
 
-def predict_queries(
-    features: dict[str, Tensor], *, pixel_decoder: PixelDecoder, predictor: TransformerDecoder, in_feature: str
-) -> list[QueryPrediction]:
-    """Maps (B, [T,] C, h, w) by name -> one prediction per layer, the final one last.
+def encode_pixels(features: dict[str, Tensor], *, pixel_decoder: PixelDecoder, in_feature: str) -> tuple[Any, Tensor]:
+    """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W).
 
     Queries look at `in_feature`: the pixel decoder's maps, its encoder's map, its mask features, or a backbone map.
 
     Raises:
         ConfigError: the pixel decoder has no encoder, and its map is asked for.
     """
-    first = next(iter(features.values()))
-    num_frames = first.shape[1] if first.ndim == 5 else 1
-    if first.ndim == 5:
-        features = {name: fold_frames(maps) for name, maps in features.items()}  # (BT, C, h, w)
-    inputs, mask_features = pixel_maps(features, pixel_decoder=pixel_decoder, in_feature=in_feature)
-    return predictor(inputs, mask_features, num_frames=num_frames)
-
-
-def pixel_maps(features: dict[str, Tensor], *, pixel_decoder: PixelDecoder, in_feature: str) -> tuple[Any, Tensor]:
-    """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W); errors as above."""
     mask_features, encoded, multi_scale_features = pixel_decoder.forward_features(features)
     inputs = {**features, MULTI_SCALE: multi_scale_features, ENCODED: encoded, PIXELS: mask_features}[in_feature]
     if inputs is None:
@@ -102,7 +89,7 @@ def pixel_maps(features: dict[str, Tensor], *, pixel_decoder: PixelDecoder, in_f
 
 
 def join_frames(parts: Sequence[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
-    """What `pixel_maps` gave of the frames of a clip, part by part, as it would give it of all."""
+    """What `encode_pixels` gave of the frames of a clip, part by part, as it would give it of all."""
     inputs, mask_features = zip(*parts, strict=True)
     if isinstance(inputs[0], Tensor):
         return torch.cat(inputs), torch.cat(mask_features)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mask2former.errors import ConfigError
 from mask2former.modeling.interfaces import PixelDecoder
 from mask2former.modeling.losses import pixel_ce_loss
-from mask2former.modeling.meta_arch.mask_former_head import predict_queries
+from mask2former.modeling.meta_arch.mask_former_head import encode_pixels
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
 
 _logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         transformer_in_feature: str,
         common_stride: int = 4,
     ) -> None:
-        """`transformer_in_feature` names the map that queries look at (see `predict_queries`)."""
+        """`transformer_in_feature` names the map that queries look at (see `encode_pixels`)."""
         super().__init__(num_classes, pixel_decoder=pixel_decoder, predictor=predictor, common_stride=common_stride)
         self.transformer_in_feature = transformer_in_feature
         self.num_queries: int = predictor.num_queries
@@ -115,10 +115,6 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
                 f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES: training {type(self).__name__} needs one query a class, "
                 f"{self.num_classes}, found {self.num_queries}"
             )
-        predictions = predict_queries(
-            features,
-            pixel_decoder=self.pixel_decoder,
-            predictor=self.predictor,  # type: ignore[arg-type]
-            in_feature=self.transformer_in_feature,
-        )
+        encoded = encode_pixels(features, pixel_decoder=self.pixel_decoder, in_feature=self.transformer_in_feature)
+        predictions = self.predictor(*encoded)
         return [prediction.mask_logits().squeeze(2) for prediction in predictions]
