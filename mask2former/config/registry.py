@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fvcore.common.registry import Registry as FvcoreRegistry
 
@@ -79,6 +79,8 @@ def build_callable(part: Any, cfg: Any) -> Any:
 def build_from_config(component: Callable[..., Component], cfg: Any, *args: Any) -> Component:
     """Builds a component from `component.from_config(cfg, *args)`, or calls a plain builder with `(cfg, *args)`.
 
+    `from_config` returns keyword arguments, or the component itself.
+
     Raises:
         ConfigError: also where the component refuses the values that it was given.
     """
@@ -86,7 +88,10 @@ def build_from_config(component: Callable[..., Component], cfg: Any, *args: Any)
     if from_config is None:
         return component(cfg, *args)
     try:
-        return component(**from_config(cfg, *args))
+        built = from_config(cfg, *args)
+        if isinstance(component, type) and isinstance(built, component):
+            return cast(Component, built)
+        return component(**built)
     except InputError:
         raise
     except ValueError as error:

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mask2former import distributed
-from mask2former.config import CfgNode
+from mask2former.config import CfgNode, build_from_config
 from mask2former.data.catalog import (
     DatasetCatalog,
     DatasetDict,
@@ -31,7 +31,7 @@ from mask2former.data.catalog import (
 )
 from mask2former.data.clip_mapper import ClipMapper
 from mask2former.data.mapper import DatasetMapper
-from mask2former.data.presets import preset_of
+from mask2former.data.presets import MAPPER_REGISTRY, MapperPreset, preset_of
 from mask2former.data.samplers import (
     Draw,
     InferenceSampler,
@@ -51,7 +51,7 @@ from mask2former.files.images import read_image_size
 
 logger = logging.getLogger(__name__)
 
-Mapper = Callable[..., Any]
+Mapper = Callable[..., Any]  # (dataset dict, generator) or (dataset dict) → sample; from outside, see MAPPER_REGISTRY
 
 
 class _Failure:
@@ -154,8 +154,7 @@ def build_train_loader(
     seed = _resolve_seed(cfg.SEED) if seed is None else seed
     data_sets = load_train_sets(cfg)
     dataset_dicts = list(itertools.chain.from_iterable(data_sets))
-    if mapper is None:
-        mapper = ClipMapper.from_config(cfg) if preset_of(cfg).clips else DatasetMapper.from_config(cfg)
+    mapper = build_mapper(cfg) if mapper is None else mapper
     if rank == 0:
         logger.info("Augmentations: %s", getattr(mapper, "augmentations", mapper))
     sampler = _build_sampler(cfg, data_sets, seed=seed, rank=rank, world_size=world_size)
@@ -170,6 +169,18 @@ def build_train_loader(
         start_iter=start_iter,
         pin_memory=_feeds_gpu(cfg),
     )
+
+
+def build_mapper(cfg: CfgNode) -> Mapper:
+    """The mapper of training that ``INPUT.DATASET_MAPPER_NAME`` names.
+
+    Raises:
+        ConfigError: there is none of this name, or a value of ``INPUT`` is wrong.
+    """
+    mapper = MAPPER_REGISTRY.lookup(cfg.INPUT.DATASET_MAPPER_NAME)
+    if not isinstance(mapper, MapperPreset):
+        return build_from_config(mapper, cfg)
+    return ClipMapper.from_config(cfg) if preset_of(cfg).clips else DatasetMapper.from_config(cfg)
 
 
 def build_test_loader(

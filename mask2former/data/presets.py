@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
-from mask2former.config import CfgNode
+from mask2former.config import CfgNode, Registry, build_from_config
 from mask2former.data.transforms import (
+    AUGMENTATION_REGISTRY,
     BLENDS,
     Augmentation,
     AugmentationList,
@@ -60,22 +63,26 @@ MAPPER_PRESETS: Mapping[str, MapperPreset] = MappingProxyType(
     }
 )
 
-
+# Presets of our mappers, and mappers from outside: a class with `from_config`, or a function of the config. Its
+# attribute `target` says what it trains.
+MAPPER_REGISTRY = Registry("mapper", key="INPUT.DATASET_MAPPER_NAME")
+for _name, _preset in MAPPER_PRESETS.items():
+    MAPPER_REGISTRY.register(_preset, name=_name)
 CLIP_PRESET = MapperPreset("instance", keep_empty=True, clips=True)
 
 
 def preset_of(cfg: CfgNode) -> MapperPreset:
-    """The preset that ``INPUT.DATASET_MAPPER_NAME`` names; for a video model clips, whatever it names.
+    """The preset that ``INPUT.DATASET_MAPPER_NAME`` names; for a video model clips, whatever published name it is.
+
+    Of a mapper from outside, its ``target`` (instance where it says nothing).
 
     Raises:
         ConfigError: there is none of this name.
     """
-    if takes_clips(cfg.MODEL.META_ARCHITECTURE):  # published video configs leave the mapper's name alone
-        return CLIP_PRESET
-    name = cfg.INPUT.DATASET_MAPPER_NAME
-    if name not in MAPPER_PRESETS:
-        raise ConfigError(f"INPUT.DATASET_MAPPER_NAME must be one of {', '.join(MAPPER_PRESETS)}, found {name!r}")
-    return MAPPER_PRESETS[name]
+    mapper, is_video = MAPPER_REGISTRY.lookup(cfg.INPUT.DATASET_MAPPER_NAME), takes_clips(cfg.MODEL.META_ARCHITECTURE)
+    if isinstance(mapper, MapperPreset):
+        return CLIP_PRESET if is_video else mapper  # published video configs leave the name alone
+    return MapperPreset(getattr(mapper, "target", "instance"), keep_empty=True, clips=is_video)
 
 
 def build_train_augmentations(cfg: CfgNode, preset: MapperPreset, *, ignore_label: int) -> AugmentationList:
@@ -119,19 +126,42 @@ def build_clip_augmentations(cfg: CfgNode, values: CfgNode, *, key: str) -> Clip
             steps.append(ByClip(ColorAugSSD(cfg.INPUT.FORMAT)))
         together = ByClip if cfg.INPUT.RANDOM_FLIP.endswith(_BY_CLIP) else ByFrame
         steps += [together(flip) for flip in _flip(cfg)]
-        steps += [ByFrame(_frame_augmentation(name, cfg.INPUT.FORMAT)) for name in values.AUGMENTATIONS]
+        named = [_build_augmentation(name, cfg, key=key) for name in values.AUGMENTATIONS]
+        steps += [step if isinstance(step, ClipAugmentation) else ByFrame(step) for step in named]
         return ClipAugmentationList(steps)
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def _frame_augmentation(name: str, image_format: str) -> Augmentation:
-    """An entry of AUGMENTATIONS with the strength of the published video models."""
-    if name == "rotation":
-        return RandomRotation((-15, 15), expand=False, center=((0.4, 0.4), (0.6, 0.6)))
-    if name in BLENDS:
-        return RandomBlend(name, image_format=image_format)
-    raise ValueError(f"AUGMENTATIONS may hold {', '.join((*BLENDS, 'rotation'))}, found {name!r}")
+def _build_augmentation(name: str, cfg: CfgNode, *, key: str = "INPUT") -> Any:
+    return build_from_config(AUGMENTATION_REGISTRY.lookup(name, key=f"{key}.AUGMENTATIONS"), cfg)
+
+
+def _image_augmentations(cfg: CfgNode) -> list[Augmentation]:
+    """Those of ``INPUT.AUGMENTATIONS``.
+
+    Raises:
+        ConfigError: a name is not registered, or is of an augmentation for clips alone.
+    """
+    built = [_build_augmentation(name, cfg) for name in cfg.INPUT.AUGMENTATIONS]
+    for name, augmentation in zip(cfg.INPUT.AUGMENTATIONS, built, strict=True):
+        if isinstance(augmentation, ClipAugmentation):
+            raise ConfigError(f"INPUT.AUGMENTATIONS: {name} is for clips, and the model takes images")
+    return built
+
+
+def _rotation(cfg: CfgNode) -> Augmentation:
+    """With the strength of the published video models, as the blends below."""
+    return RandomRotation((-15, 15), expand=False, center=((0.4, 0.4), (0.6, 0.6)))
+
+
+def _blend(name: str, cfg: CfgNode) -> Augmentation:
+    return RandomBlend(name, image_format=cfg.INPUT.FORMAT)
+
+
+AUGMENTATION_REGISTRY.register(_rotation, name="rotation")
+for _name in BLENDS:
+    AUGMENTATION_REGISTRY.register(functools.partial(_blend, _name), name=_name)
 
 
 def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
@@ -141,6 +171,7 @@ def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
     augmentations: list[Augmentation] = _flip(cfg)
     if cfg.INPUT.COLOR_AUG_SSD:  # before padding, which keeps its grey
         augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
+    augmentations += _image_augmentations(cfg)
     augmentations.append(ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, target_size=(side, side)))
     augmentations.append(FixedSizeCrop((side, side)))
     return augmentations
@@ -165,7 +196,7 @@ def _crop_augmentations(cfg: CfgNode, preset: MapperPreset, ignore_label: int) -
         )
     if cfg.INPUT.COLOR_AUG_SSD:
         augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
-    augmentations += _flip(cfg)
+    augmentations += [*_flip(cfg), *_image_augmentations(cfg)]
     if cfg.INPUT.SIZE_DIVISIBILITY > 0:
         augmentations.append(PadToDivisible(cfg.INPUT.SIZE_DIVISIBILITY))
     return augmentations

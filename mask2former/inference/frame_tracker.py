@@ -1,4 +1,4 @@
-"""Numbers that stay with the things of a video whose frames an image model predicts one by one.
+"""Track ids of things in a video whose frames an image model predicts one by one.
 
 A thing is the one of an earlier frame, of the same class, whose mask it overlaps, or that would by now be near had it
 moved on as before. It keeps colours from flickering; it is no tracker of things that reappear elsewhere.
@@ -8,17 +8,18 @@ Letters: N M things, H W size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from mask2former.config import Registry
 from mask2former.structures import Instances, bitmasks_to_rles, track_ious
 
 MIN_IOU = 0.2
 MAX_DISTANCE = 1.5  # between the expected and the found centre, in sides of a square as the thing
-MAX_MISSED_FRAMES = 15  # how long a thing that is not seen keeps its number
+MAX_MISSED_FRAMES = 15  # how long a thing that is not seen keeps its id
 
 
 @dataclass
@@ -44,8 +45,25 @@ class _Known:
         self.last, self.frame = sighting, frame
 
 
+class Tracker(Protocol):
+    """Takes the results of successive frames of one video."""
+
+    def track_instances(self, instances: Instances) -> Instances:
+        """The instances of the next frame with `track_ids` (N,)."""
+
+    def track_panoptic(
+        self, ids: torch.Tensor, segments_info: list[dict[str, Any]]
+    ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """The segments of the next frame under ids that stay with them; a thing has its id as `track_id` too."""
+
+
+# Builders that take the config, or classes with `from_config`: one is built for each video and kind of results.
+TRACKER_REGISTRY = Registry("tracker", key="TEST.VIDEO.TRACKER")
+
+
+@TRACKER_REGISTRY.register()
 class FrameTracker:
-    """Takes the results of successive frames of one video; numbers begin with 1."""
+    """Follows masks that overlap or move on evenly; track ids begin with 1."""
 
     def __init__(self) -> None:
         self._known: list[_Known] = []
@@ -53,20 +71,25 @@ class FrameTracker:
         self._num_numbers = 0
         self._frame = 0
 
-    def number_instances(self, instances: Instances) -> Instances:
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        """It has no options."""
+        return {}
+
+    def track_instances(self, instances: Instances) -> Instances:
         """The instances of the next frame with `track_ids` (N,)."""
-        numbers = self.number(instances.pred_masks.cpu().numpy(), instances.pred_classes.tolist())
+        numbers = self.track(instances.pred_masks.cpu().numpy(), instances.pred_classes.tolist())
         fields = {**instances.get_fields(), "track_ids": torch.tensor(numbers, dtype=torch.int64)}
         return Instances(instances.image_size, **fields)
 
-    def number_panoptic(
+    def track_panoptic(
         self, ids: torch.Tensor, segments_info: list[dict[str, Any]]
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """The segments of the next frame with ids that stay; a thing has its id as `track_id` too."""
+        """The segments of the next frame under ids that stay with them; a thing has its id as `track_id` too."""
         things = [info for info in segments_info if info["isthing"]]
         array = ids.cpu().numpy()
         masks = np.stack([array == info["id"] for info in things]) if things else np.zeros((0, *array.shape), bool)
-        numbers = iter(self.number(masks, [info["category_id"] for info in things]))
+        numbers = iter(self.track(masks, [info["category_id"] for info in things]))
         table = np.zeros(max([0, *(info["id"] for info in segments_info)]) + 1, dtype=np.int32)
         numbered = []
         for info in segments_info:
@@ -75,8 +98,8 @@ class FrameTracker:
             numbered.append({**info, "id": number, **({"track_id": number} if info["isthing"] else {})})
         return torch.from_numpy(table[array]), numbered
 
-    def number(self, masks: np.ndarray, class_ids: list[int]) -> list[int]:
-        """Numbers of the things of the next frame: masks (N, H, W) bool and contiguous class ids."""
+    def track(self, masks: np.ndarray, class_ids: list[int]) -> list[int]:
+        """Track ids of the things of the next frame: masks (N, H, W) bool and contiguous class ids."""
         sightings = [_look_at(mask, class_id) for mask, class_id in zip(masks, class_ids, strict=True)]
         similarity = self._compare(sightings)
         rows, columns = linear_sum_assignment(similarity, maximize=True)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from mask2former.checkpoint import load_weights
-from mask2former.config import CfgNode
+from mask2former.config import CfgNode, build_from_config
 from mask2former.data import MetadataCatalog
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import ConfigError, InputError
 from mask2former.files.images import ImageInput, to_rgb_array
 from mask2former.files.videos import VideoSource
-from mask2former.inference.frame_tracker import FrameTracker
+from mask2former.inference.frame_tracker import TRACKER_REGISTRY, Tracker
 from mask2former.inference.model_source import locate_weights, read_config, register_data
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
@@ -131,15 +131,18 @@ class Predictor:
         if getattr(self.model, "takes_clips", False):
             yield from self._video_by_windows(arrays, size=size, score_threshold=score_threshold)
             return
-        trackers = {"panoptic_seg": FrameTracker(), "instances": FrameTracker()}
+        tracker = TRACKER_REGISTRY.lookup(self.cfg.TEST.VIDEO.TRACKER)
+        trackers: dict[str, Tracker] = {
+            name: build_from_config(tracker, self.cfg) for name in ("panoptic_seg", "instances")
+        }
         for array in arrays:
             results = self._predict(array, channel_order="RGB")
             if "panoptic_seg" in results:
-                results["panoptic_seg"] = trackers["panoptic_seg"].number_panoptic(*results["panoptic_seg"])
+                results["panoptic_seg"] = trackers["panoptic_seg"].track_panoptic(*results["panoptic_seg"])
             if "instances" in results:
                 instances = results["instances"]
                 kept = instances[instances.scores >= score_threshold]
-                results["instances"] = trackers["instances"].number_instances(kept)
+                results["instances"] = trackers["instances"].track_instances(kept)
             yield array, results
 
     def _video_by_windows(

@@ -180,7 +180,7 @@ def test_loader_of_several_data_sets_joins_them(panoptic_cfg: CfgNode, tiny: Any
         ("DATALOADER.NUM_WORKERS", -1, r"DATALOADER\.NUM_WORKERS must be 0 or more, found -1"),
         ("DATALOADER.SAMPLER_TRAIN", "Best", r"DATALOADER\.SAMPLER_TRAIN must be .*found 'Best'"),
         ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3, r"NUM_CLASSES is 3, but .*000\.jpg has an object of class 3"),
-        ("INPUT.DATASET_MAPPER_NAME", "none", r"INPUT\.DATASET_MAPPER_NAME must be one of"),
+        ("INPUT.DATASET_MAPPER_NAME", "none", r"INPUT\.DATASET_MAPPER_NAME: expected one of .*mask_former_semantic"),
         ("DATASETS.TRAIN", [], r"DATASETS\.TRAIN names no data set"),
         ("DATASETS.TRAIN", ["tiny_panoptik"], "no data set is called 'tiny_panoptik'; did you mean tiny_panoptic"),
     ],

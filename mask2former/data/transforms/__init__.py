@@ -1,6 +1,11 @@
 """Augmentations sample once; the transform they return is applied to image, segmentation, boxes and polygons alike."""
 
-from mask2former.data.transforms.augmentation import Augmentation, AugmentationList, ImageAugmentation
+from mask2former.data.transforms.augmentation import (
+    AUGMENTATION_REGISTRY,
+    Augmentation,
+    AugmentationList,
+    ImageAugmentation,
+)
 from mask2former.data.transforms.blend import BLENDS, BlendTransform, RandomBlend
 from mask2former.data.transforms.clip import ByClip, ByFrame, ClipAugmentation, ClipAugmentationList, PanningCrop
 from mask2former.data.transforms.color import ColorAugSSD, SSDColorTransform
@@ -18,6 +23,7 @@ from mask2former.data.transforms.spatial import PadToDivisible, RandomFlip, Rand
 from mask2former.data.transforms.transform import NoOpTransform, Transform, TransformList
 
 __all__ = [
+    "AUGMENTATION_REGISTRY",
     "BLENDS",
     "Augmentation",
     "AugmentationList",

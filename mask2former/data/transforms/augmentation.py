@@ -7,8 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mask2former.config import Registry
 from mask2former.data.transforms.transform import IGNORE_FILL, Transform, TransformList
 from mask2former.errors import ConfigError
+
+# Builders that take the config, or classes with `from_config`.
+AUGMENTATION_REGISTRY = Registry("augmentation", key="INPUT.AUGMENTATIONS")
 
 
 class Augmentation(ABC):
