@@ -19,6 +19,11 @@ _IGNORE_LABEL = 255
 def _coco_arguments(parser: CommandParser) -> None:
     _truth_and_results(parser)
     parser.add_argument("--tasks", nargs="+", choices=_COCO_TASKS, default=list(_COCO_TASKS[:2]), help="kinds of AP")
+    parser.add_argument(
+        "--as-pycocotools",
+        action="store_true",
+        help="never count the annotation of id 0 as found, and believe every stated area, as pycocotools does",
+    )
 
 
 def _truth_and_results(parser: CommandParser) -> None:
@@ -42,7 +47,7 @@ def _semantic_arguments(parser: CommandParser) -> None:
 def _coco(args: argparse.Namespace) -> Any:
     from mask2former.evaluation.coco import evaluate_coco
 
-    return evaluate_coco(args.gt_json, args.results_json, tasks=args.tasks)
+    return evaluate_coco(args.gt_json, args.results_json, tasks=args.tasks, as_pycocotools=args.as_pycocotools)
 
 
 def _panoptic(args: argparse.Namespace) -> Any:

@@ -22,6 +22,7 @@ from mask2former.evaluation.coco_matching import IouType
 from mask2former.evaluation.lvis import LVISEvaluator
 from mask2former.evaluation.optional import is_installed
 from mask2former.evaluation.panoptic import COCOPanopticEvaluator
+from mask2former.evaluation.panoptic_ground_truth import panoptic_truth
 from mask2former.evaluation.panoptic_instances import PanopticInstanceEvaluator
 from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators
 from mask2former.evaluation.sem_seg import SemSegEvaluator
@@ -118,20 +119,23 @@ def _cityscapes_semantic(cfg: Any, dataset_name: str, output_dir: Path) -> list[
 @EVALUATOR_REGISTRY.register(name="mapillary_vistas_panoptic_seg")
 @EVALUATOR_REGISTRY.register(name="panoptic_seg")
 def _panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
-    test = cfg.MODEL.MASK_FORMER.TEST
+    test, metadata = cfg.MODEL.MASK_FORMER.TEST, MetadataCatalog.get(dataset_name)
+    is_needed = test.PANOPTIC_ON or test.INSTANCE_ON or test.SEMANTIC_ON
+    has_truth = is_needed and metadata.get("panoptic_json") is not None
+    truth = panoptic_truth(metadata, "COCOPanopticEvaluator") if has_truth else None  # read once for all of them
     evaluators: list[DatasetEvaluator] = []
     if test.PANOPTIC_ON:
-        evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+        evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir, truth=truth))
     if test.INSTANCE_ON:
-        metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("json_file") is not None:
             evaluators += _instances(cfg, dataset_name, output_dir)
         elif metadata.evaluator_type in _INSTANCES_OF_PANOPTIC:
-            evaluators.append(PanopticInstanceEvaluator(dataset_name, output_dir, tasks=_instance_tasks(cfg)))
+            tasks = _instance_tasks(cfg)
+            evaluators.append(PanopticInstanceEvaluator(dataset_name, output_dir, tasks=tasks, truth=truth))
         else:
             logger.warning("%s has no instance annotations (json_file): no AP", dataset_name)
     if test.SEMANTIC_ON:
-        evaluators += _semantic(cfg, dataset_name, output_dir)
+        evaluators.append(SemSegEvaluator(dataset_name, output_dir, truth=truth))
     return evaluators
 
 

@@ -179,17 +179,19 @@ def evaluate_coco(
     results_json: PathLike,
     *,
     tasks: Sequence[IouType] = ("segm", "bbox"),
+    as_pycocotools: bool = False,
 ) -> Results:
     """AP of saved detections in COCO's results format (dataset category ids).
 
-    An image without an entry has no detection.
+    An image without an entry has no detection. ``as_pycocotools`` takes stated areas as they are, and never counts the
+    annotation of id 0 as found.
 
     Raises:
         InputError: a detection is incomplete, of an unknown image or category, or of another size than its image.
         DatasetError: the ground truth is missing or wrong.
     """
     tasks = _checked_tasks(tasks)
-    truth = CocoGroundTruth(gt_json, tasks)
+    truth = CocoGroundTruth(gt_json, tasks, as_pycocotools=as_pycocotools)
     detections = read_detections(results_json, truth, tasks)
     if not detections:
         return _no_detections(tasks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from mask2former.distributed import gather_on_main
 from mask2former.errors import InputError
+from mask2former.evaluation.panoptic_ground_truth import PanopticGroundTruth, panoptic_truth
 from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results
 from mask2former.evaluation.read_ahead import ReadAhead
 from mask2former.evaluation.results import check_percentages, format_table
-from mask2former.files.annotation_values import listed_id, safe_name
+from mask2former.files.annotation_values import safe_name
 from mask2former.files.atomic import write_json
-from mask2former.files.coco import names_apart
 from mask2former.files.coco_panoptic import read_panoptic
 from mask2former.files.opening import PathLike
 from mask2former.files.panoptic import read_panoptic_ids
@@ -32,61 +32,6 @@ PREDICTIONS_FILE = "predictions.json"
 PNG_FOLDER = "panoptic_predictions"
 
 
-class PanopticGroundTruth:
-    """Annotations by image id, categories, and the folder of PNG files."""
-
-    def __init__(self, json_file: PathLike, png_folder: PathLike) -> None:
-        self.json_file, self.png_folder = Path(json_file), Path(png_folder)
-        panoptic = read_panoptic(json_file, needs_categories=True)
-        self.categories = list(panoptic.categories.values())
-        self.images = list(panoptic.images.values())
-        self.annotations = panoptic.annotations
-        self._positions = {image_id: position for position, image_id in enumerate(self.annotations)}
-        paths = [self.png_folder / annotation["file_name"] for annotation in self.annotations.values()]
-        # Evaluation mostly goes through a data set in its order: the next images are decoded meanwhile.
-        self._ids = ReadAhead(lambda position: read_panoptic_ids(paths[position]), len(paths))
-        self.category_ids = list(panoptic.categories)
-        names = names_apart(panoptic.categories, panoptic.counts())
-        self.category_names = [names[category_id] for category_id in self.category_ids]
-        self.is_thing = np.array([category.is_thing for category in self.categories], dtype=bool)
-        for note in panoptic.notes:
-            logger.warning("%s: %s", json_file, note)
-
-    def annotation_of(self, image_id: Any) -> Mapping[str, Any]:
-        """The annotation of an image; an id may be given as number or text.
-
-        Raises:
-            InputError: there is none.
-        """
-        known = listed_id(image_id, self.annotations)
-        if known not in self.annotations:
-            raise InputError(f"image id {image_id!r} is not among the {len(self.annotations)} of {self.json_file}")
-        return self.annotations[known]  # type: ignore[index]
-
-    def position_of(self, image_id: Any) -> int:
-        """Where the image of that id comes in the json."""
-        return self._positions[self.annotation_of(image_id)["image_id"]]
-
-    def read(self, annotation: Mapping[str, Any]) -> tuple[np.ndarray, Sequence[Mapping[str, Any]], str]:
-        """Ids (H, W), segments, and a name for errors."""
-        name = f"{self.png_folder / annotation['file_name']} (image {annotation['image_id']!r})"
-        return self._ids[self._positions[annotation["image_id"]]], annotation["segments_info"], name
-
-    def check_complete(self, evaluated: Iterable[Any]) -> None:
-        """Raise InputError unless every image was evaluated exactly once."""
-        seen: set[Any] = set()
-        for image_id in evaluated:
-            if image_id in seen:
-                raise InputError(f"image id {image_id!r} of {self.json_file} was predicted twice")
-            seen.add(image_id)
-        missing = [image_id for image_id in self.annotations if image_id not in seen]
-        if missing:
-            raise InputError(
-                f"no prediction for {len(missing)} of the {len(self.annotations)} images of {self.json_file}: "
-                f"image ids {missing[:5]}{' …' if len(missing) > 5 else ''}"
-            )
-
-
 class COCOPanopticEvaluator(DatasetEvaluator):
     """PQ, SQ and RQ over all, thing and stuff categories.
 
@@ -96,14 +41,19 @@ class COCOPanopticEvaluator(DatasetEvaluator):
     maps, in the form that ``evaluate_panoptic`` reads.
     """
 
-    def __init__(self, dataset_name: str, output_dir: PathLike | None = None, *, save_pngs: bool = False) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: PathLike | None = None,
+        *,
+        save_pngs: bool = False,
+        truth: PanopticGroundTruth | None = None,
+    ) -> None:
+        """``truth`` is what the metadata name, where it has been read for another evaluator."""
         if save_pngs and output_dir is None:
             raise ValueError("save_pngs needs an output_dir")
         metadata = MetadataCatalog.get(dataset_name)
-        self._truth = PanopticGroundTruth(
-            metadata_field(metadata, "panoptic_json", "COCOPanopticEvaluator"),
-            metadata_field(metadata, "panoptic_root", "COCOPanopticEvaluator"),
-        )
+        self._truth = panoptic_truth(metadata, type(self).__name__) if truth is None else truth
         things = metadata.get("thing_dataset_id_to_contiguous_id") or {}
         stuff = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._thing_ids = {contiguous: dataset_id for dataset_id, contiguous in things.items()}
@@ -113,7 +63,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._scorer = PanopticScorer(self._truth.category_ids)
+        self._scorer = PanopticScorer(self._truth.category_ids, takes_unlisted=False)
         self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
@@ -195,7 +145,7 @@ def evaluate_panoptic(gt_json: PathLike, gt_folder: PathLike, pred_json: PathLik
     for image_id in predictions:
         truth.annotation_of(image_id)
     truth.check_complete(truth.annotation_of(image_id)["image_id"] for image_id in predictions)
-    scorer = PanopticScorer(truth.category_ids)
+    scorer = PanopticScorer(truth.category_ids, takes_unlisted=False)
     in_order = sorted(predictions.values(), key=lambda prediction: truth.position_of(prediction["image_id"]))
     paths = [Path(pred_folder) / prediction["file_name"] for prediction in in_order]
     predicted_ids = ReadAhead(lambda position: read_panoptic_ids(paths[position], error=InputError), len(paths))

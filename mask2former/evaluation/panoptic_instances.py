@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from mask2former.errors import DatasetError
 from mask2former.evaluation.coco import COCOEvaluator
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
-from mask2former.evaluation.panoptic import PanopticGroundTruth
+from mask2former.evaluation.panoptic_ground_truth import PanopticGroundTruth, panoptic_truth
 from mask2former.evaluation.protocol import metadata_field
 from mask2former.structures.masks import bitmasks_to_rles
 from mask2former.structures.metadata import Metadata
@@ -22,14 +22,20 @@ class PanopticInstanceEvaluator(COCOEvaluator):
     A segment's ``iscrowd`` is that of the instance. Each process reads the PNGs of the images it predicts.
     """
 
+    def __init__(
+        self, dataset_name: str, output_dir: Any = None, *, truth: PanopticGroundTruth | None = None, **options: Any
+    ) -> None:
+        """``truth`` is what the metadata name, where it has been read for another evaluator."""
+        self._given = truth
+        super().__init__(dataset_name, output_dir, **options)
+
     def _read_truth(self, metadata: Metadata) -> CocoGroundTruth:
         owner = type(self).__name__
-        json_file = metadata_field(metadata, "panoptic_json", owner)
-        self._panoptic = PanopticGroundTruth(json_file, metadata_field(metadata, "panoptic_root", owner))
+        self._panoptic = panoptic_truth(metadata, owner) if self._given is None else self._given
         self._thing_ids = set(metadata_field(metadata, "thing_dataset_id_to_contiguous_id", owner))
         things = [{"id": c.id, "name": c.name} for c in self._panoptic.categories if c.id in self._thing_ids]
         content = {"images": self._panoptic.images, "categories": things, "annotations": []}
-        return CocoGroundTruth(json_file, self._tasks, content=content)
+        return CocoGroundTruth(self._panoptic.json_file, self._tasks, content=content)
 
     def _true_instances(self, image_id: Any) -> list[dict[str, Any]]:
         ids, segments, name = self._panoptic.read(self._panoptic.annotation_of(image_id))

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mask2former.errors import DatasetError, InputError
+from mask2former.files.coco_panoptic import check_segment_ids
 from mask2former.ops import joint_histogram
+from mask2former.structures.segmentations import is_plain_area
 
 VOID_ID = 0
 _NUM_IDS = 1 << 24  # what three bytes of colour can hold
@@ -73,7 +75,9 @@ class PanopticTally:
 class PanopticScorer:
     """Adds images to a tally. Categories are dataset ids; their order is that of the tally."""
 
-    def __init__(self, category_ids: Sequence[int]) -> None:
+    def __init__(self, category_ids: Sequence[int], *, takes_unlisted: bool = True) -> None:
+        """``takes_unlisted``: truth may have pixels of ids that no segment lists, which panopticapi passes over."""
+        self._takes_unlisted = takes_unlisted
         self.tally = PanopticTally.zeros(len(category_ids))
         self._category_index = {category_id: index for index, category_id in enumerate(category_ids)}
 
@@ -109,6 +113,9 @@ class PanopticScorer:
         )
         if joint[_UNLISTED].any():
             _check_range(truth_ids, truth_name, DatasetError)
+            if not self._takes_unlisted:
+                unlisted, _ = check_segment_ids(truth_ids, truth_segments)
+                raise DatasetError(f"{truth_name}: segment ids {unlisted[:10]} are in the PNG and not in segments_info")
         _check_listed(joint, predicted_ids, predicted_segments, prediction_name)
         self._count(joint, truth_segments, truth_classes, predicted_classes)
 
@@ -142,7 +149,9 @@ class PanopticScorer:
         is_crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in truth_segments], dtype=bool)  # (G,)
         # Parity: panopticapi takes the area that the json states; test_evaluate_panoptic_uses_stated_area.
         counted = joint[_FIRST_SEGMENT:].sum(axis=1)
-        truth_areas = np.array([s.get("area", c) for s, c in zip(truth_segments, counted)], dtype=np.float64)
+        stated = [s.get("area", c) for s, c in zip(truth_segments, counted)]
+        areas = [area if is_plain_area(area, c) else c for area, c in zip(stated, counted)]
+        truth_areas = np.array(areas, dtype=np.float64)
 
         unions = predicted_areas + truth_areas[:, None] - intersections - on_void
         comparable = (truth_classes[:, None] == predicted_classes) & ~is_crowd[:, None] & (intersections > 0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mask2former.distributed import gather_on_main
 from mask2former.errors import DatasetError, InputError
-from mask2former.evaluation.panoptic import PanopticGroundTruth
+from mask2former.evaluation.panoptic_ground_truth import PanopticGroundTruth, panoptic_truth
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.semantic_confusion import SemanticConfusion
@@ -43,7 +43,10 @@ class SemSegEvaluator(DatasetEvaluator):
     sem_seg_predictions.json (run-length codes of the classes of each image).
     """
 
-    def __init__(self, dataset_name: str, output_dir: PathLike | None = None) -> None:
+    def __init__(
+        self, dataset_name: str, output_dir: PathLike | None = None, *, truth: PanopticGroundTruth | None = None
+    ) -> None:
+        """``truth`` is what ``panoptic_json`` names, where it has been read for another evaluator."""
         metadata = MetadataCatalog.get(dataset_name)
         self._class_names: list[str] = list(metadata_field(metadata, "stuff_classes", "SemSegEvaluator"))
         self._ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
@@ -53,8 +56,7 @@ class SemSegEvaluator(DatasetEvaluator):
         self._gt_root = metadata.get("sem_seg_root")
         self._panoptic: PanopticGroundTruth | None = None
         if self._gt_root is None and metadata.get("panoptic_json") is not None:
-            root = metadata_field(metadata, "panoptic_root", type(self).__name__)
-            self._panoptic = PanopticGroundTruth(metadata.panoptic_json, root)
+            self._panoptic = panoptic_truth(metadata, type(self).__name__) if truth is None else truth
         self._output_dir = None if output_dir is None else Path(output_dir)
         self.reset()
 

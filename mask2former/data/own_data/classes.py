@@ -33,7 +33,7 @@ def read_class_names(path: str | Path) -> ClassNames:
     """
     source = Path(path)
     try:
-        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise DatasetError(f"{path}: class names cannot be read: {reason}") from error
