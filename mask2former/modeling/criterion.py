@@ -134,8 +134,9 @@ class SetCriterion(nn.Module):
         classes = labels.new_full((num_layers, num_batch, num_queries + 1), self.num_classes)
         classes[layers, images.to(table.device), table.where(table >= 0, num_queries)] = labels.expand_as(table)
         classes = classes[..., :num_queries]
-        losses = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none")
-        return losses.view(num_layers, -1).sum(1), self.empty_weight[classes].flatten(1).sum(1)
+        weights = self.empty_weight.float()  # of a model in half precision, too, the losses are in full
+        losses = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weights, reduction="none")
+        return losses.view(num_layers, -1).sum(1), weights[classes].flatten(1).sum(1)
 
     def masks_at_points(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
