@@ -1,23 +1,26 @@
-"""What MODEL.WEIGHTS may name besides a file: models of the zoo, detectron2's catalog, http addresses."""
+"""What MODEL.WEIGHTS may name besides a file: models of the zoo, detectron2's catalog, the hub, http addresses."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import json
+import os
 import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mask2former.checkpoint.folders import TRANSFORMERS_FILES, WEIGHTS_SUFFIXES, find_weights_file
+from mask2former.checkpoint.hub import fetch_from_hub, parse_hub_name
 from mask2former.errors import CheckpointError
 from mask2former.files.addresses import download
 
 _SCHEME = re.compile(r"^([a-z0-9+]{2,})://(.*)$", re.IGNORECASE | re.DOTALL)  # one letter would be a Windows drive
 _DETECTRON2_CATALOG = "https://dl.fbaipublicfiles.com/detectron2/"
 _SWIN_RELEASE = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
-_FORMS = "a file, a folder of transformers, zoo://NAME, http(s)://… or detectron2://…"
+_FORMS = "a file, a folder of a run or of transformers, zoo://NAME, hf://OWNER/NAME, http(s)://… or detectron2://…"
 
 # Files that published configs name without a folder: where weights come from that can be given in their place.
 _PRETRAINED_BACKBONES = {
@@ -76,21 +79,47 @@ def find_zoo_model(name: str) -> ZooModel:
 
 
 def resolve_address(address: str | Path) -> Path:
-    """A local path: that of a downloaded file for an address, the path itself otherwise.
+    """A local file, or a folder with the weights of transformers: downloaded, found in a run folder, or as it is.
+
+    Names are taken for those of the zoo (DATASET/TASK/BACKBONE) or of the hub (OWNER/NAME[@REVISION]) where there is
+    no such file.
 
     Raises:
         CheckpointError: an unknown name or kind of address, or the download fails.
     """
     found = _SCHEME.match(str(address))
-    if found is None:
-        return Path(address).expanduser()
-    scheme, rest = found[1].lower(), found[2]
+    if found is not None:
+        return _resolve_scheme(str(address), found[1].lower(), found[2])
+    path = Path(address).expanduser()
+    if os.path.isdir(path):
+        weights = find_weights_file(path)
+        return path if weights is None or weights.name in TRANSFORMERS_FILES else weights
+    if os.path.lexists(path):
+        return path
+    if str(address).lower() in zoo_models():
+        return _resolve_scheme(str(address), "zoo", str(address))
+    name = parse_hub_name(str(address))
+    # A folder that is there makes the name a path with a slip in it, which no hub has to hear of.
+    if name is None or name.file is not None or path.suffix in WEIGHTS_SUFFIXES or os.path.isdir(path.parent):
+        return path
+    try:
+        return resolve_address(fetch_from_hub(name))
+    except CheckpointError as error:
+        raise CheckpointError(f"{address}: no such file or folder here; {error}") from error
+
+
+def _resolve_scheme(address: str, scheme: str, rest: str) -> Path:
     if scheme in ("http", "https"):
-        return download(str(address), error=CheckpointError)
+        return download(address, error=CheckpointError)
     if scheme == "zoo":
         return download(find_zoo_model(rest).checkpoint_url, error=CheckpointError)
     if scheme == "detectron2":
         return download(_DETECTRON2_CATALOG + rest.lstrip("/"), error=CheckpointError)
+    if scheme == "hf":
+        name = parse_hub_name(rest)
+        if name is None:
+            raise CheckpointError(f"{address}: expected hf://OWNER/NAME, with /FILE or @REVISION where wanted")
+        return resolve_address(fetch_from_hub(name))
     raise CheckpointError(f"{address}: addresses of the kind {scheme}:// are not read; expected {_FORMS}")
 
 

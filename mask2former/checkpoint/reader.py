@@ -11,6 +11,7 @@ import torch
 
 from mask2former.checkpoint.addresses import resolve_address, suggest_source
 from mask2former.checkpoint.content import DamagedError
+from mask2former.checkpoint.folders import FINAL, TRANSFORMERS_FILES, find_weights_file
 from mask2former.checkpoint.restricted_pickle import read_pickle
 from mask2former.checkpoint.torch_archive import load_torch
 from mask2former.checkpoint.transformers_config import read_json_object
@@ -18,15 +19,15 @@ from mask2former.errors import CheckpointError
 from mask2former.files.addresses import cache_directory
 from mask2former.files.opening import open_file
 
-_TRANSFORMERS_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
+_FOLDER_FILES = (*TRANSFORMERS_FILES, FINAL)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
     """Content of a checkpoint, tensors on the CPU; arrays of ``.pkl`` files stay numpy arrays.
 
     ``.pth``, ``.pt`` and ``.bin`` are torch files, ``.safetensors`` is flat name to tensor (returned as
-    ``{"model": …}``), ``.pkl`` holds numpy arrays. A folder is one of transformers. Addresses (``zoo://…``,
-    ``detectron2://…``, ``https://…``) are downloaded to the cache.
+    ``{"model": …}``), ``.pkl`` holds numpy arrays. A folder is one of transformers or of a run. Addresses
+    (``zoo://…``, ``detectron2://…``, ``https://…``, ``hf://…``) are downloaded to the cache.
 
     Raises:
         CheckpointError: the file is missing, truncated, corrupt, of an unknown kind, or names code to run, or an
@@ -47,8 +48,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     if os.path.isdir(path):  # which takes names that the system refuses for no folder
-        path = _find_transformers_file(path)
-    reader = _read_sharded if path.name == _TRANSFORMERS_FILES[0] else _READERS.get(path.suffix.lower())
+        found = find_weights_file(path)
+        if found is None:
+            raise CheckpointError(f"{path}: a folder without weights, expected one of {', '.join(_FOLDER_FILES)} in it")
+        path = found
+    reader = _read_sharded if path.name == TRANSFORMERS_FILES[0] else _READERS.get(path.suffix.lower())
     if reader is None:
         raise CheckpointError(f"{path}: unknown kind of checkpoint, expected one of {', '.join(_READERS)}")
     if not os.path.lexists(path):
@@ -73,13 +77,6 @@ def _read_safetensors(path: Path) -> Any:
     from safetensors.torch import load_file
 
     return {"model": load_file(path, device="cpu")}
-
-
-def _find_transformers_file(folder: Path) -> Path:
-    for name in _TRANSFORMERS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder}: a folder without weights, expected one of {', '.join(_TRANSFORMERS_FILES)} in it")
 
 
 def _read_sharded(index: Path) -> Any:

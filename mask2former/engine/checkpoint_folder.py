@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.checkpoint import load_state
+from mask2former.checkpoint.folders import BEST, FINAL, LAST
 from mask2former.errors import CheckpointError
 from mask2former.files.atomic import save_atomic, write_text_atomic
 
-FINAL = "model_final.pth"
-BEST = "model_best.pth"
-_LAST = "last_checkpoint"  # name of the newest checkpoint, as detectron2 writes it
 _INDEX = "checkpoints.json"  # names of this run's checkpoints, oldest first
 _PERIODIC = re.compile(r"^model_(\d+)\.pth$")
 
@@ -37,7 +35,7 @@ class CheckpointFolder:
                 self.directory,
             )
         write_text_atomic("[]\n", self.directory / _INDEX)
-        (self.directory / _LAST).unlink(missing_ok=True)
+        (self.directory / LAST).unlink(missing_ok=True)
 
     def save_periodic(self, state: dict[str, Any], iteration: int) -> Path:
         """Writes ``model_<iteration>.pth`` and removes those beyond ``max_to_keep``."""
@@ -85,7 +83,7 @@ class CheckpointFolder:
         names = [known for known in names if known not in outdated]
         # Names before files: at no moment does the index lead to a file that is not there.
         write_text_atomic(json.dumps(names) + "\n", self.directory / _INDEX)
-        write_text_atomic(name, self.directory / _LAST)
+        write_text_atomic(name, self.directory / LAST)
         for known in outdated:
             (self.directory / known).unlink(missing_ok=True)
         logger.info("checkpoint written: %s", path)
@@ -106,7 +104,7 @@ class CheckpointFolder:
             names += [FINAL] if (self.directory / FINAL).exists() else []
         newest_first = names[::-1]
         try:
-            last = Path((self.directory / _LAST).read_text(encoding="utf-8").strip()).name
+            last = Path((self.directory / LAST).read_text(encoding="utf-8").strip()).name
         except (OSError, UnicodeDecodeError):
             last = ""
         if last:

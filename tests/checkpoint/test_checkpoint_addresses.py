@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,26 @@ def test_resolve_address_leaves_paths_alone(tmp_path: Path) -> None:
     assert resolve_address(tmp_path / "a.pth") == tmp_path / "a.pth"
     assert resolve_address("~/a.pth") == Path.home() / "a.pth"
     assert resolve_address("C:/weights.pth") == Path("C:/weights.pth")
+
+
+def test_resolve_address_of_a_run_folder_is_its_newest_finished_weights(tmp_path: Path) -> None:
+    def write(name: str, age: int) -> Path:
+        (path := tmp_path / name).write_bytes(b"")
+        os.utime(path, (10**9 - age, 10**9 - age))
+        return path
+
+    (tmp_path / "config.yaml").write_text("")
+    assert resolve_address(tmp_path) == tmp_path  # which loading then refuses, saying what it looked for
+    only = write("model_0000009.pth", 30)
+    assert resolve_address(tmp_path) == only
+    newest = write("model_0000019.pth", 20)
+    assert resolve_address(tmp_path) == tmp_path
+    (tmp_path / "last_checkpoint").write_text(newest.name)
+    assert resolve_address(tmp_path) == newest
+    best = write("model_best.pth", 25)
+    assert resolve_address(tmp_path) == best
+    final = write("model_final.pth", 10)
+    assert resolve_address(f"{tmp_path}/") == final
 
 
 def test_every_local_name_in_configs_has_a_source() -> None:

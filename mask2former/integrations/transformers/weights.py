@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from mask2former.checkpoint import load_state
 from mask2former.checkpoint.conversion import to_transformers
 from mask2former.checkpoint.families import convert_to_ours
+from mask2former.checkpoint.hub import SCHEME, fetch_from_hub, parse_hub_name
 from mask2former.checkpoint.loading import find_weights, to_tensors
 from mask2former.checkpoint.transformers_names import UNUSED_BY_HEADS
 from mask2former.errors import CheckpointError
@@ -25,8 +26,7 @@ _THEIRS_WITHOUT_HEADS = ("pixel_level_module.", "transformer_module.")
 _PUBLISHED_CLASSES = "sem_seg_head.predictor.class_embed."
 _CLASSES = "class_predictor."
 _CRITERION = "criterion."
-_DOWNLOAD_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-_FILES = ["config.json", "*.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+_DOWNLOAD_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
 def find_folder(name: str | os.PathLike[str], options: Mapping[str, Any]) -> Path:
@@ -39,14 +39,15 @@ def find_folder(name: str | os.PathLike[str], options: Mapping[str, Any]) -> Pat
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+        hub_name = None if folder.exists() else parse_hub_name(str(name).removeprefix(SCHEME))
+        if hub_name is None or hub_name.file is not None:
             raise CheckpointError(f"{name}: expected a folder with config.json and weights, found no such folder")
+        hub_name = replace(hub_name, revision=options.get("revision") or hub_name.revision)
         download = {key: options[key] for key in _DOWNLOAD_OPTIONS if options.get(key) is not None}
         try:
-            folder = Path(snapshot_download(str(name), allow_patterns=_FILES, **download))
-        except Exception as error:  # the hub's client raises whatever the network leads it to
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{name}: neither a folder nor to be had from the hub: {reason}") from error
+            folder = fetch_from_hub(hub_name, options=download)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: neither a folder nor to be had from the hub: {error}") from error
     folder = folder / (options.get("subfolder") or "")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: expected a folder with config.json and weights, found no config.json")
