@@ -13,7 +13,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from mask2former.checkpoint import find_zoo_model, zoo_models
+from mask2former.checkpoint import find_zoo_model, resolve_address, zoo_models
+from mask2former.checkpoint.folders import BEST, FINAL, LAST
+from mask2former.checkpoint.hub import SCHEME as HUB
 from mask2former.checkpoint.transformers_config import read_class_names, read_transformers_folder
 from mask2former.config import CfgNode, configs_folder, get_cfg, locate_config
 from mask2former.data.datasets import register_builtin_datasets
@@ -24,32 +26,33 @@ from mask2former.structures import MetadataCatalog
 
 _ZOO = "zoo://"
 _CONFIG = "config.yaml"  # of a run folder
-_FINAL, _LAST = "model_final.pth", "last_checkpoint"
 _PANOPTIC_THRESHOLDS = {"OBJECT_MASK_THRESHOLD": 0.8, "OVERLAP_THRESHOLD": 0.8}  # of the published configs
 
 _logger = logging.getLogger(__name__)
 
 
 def locate_weights(weights: str | os.PathLike[str]) -> str:
-    """Names of the zoo with their scheme, for a run folder the checkpoint to use, everything else as it is.
+    """Names of the zoo with their scheme, of the hub as the files that were fetched, for a run folder its weights.
+
+    Everything else stays as it is: a file that is to be downloaded has nothing beside it.
 
     Raises:
-        CheckpointError: a run folder without a checkpoint.
+        CheckpointError: a run folder without a checkpoint, or a name of the hub that cannot be had.
     """
     name = os.fspath(weights)
     path = Path(name).expanduser()
     if name.lower() in zoo_models() and not path.exists():
         return _ZOO + name
-    if not (path / _CONFIG).is_file() or (path / "config.json").is_file():
+    if "://" in name and not name.lower().startswith(HUB):
         return name
-    if (path / _FINAL).is_file():
-        return str(path / _FINAL)
-    last = path / _LAST
-    newest = path / last.read_text(encoding="utf-8").strip() if last.is_file() else path / _FINAL
-    if not newest.is_file():
-        raise CheckpointError(f"{weights}: a run folder without a checkpoint, found no {newest.name} in it")
-    _logger.warning("%s: the run is not finished, its newest checkpoint %s is used", weights, newest.name)
-    return str(newest)
+    found = resolve_address(name)
+    if not path.is_dir() or (path / "config.json").is_file():
+        return name if found == path else str(found)
+    if found == path and (path / _CONFIG).is_file():
+        raise CheckpointError(f"{weights}: a run folder without a checkpoint, found no {FINAL} in it")
+    if (path / LAST).is_file() and found.name not in (FINAL, BEST):
+        _logger.warning("%s: the run is not finished, its newest checkpoint %s is used", weights, found.name)
+    return str(found)
 
 
 def find_config(weights: str) -> CfgNode:

@@ -55,11 +55,11 @@ class FastMultiheadAttention(MultiheadAttention):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None) -> Tensor:
         has_dropout = self.training and self.dropout > 0
         if not has_dropout and is_attention_faster(query, key, self.num_heads):
-            return masked_attention(query, key, value, attend_mask, num_heads=self.num_heads)
+            return masked_attention(query, key, value, attend_mask, num_heads=self.num_heads).to(query.dtype)
         if query.device.type == "cpu" and query.dtype == torch.bfloat16:
             # The fused kernel of the CPU is slower in bfloat16, with gradients up to eight times at a few tokens.
             with torch.autocast("cpu", enabled=False):
-                return super().attend(query.float(), key.float(), value.float(), attend_mask)
+                return super().attend(query.float(), key.float(), value.float(), attend_mask).to(query.dtype)
         return super().attend(query, key, value, attend_mask)
 
 
