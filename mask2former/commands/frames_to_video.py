@@ -44,7 +44,6 @@ def write_video(folder: Path, path: Path, *, fps: float) -> None:
     frames = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not frames:
         raise InputError(f"{folder}: no folder with pictures")
-    path.parent.mkdir(parents=True, exist_ok=True)
     writer = VideoWriter(path, fps=fps)
     is_complete = False
     try:

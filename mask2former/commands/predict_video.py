@@ -112,7 +112,6 @@ def _annotate(
             pictures = draw_results(frame, results, predictor.metadata, threshold=options.threshold)
             if options.save_masks and sink.stem is not None:
                 stem = sink.stem.with_name(f"{sink.stem.name}_masks") / f"{num_frames:06d}"
-                stem.parent.mkdir(parents=True, exist_ok=True)
                 save_results(stem, results, predictor.metadata, name=stem.name, threshold=options.threshold)
             num_frames += 1
             if not sink.show(pictures):

@@ -23,6 +23,7 @@ from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.optional import import_optional
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
+from mask2former.files.atomic import write_text_atomic
 from mask2former.files.opening import PathLike
 from mask2former.files.pictures import write_picture
 from mask2former.structures.label_ids import semantic_labels
@@ -200,7 +201,7 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
             written[str(path)] = {"labelID": self._labels.name2label[names[label]].id, "conf": score}
         if self._predictions_dir is not None:
             lines = [f"{Path(path).name} {entry['labelID']} {entry['conf']}\n" for path, entry in written.items()]
-            (folder / f"{_stem(image)}_pred.txt").write_text("".join(lines), encoding="utf-8")
+            write_text_atomic("".join(lines), folder / f"{_stem(image)}_pred.txt")
         truth_file = str(self._truth_file(image, "instanceIds"))
         every = self._module.instances2dict([truth_file])[str(Path(truth_file).absolute())]
         with self._module.readGTImage(truth_file, self._args) as truth:
