@@ -33,6 +33,6 @@ def cast_once(x: Tensor) -> Tensor:
     Not where gradients are wanted: those of the several layers would be summed in that type.
     """
     kind = x.device.type
-    if torch.is_grad_enabled() or x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or x.is_meta or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))

@@ -182,6 +182,16 @@ def test_subclass_of_a_meta_architecture_has_accelerated_parts() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet_panoptic", "swin_panoptic"])
+def test_accelerated_model_computes_on_another_device(name: str) -> None:
+    model = build_fixture_model(load_fixture(f"tiny_{name}")).to("meta")
+    features = model.features(torch.zeros(1, 3, 64, 96, device="meta"))
+    mask_features, _, maps = model.sem_seg_head.pixel_decoder.forward_features(features)
+    assert {m.device.type for m in (mask_features, *maps)} == {"meta"}
+    assert mask_features.shape[-2:] == (16, 24)
+
+
+@torch.no_grad()
 def test_encoder_leaves_to_hooks_what_they_keep() -> None:
     shapes = {f"res{index}": ShapeSpec(channels=8, stride=2**index) for index in range(2, 6)}
     decoder = MSDeformAttnPixelDecoder(
