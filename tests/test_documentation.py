@@ -190,6 +190,14 @@ def test_page_of_config_keys_holds_every_key() -> None:
     assert not [key for key in leaves if f"`{key}`" not in page]
 
 
+def test_page_of_config_keys_says_default_type_and_use() -> None:
+    page = make_docs.make_config_page()
+    assert "| `SOLVER.MAX_ITER` | `40000` | whole number | optimiser steps of the whole training |" in page
+    assert "| `INPUT.MIN_SIZE_TRAIN` | `[800]` | list of whole number |" in page
+    assert "| `MODEL.MASK_FORMER.NUM_QUERIES` | it is called MODEL.MASK_FORMER.NUM_OBJECT_QUERIES here |" in page
+    assert "| `MODEL.RPN.NMS_THRESH` | no effect |" in page
+
+
 def test_page_of_commands_holds_every_command() -> None:
     page = make_docs.make_commands_page()
     for name in ("train", "predict", "convert", "convert-dataset"):

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from mask2former.commands.cli import main as run_command
-from mask2former.config.keys import accepted_keys, read_keys
+from mask2former.config.keys import accepted_keys, describe_foreign, foreign_names, read_keys
 from mask2former.files.atomic import write_text_atomic
 from tools.make_model_zoo import make_page as make_zoo_page
 
@@ -28,13 +28,16 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG_INTRODUCTION = """\
 # Config keys
 
-Every key that is read, with its default. A config file or `KEY VALUE` on a command line overrides it; an unknown key is
-an error that names the nearest known ones. How to add keys of your own: `mask2former.config.register_keys`.
+Every key that has an effect, as `mask2former/config/defaults.yaml` has it. A config file or `KEY VALUE` on a command
+line overrides it. All that is wrong with a config is said at once: unknown keys with the nearest that have an effect,
+values of another type. Text is read as a literal, arithmetic of numbers included (`SOLVER.WARMUP_FACTOR: 1.0 / 1000`);
+nothing is executed. Keys of your own: [`register_keys`](../extending.md).
 """
-ACCEPTED_INTRODUCTION = """\
-## Accepted and not read
+IDLE_INTRODUCTION = """\
+## Keys of other projects
 
-Published config files hold these keys of detectron2. A value other than the default gets one warning that names it.
+Those of detectron2's detectors are accepted, because config files hold them, and have no effect: another value than
+detectron2's default is warned of. The others are unknown keys, and the error says this.
 """
 COMMANDS_INTRODUCTION = """\
 # Commands
@@ -56,19 +59,34 @@ def main() -> int:
 
 
 def make_config_page() -> str:
-    """Tables of the keys that are read, by section; then the keys that are only accepted, and what acts instead."""
+    """Tables of key, default, type and description, one for each section; then of keys that nothing reads."""
     sections: dict[str, list[str]] = {}
-    for key, entry in read_keys().items():
-        names = key.split(".")
-        section = "Others" if len(names) == 1 else ".".join(names[: 2 if names[0] == "MODEL" and len(names) > 2 else 1])
-        row = f"| `{key}` | `{_shown(entry.default)}` | {_cell(entry.description)} |"
-        sections.setdefault(section, []).append(row)
+    for key, entry in sorted(read_keys().items()):
+        first, _, rest = key.partition(".")
+        section = first if not rest else ".".join(key.split(".")[: 2 if first == "MODEL" and rest.count(".") else 1])
+        row = f"| `{key}` | `{_shown(entry.default)}` | {type_name(entry.default)} | {_cell(entry.description)} |"
+        sections.setdefault(section if rest else "Others", []).append(row)
     parts = [CONFIG_INTRODUCTION]
     for section, rows in sorted(sections.items()):
-        parts.append("\n".join([f"## {section}\n", "| key | default | |", "| --- | --- | --- |", *rows, ""]))
-    accepted = [f"| `{key}` | {_cell(entry.description)} |" for key, entry in sorted(accepted_keys().items())]
-    parts.append("\n".join([ACCEPTED_INTRODUCTION, "| key | here |", "| --- | --- |", *accepted, ""]))
+        parts.append(
+            "\n".join([f"## {section}\n", "| key | default | type | |", "| --- | --- | --- | --- |", *rows, ""])
+        )
+    rows = [
+        f"| `{key}` | {_cell(describe_foreign(key) or 'no effect')} |"
+        for key in sorted({*accepted_keys(), *foreign_names()})
+    ]
+    parts.append("\n".join([IDLE_INTRODUCTION, "| key | |", "| --- | --- |", *rows, ""]))
     return "\n".join(parts)
+
+
+def type_name(default: object) -> str:
+    """What values of a key are, by its default."""
+    if isinstance(default, (list, tuple)):
+        inner = {type_name(entry) for entry in default}
+        return f"list of {inner.pop()}" if len(inner) == 1 else "list"
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(
+        type(default), "number or null"
+    )
 
 
 def _shown(value: Any) -> str:

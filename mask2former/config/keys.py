@@ -18,7 +18,9 @@ import yaml
 from mask2former.errors import ConfigError
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*")
-_LINE = re.compile(r"^( *)([A-Z0-9_]+):(?:[^#]*?)(?:  # (.*))?$")
+_LINE = re.compile(r"( *)([A-Z0-9_]+):(.*)")
+_COMMENT_LINE = re.compile(r" +# ?(.*)")
+_COMMENT_BESIDE = re.compile(r"(?:^| )# (.*)")
 _REGISTERED: dict[str, Key] = {}
 
 
@@ -85,7 +87,7 @@ def accepted_document() -> dict[str, Any]:
 @functools.cache
 def read_keys() -> Mapping[str, Key]:
     """The keys that something reads, by their full names."""
-    descriptions = _descriptions(_read("defaults.yaml"))
+    descriptions = read_descriptions(_read("defaults.yaml"))
     leaves = {key: value for tree in default_documents() for key, value in iter_leaves(tree)}
     return MappingProxyType({key: Key(value, descriptions.get(key, "")) for key, value in sorted(leaves.items())})
 
@@ -93,14 +95,19 @@ def read_keys() -> Mapping[str, Key]:
 @functools.cache
 def accepted_keys() -> Mapping[str, Key]:
     """The keys that are accepted because published files hold them, and that nothing reads."""
-    leaves = dict(iter_leaves(accepted_document()))
-    return MappingProxyType({key: Key(value, foreign_names().get(key, "")) for key, value in leaves.items()})
+    return MappingProxyType({key: Key(value) for key, value in iter_leaves(accepted_document())})
 
 
 @functools.cache
 def foreign_names() -> Mapping[str, str]:
     """Keys that other projects use: what each is called here, or why there is none."""
     return MappingProxyType(dict(yaml.safe_load(_read("foreign_keys.yaml"))))
+
+
+def describe_foreign(key: str) -> str:
+    """What a key of other projects is called here, or why there is none; empty where nothing is known of it."""
+    name = foreign_names().get(key, "")
+    return f"it is called {name} here" if name.split(",")[0] in read_keys() else name
 
 
 def iter_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -116,17 +123,22 @@ def _read(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _descriptions(text: str) -> dict[str, str]:
-    """Full key → the comment behind its value, or in the lines above it."""
+def read_descriptions(text: str) -> dict[str, str]:
+    """The comment of each key of a YAML file of nested keys: that beside it, or the lines above it."""
     found: dict[str, str] = {}
-    parents: list[str] = []
+    parents: list[tuple[int, str]] = []
     above: list[str] = []
     for line in text.splitlines():
         match = _LINE.match(line)
         if match is None:
-            above = [*above, line.strip("# ")] if line.lstrip().startswith("#") else []
+            comment = _COMMENT_LINE.match(line)
+            above = [*above, comment[1]] if comment else []
             continue
-        parents = [*parents[: len(match[1]) // 2], match[2]]
-        found[".".join(parents)] = match[3] or " ".join(above)
+        indent, key, rest = len(match[1]), match[2], match[3]
+        parents = [*(parent for parent in parents if parent[0] < indent), (indent, key)]
+        beside = _COMMENT_BESIDE.search(rest)
+        description = " ".join([*above, *([beside[1]] if beside else [])])
+        if description:
+            found[".".join(name for _, name in parents)] = description
         above = []
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
-from mask2former.config.keys import accepted_keys, foreign_names, iter_leaves
+from mask2former.config.keys import accepted_keys, describe_foreign, foreign_names, iter_leaves
 from mask2former.config.literals import decode_text
 from mask2former.config.yaml_reader import shorten, show_value
 from mask2former.errors import ConfigError
@@ -194,7 +194,7 @@ def _format(merge: _Merge) -> str:
 def _suggest(known: list[str], key: str) -> str:
     """What the key is called here, if other projects use it; else the nearest keys that have an effect."""
     if key in foreign_names():
-        return f"; {_say_name_here(key)}"
+        return f"; {describe_foreign(key)}"
     nearest = _nearest(known, key)
     return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
 
@@ -208,13 +208,8 @@ def _nearest(known: list[str], key: str) -> list[str]:
     return list(dict.fromkeys([*same_leaf, *close]))[:_MAX_NEAREST]
 
 
-def _say_name_here(key: str) -> str:
-    name = foreign_names()[key]
-    return f"it is called {name} here" if name.isupper() or name.startswith("MODEL.") else name
-
-
 def _idle(key: str) -> str:
-    return f"{key} has no effect" + (f": {_say_name_here(key)}" if key in foreign_names() else "")
+    return f"{key} has no effect" + (f": {name_here}" if (name_here := describe_foreign(key)) else "")
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mask2former.config import CfgNode, Key, get_cfg, keys, register_keys
-from mask2former.config.keys import accepted_keys, iter_leaves, read_keys
+from mask2former.config.keys import accepted_keys, iter_leaves, read_descriptions, read_keys
 from mask2former.errors import ConfigError
 
 PACKAGE = Path(keys.__file__).parents[1]
@@ -81,6 +81,11 @@ def test_tables_together_hold_every_key() -> None:
 def test_every_read_key_is_described_in_a_line() -> None:
     undescribed = [key for key, entry in read_keys().items() if not 2 < len(entry.description) < 260]
     assert undescribed == []
+
+
+def test_descriptions_are_the_comments_beside_and_above_a_key() -> None:
+    text = "# head\nA: 1  # one\nB:  # of B\n  # above\n  C: x\n  D: '# no'\nE: 2\n"
+    assert read_descriptions(text) == {"A": "one", "B": "of B", "B.C": "above"}
 
 
 @pytest.fixture
