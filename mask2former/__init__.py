@@ -12,14 +12,29 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mask2former.config import CfgNode, add_maskformer2_config, get_cfg
+    from mask2former.data.dataset_mappers.published import (
+        COCOInstanceNewBaselineDatasetMapper,
+        COCOPanopticNewBaselineDatasetMapper,
+        MaskFormerInstanceDatasetMapper,
+        MaskFormerPanopticDatasetMapper,
+        MaskFormerSemanticDatasetMapper,
+    )
+    from mask2former.evaluation.instance_evaluation import InstanceSegEvaluator
     from mask2former.inference.pipeline import pipeline
     from mask2former.inference.predictor import Predictor
     from mask2former.inference.test_time_augmentation import SemanticSegmentorWithTTA
-    from mask2former.modeling import prepare_for_inference
+    from mask2former.modeling import MaskFormer, prepare_for_inference
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "COCOInstanceNewBaselineDatasetMapper",
+    "COCOPanopticNewBaselineDatasetMapper",
+    "InstanceSegEvaluator",
+    "MaskFormer",
+    "MaskFormerInstanceDatasetMapper",
+    "MaskFormerPanopticDatasetMapper",
+    "MaskFormerSemanticDatasetMapper",
     "Predictor",
     "SemanticSegmentorWithTTA",
     "__version__",
@@ -30,7 +45,16 @@ __all__ = [
     "prepare_for_inference",
 ]
 
+_MAPPERS = "mask2former.data.dataset_mappers.published"
+
 _MODULE_OF = {
+    "COCOInstanceNewBaselineDatasetMapper": _MAPPERS,
+    "COCOPanopticNewBaselineDatasetMapper": _MAPPERS,
+    "InstanceSegEvaluator": "mask2former.evaluation.instance_evaluation",
+    "MaskFormer": "mask2former.modeling",
+    "MaskFormerInstanceDatasetMapper": _MAPPERS,
+    "MaskFormerPanopticDatasetMapper": _MAPPERS,
+    "MaskFormerSemanticDatasetMapper": _MAPPERS,
     "Predictor": "mask2former.inference.predictor",
     "SemanticSegmentorWithTTA": "mask2former.inference.test_time_augmentation",
     "add_maskformer2_config": "mask2former.config",

@@ -27,7 +27,7 @@ from mask2former.data.targets import (
     semantic_from_panoptic,
     semantic_targets,
 )
-from mask2former.data.transforms import AugmentationList
+from mask2former.data.transforms import Augmentation, AugmentationList
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits, exif_note, read_image
 from mask2former.files.label_maps import read_label_map
@@ -48,7 +48,7 @@ class DatasetMapper:
 
     def __init__(
         self,
-        augmentations: AugmentationList,
+        augmentations: AugmentationList | list[Augmentation],
         *,
         image_format: str,
         preset: MapperPreset | None = None,
@@ -103,6 +103,12 @@ class DatasetMapper:
         """The augmentations of training; what a subclass overrides to train with others."""
         return build_train_augmentations(cfg, preset, ignore_label=ignore_label)
 
+    @property
+    def _steps(self) -> AugmentationList:
+        """The augmentations, which whoever came from detectron2 keeps as a plain list."""
+        given = self.augmentations
+        return given if isinstance(given, AugmentationList) else AugmentationList(given)
+
     def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
         """Map one image; all randomness comes from ``rng``.
 
@@ -118,7 +124,7 @@ class DatasetMapper:
         sample.setdefault("height", size[0])
         sample.setdefault("width", size[1])
         if self.preset is None:
-            transform = self.augmentations.sample(rng, size, image=image)
+            transform = self._steps.sample(rng, size, image=image)
             others = (read(sample, file_name=name) for name in names[1:])
             frames = [image_to_tensor(transform.apply_image(frame)) for frame in itertools.chain([image], others)]
             sample["image"] = frames if is_video(dataset_dict) else frames[0]
@@ -131,7 +137,7 @@ class DatasetMapper:
         self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
     ) -> tuple[torch.Tensor, Instances]:
         labels = self._read_labels(record, image.shape[:2], _read_ids_if_any(record, image.shape[:2]))
-        transform = self.augmentations.sample(rng, image.shape[:2], labels, image=image)
+        transform = self._steps.sample(rng, image.shape[:2], labels, image=image)
         labels = transform.apply_segmentation(labels, fill=self.ignore_label)
         return image_to_tensor(transform.apply_image(image)), semantic_targets(labels, ignore_label=self.ignore_label)
 
@@ -144,8 +150,8 @@ class DatasetMapper:
             raise lacks(record, "pan_seg_file_name and segments_info", "panoptic")
         ids = read_panoptic_ids(record["pan_seg_file_name"])
         _check_map_size(ids, size, record, "pan_seg_file_name")
-        labels = self._read_labels(record, size, ids) if self.augmentations.needs_sem_seg else None
-        transform = self.augmentations.sample(rng, size, labels, image=image)
+        labels = self._read_labels(record, size, ids) if self._steps.needs_sem_seg else None
+        transform = self._steps.sample(rng, size, labels, image=image)
         ids = transform.apply_segmentation(ids, fill=VOID_ID)
         targets = panoptic_targets(ids, record["segments_info"], keep_empty=self.preset.keep_empty)
         return image_to_tensor(transform.apply_image(image)), targets
@@ -157,7 +163,7 @@ class DatasetMapper:
         size = image.shape[:2]
         if "annotations" not in record:
             raise lacks(record, "annotations", "instance")
-        transform = self.augmentations.sample(rng, size, image=image)
+        transform = self._steps.sample(rng, size, image=image)
         targets = instance_targets(
             record["annotations"],
             transform,

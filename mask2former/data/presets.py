@@ -33,6 +33,7 @@ from mask2former.data.transforms import (
 from mask2former.errors import ConfigError
 from mask2former.modeling import takes_clips
 
+_FLIPS = ("horizontal", "vertical", "flip_by_clip")
 _BY_CLIP = "_by_clip"  # ends a value of INPUT that is drawn once for all frames of a clip
 
 
@@ -121,7 +122,7 @@ def build_clip_augmentations(cfg: CfgNode, values: CfgNode, *, key: str) -> Clip
             crop = RandomCrop(values.CROP.TYPE, values.CROP.SIZE)
             steps.append(ByClip(crop) if values is cfg.INPUT else PanningCrop(crop))
         sampling = values.MIN_SIZE_TRAIN_SAMPLING.removesuffix(_BY_CLIP)
-        steps.append(ByClip(ResizeShortestEdge(values.MIN_SIZE_TRAIN, values.MAX_SIZE_TRAIN, sampling=sampling)))
+        steps.append(ByClip(ResizeShortestEdge(values.MIN_SIZE_TRAIN, values.MAX_SIZE_TRAIN, sampling)))
         if cfg.INPUT.COLOR_AUG_SSD:
             steps.append(ByClip(ColorAugSSD(cfg.INPUT.FORMAT)))
         together = ByClip if cfg.INPUT.RANDOM_FLIP.endswith(_BY_CLIP) else ByFrame
@@ -172,7 +173,7 @@ def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
     if cfg.INPUT.COLOR_AUG_SSD:  # before padding, which keeps its grey
         augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
     augmentations += _image_augmentations(cfg)
-    augmentations.append(ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, target_size=(side, side)))
+    augmentations.append(ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, side, side))
     augmentations.append(FixedSizeCrop((side, side)))
     return augmentations
 
@@ -180,7 +181,7 @@ def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
 def _crop_augmentations(cfg: CfgNode, preset: MapperPreset, ignore_label: int) -> list[Augmentation]:
     sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING.removesuffix(_BY_CLIP)
     augmentations: list[Augmentation] = [
-        ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling=sampling)
+        ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
     ]
     crop = cfg.INPUT.CROP
     if crop.ENABLED and preset.target == "instance":
@@ -206,4 +207,6 @@ def _flip(cfg: CfgNode) -> list[Augmentation]:
     direction = cfg.INPUT.RANDOM_FLIP
     if direction == "none":
         return []
-    return [RandomFlip("horizontal" if direction == "flip_by_clip" else direction)]
+    if direction not in _FLIPS:
+        raise ValueError(f"RANDOM_FLIP must be one of none, {', '.join(_FLIPS)}, found {direction!r}")
+    return [RandomFlip(horizontal=direction != "vertical", vertical=direction == "vertical")]

@@ -232,7 +232,7 @@ class FlipOnlyMapper(DatasetMapper):
 
     @classmethod
     def build_augmentations(cls, cfg: CfgNode, preset: MapperPreset, *, ignore_label: int) -> AugmentationList:
-        return AugmentationList([ResizeShortestEdge([32], 64), RandomFlip("horizontal")])
+        return AugmentationList([ResizeShortestEdge(32, 64), RandomFlip()])
 
 
 def test_own_registration_and_mapper_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -345,7 +345,7 @@ def test_registered_video_model_of_another_name_trains_on_clips(
             r"INPUT\.AUGMENTATIONS: .*brightness, .*rotation, .*found 'hue'",
         ),
         ("INPUT.PSEUDO.AUGMENTATIONS", ["hue"], r"INPUT\.PSEUDO\.AUGMENTATIONS: expected one of"),
-        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "rarely_by_clip", r"INPUT: sampling .*'rarely'"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "rarely_by_clip", r"INPUT: sample_style .*'rarely'"),
         ("INPUT.FORMAT", "YUV", r"INPUT\.FORMAT.*YUV"),
     ],
 )

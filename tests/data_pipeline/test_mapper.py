@@ -318,8 +318,8 @@ def test_mapper_image_formats(registered: Any, cfg: CfgNode, image_format: str) 
     [
         ({"INPUT.DATASET_MAPPER_NAME": "coco_lsj"}, "DATASET_MAPPER_NAME.*coco_panoptic_lsj.*found 'coco_lsj'"),
         ({"INPUT.FORMAT": "YUV"}, "INPUT.FORMAT.*found 'YUV'"),
-        ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "rarely"}, "INPUT: sampling.*rarely"),
-        ({"INPUT.RANDOM_FLIP": "diagonal"}, "INPUT: direction.*diagonal"),
+        ({"INPUT.MIN_SIZE_TRAIN_SAMPLING": "rarely"}, "INPUT: sample_style.*rarely"),
+        ({"INPUT.RANDOM_FLIP": "diagonal"}, "INPUT: RANDOM_FLIP.*diagonal"),
         ({"INPUT.CROP.ENABLED": True, "INPUT.CROP.TYPE": "round"}, "INPUT: crop type.*round"),
         ({"INPUT.DATASET_MAPPER_NAME": "coco_instance_lsj", "INPUT.MIN_SCALE": 0.0}, "INPUT: scales"),
     ],

@@ -33,19 +33,25 @@ from mask2former.data.transforms import (
 from mask2former.structures import polygons_to_bitmask
 
 AUGMENTATIONS: list[Augmentation] = [
-    ResizeShortestEdge((60, 90, 120), 160),
-    ResizeShortestEdge((50, 130), sampling="range"),
-    ResizeScale(0.7, 2.0, target_size=(96, 96)),
+    ResizeShortestEdge((60, 90, 120), 160, "choice"),
+    ResizeShortestEdge((50, 130), sample_style="range"),
+    ResizeScale(0.7, 2.0, 96, 96),
     FixedSizeCrop((80, 64)),
     FixedSizeCrop((150, 170)),
     RandomCrop("relative_range", (0.5, 0.5)),
-    RandomFlip(probability=1.0),
-    RandomFlip("vertical", probability=1.0),
+    RandomFlip(1.0),
+    RandomFlip(1.0, horizontal=False, vertical=True),
     RandomRotation((-180, 180)),
     RandomRotation((-40, 40), expand=False, center=((0.4, 0.4), (0.6, 0.6))),
     PadToDivisible(32),
-    AugmentationList([RandomFlip(), ResizeScale(0.5, 2.0, target_size=(100, 100)), FixedSizeCrop((100, 100))]),
-    AugmentationList([ResizeShortestEdge((70, 110)), RandomRotation((-30, 30)), RandomCrop("absolute", (64, 64))]),
+    AugmentationList([RandomFlip(), ResizeScale(0.5, 2.0, 100, 100), FixedSizeCrop((100, 100))]),
+    AugmentationList(
+        [
+            ResizeShortestEdge((70, 110)),
+            RandomRotation((-30, 30)),
+            RandomCrop("absolute", (64, 64)),
+        ]
+    ),
 ]
 
 
@@ -173,7 +179,7 @@ def test_augmentation_list_shows_transformed_labels() -> None:
             Probe.seen = sem_seg
             return NoOpTransform()
 
-    AugmentationList([RandomFlip(probability=1.0), Probe()]).sample(np.random.default_rng(0), (20, 30), labels)
+    AugmentationList([RandomFlip(1.0), Probe()]).sample(np.random.default_rng(0), (20, 30), labels)
     assert Probe.seen is not None
     assert np.array_equal(Probe.seen, labels[:, ::-1])
 
@@ -190,9 +196,13 @@ def test_resize_shortest_edge_zero_keeps_size() -> None:
 
 def test_resize_shortest_edge_choice_and_range_cover_lengths() -> None:
     rng = np.random.default_rng(0)
-    chosen = {ResizeShortestEdge((3, 5)).sample(rng, (10, 20)).output_size((10, 20))[0] for _ in range(50)}
+    chosen = {
+        ResizeShortestEdge((3, 5), sample_style="choice").sample(rng, (10, 20)).output_size((10, 20))[0]
+        for _ in range(50)
+    }
     ranged = {
-        ResizeShortestEdge((3, 5), sampling="range").sample(rng, (10, 20)).output_size((10, 20))[0] for _ in range(90)
+        ResizeShortestEdge((3, 5), sample_style="range").sample(rng, (10, 20)).output_size((10, 20))[0]
+        for _ in range(90)
     }
     assert chosen == {3, 5}
     assert ranged == {3, 4, 5}
@@ -231,7 +241,7 @@ def test_rotation_fills_labels_with_given_value() -> None:
 
 
 def test_random_rotation_choice_takes_listed_angles() -> None:
-    augmentation = RandomRotation((0, 90, 180), sampling="choice", center=((0.5, 0.5),), expand=False)
+    augmentation = RandomRotation((0, 90, 180), sample_style="choice", center=((0.5, 0.5),), expand=False)
     rng = np.random.default_rng(0)
     angles = {getattr(augmentation.sample(rng, (9, 9)), "angle", 0.0) for _ in range(50)}
     assert angles == {0.0, 90.0, 180.0}
@@ -297,13 +307,13 @@ def test_transform_list_applies_in_order() -> None:
         lambda: RandomCrop("relative", (1.5, 0.5)),
         lambda: RandomCrop("absolute_range", (9, 3)),
         lambda: RandomCrop("absolute", (0, 3)),
-        lambda: ResizeShortestEdge((1, 2, 3), sampling="range"),
-        lambda: ResizeShortestEdge((1, 2), sampling="sometimes"),
+        lambda: ResizeShortestEdge((1, 2, 3), sample_style="range"),
+        lambda: ResizeShortestEdge((1, 2), sample_style="sometimes"),
         lambda: ResizeShortestEdge(()),
-        lambda: ResizeScale(0.0, 1.0, target_size=(8, 8)),
-        lambda: RandomFlip("diagonal"),
+        lambda: ResizeScale(0.0, 1.0, 8, 8),
+        lambda: RandomFlip(horizontal=True, vertical=True),
         lambda: RandomRotation((1.0,)),
-        lambda: RandomRotation((1.0,), sampling="often"),
+        lambda: RandomRotation((1.0,), sample_style="often"),
         lambda: PadToDivisible(0),
     ],
 )

@@ -49,7 +49,7 @@ def test_resize_shortest_edge_sizes(reference: dict[str, np.ndarray]) -> None:
 
 def test_resize_scale_sizes(reference: dict[str, np.ndarray]) -> None:
     for height, width, scale, new_height, new_width in reference["resize_scale_1024_h_w_scale_newh_neww"].tolist():
-        augmentation = ResizeScale(scale, scale, target_size=(1024, 1024))
+        augmentation = ResizeScale(scale, scale, target_height=1024, target_width=1024)
         transform = augmentation.sample(np.random.default_rng(0), (int(height), int(width)))
         assert transform.output_size((int(height), int(width))) == (new_height, new_width)
 

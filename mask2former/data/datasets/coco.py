@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
+from mask2former.data.datasets.sem_seg import load_sem_seg as load_sem_seg  # where detectron2 has it
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import located
 from mask2former.files.coco import CocoInstances, id_shown, names_apart, read_instances, unknown_category

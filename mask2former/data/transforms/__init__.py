@@ -6,10 +6,22 @@ from mask2former.data.transforms.augmentation import (
     AugmentationList,
     ImageAugmentation,
 )
-from mask2former.data.transforms.blend import BLENDS, BlendTransform, RandomBlend
+from mask2former.data.transforms.blend import (
+    BLENDS,
+    BlendTransform,
+    RandomBlend,
+    RandomBrightness,
+    RandomContrast,
+    RandomSaturation,
+)
 from mask2former.data.transforms.clip import ByClip, ByFrame, ClipAugmentation, ClipAugmentationList, PanningCrop
 from mask2former.data.transforms.color import ColorAugSSD, SSDColorTransform
-from mask2former.data.transforms.crop import FixedSizeCrop, RandomCrop, RandomCropCategoryAreaConstraint
+from mask2former.data.transforms.crop import (
+    FixedSizeCrop,
+    RandomCrop,
+    RandomCrop_CategoryAreaConstraint,
+    RandomCropCategoryAreaConstraint,
+)
 from mask2former.data.transforms.geometry import (
     CropTransform,
     HFlipTransform,
@@ -18,7 +30,7 @@ from mask2former.data.transforms.geometry import (
     RotationTransform,
     VFlipTransform,
 )
-from mask2former.data.transforms.resize import ResizeScale, ResizeShortestEdge
+from mask2former.data.transforms.resize import Resize, ResizeScale, ResizeShortestEdge
 from mask2former.data.transforms.spatial import PadToDivisible, RandomFlip, RandomRotation
 from mask2former.data.transforms.transform import NoOpTransform, Transform, TransformList
 
@@ -42,10 +54,15 @@ __all__ = [
     "PadTransform",
     "PanningCrop",
     "RandomBlend",
+    "RandomBrightness",
+    "RandomContrast",
     "RandomCrop",
     "RandomCropCategoryAreaConstraint",
+    "RandomCrop_CategoryAreaConstraint",
     "RandomFlip",
     "RandomRotation",
+    "RandomSaturation",
+    "Resize",
     "ResizeScale",
     "ResizeShortestEdge",
     "ResizeTransform",

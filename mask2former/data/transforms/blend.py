@@ -53,3 +53,24 @@ class RandomBlend(Augmentation):
         self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None
     ) -> BlendTransform:
         return BlendTransform(self.kind, float(rng.uniform(*self.weights)), self.is_rgb)
+
+
+class RandomBrightness(RandomBlend):
+    """Brightness times a factor drawn from ``intensity_min`` to ``intensity_max``."""
+
+    def __init__(self, intensity_min: float, intensity_max: float) -> None:
+        super().__init__("brightness", image_format="RGB", weights=(intensity_min, intensity_max))
+
+
+class RandomContrast(RandomBlend):
+    """Distances from the mean times a factor drawn from ``intensity_min`` to ``intensity_max``."""
+
+    def __init__(self, intensity_min: float, intensity_max: float) -> None:
+        super().__init__("contrast", image_format="RGB", weights=(intensity_min, intensity_max))
+
+
+class RandomSaturation(RandomBlend):
+    """Distances from grey times a factor drawn from ``intensity_min`` to ``intensity_max``; for images in RGB."""
+
+    def __init__(self, intensity_min: float, intensity_max: float) -> None:
+        super().__init__("saturation", image_format="RGB", weights=(intensity_min, intensity_max))

@@ -67,7 +67,6 @@ class RandomCropCategoryAreaConstraint(Augmentation):
         self,
         crop_type: str,
         crop_size: Sequence[float],
-        *,
         single_category_max_area: float = 1.0,
         ignored_category: int | None = None,
     ) -> None:
@@ -92,6 +91,9 @@ class RandomCropCategoryAreaConstraint(Augmentation):
         if self.ignored_category is not None:
             areas = areas[classes != self.ignored_category]
         return len(areas) > 1 and areas.max() < areas.sum() * self.single_category_max_area
+
+
+RandomCrop_CategoryAreaConstraint = RandomCropCategoryAreaConstraint  # as detectron2 spells it
 
 
 class FixedSizeCrop(Augmentation):

@@ -15,23 +15,26 @@ from mask2former.data.transforms.transform import NoOpTransform, Transform
 class ResizeShortestEdge(Augmentation):
     """Bring the shorter side to a sampled length, unless that makes the longer one exceed ``max_size``.
 
-    ``sampling`` "choice" picks one of ``lengths``; "range" a whole number between two of them, both included.
+    ``sample_style`` "choice" picks one of the lengths; "range" a whole number between two of them, both included.
     A length of 0 leaves the image as it is.
     """
 
-    def __init__(self, lengths: int | Sequence[int], max_size: int = sys.maxsize, *, sampling: str = "choice") -> None:
-        self.lengths = (lengths,) if isinstance(lengths, int) else tuple(lengths)
+    def __init__(
+        self, short_edge_length: int | Sequence[int], max_size: int = sys.maxsize, sample_style: str = "range"
+    ) -> None:
+        both = (short_edge_length,) * 2 if isinstance(short_edge_length, int) else short_edge_length
+        self.lengths = tuple(both)
         self.max_size = max_size
-        self.sampling = sampling
-        if sampling not in ("choice", "range"):
-            raise ValueError(f"sampling must be 'choice' or 'range', found {sampling!r}")
+        self.sample_style = sample_style
+        if sample_style not in ("choice", "range"):
+            raise ValueError(f"sample_style must be 'choice' or 'range', found {sample_style!r}")
         if not self.lengths or min(self.lengths) < 0:
-            raise ValueError(f"lengths must be at least one number from 0 on, found {self.lengths}")
-        if sampling == "range" and (len(self.lengths) != 2 or self.lengths[0] > self.lengths[1]):
-            raise ValueError(f"sampling from a range needs two lengths, least first, found {self.lengths}")
+            raise ValueError(f"short_edge_length must be at least one number from 0 on, found {self.lengths}")
+        if sample_style == "range" and (len(self.lengths) != 2 or self.lengths[0] > self.lengths[1]):
+            raise ValueError(f"sample_style 'range' needs two lengths, least first, found {self.lengths}")
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
-        if self.sampling == "range":
+        if self.sample_style == "range":
             length = int(rng.integers(self.lengths[0], self.lengths[1] + 1))
         else:
             length = self.lengths[int(rng.integers(len(self.lengths)))]
@@ -55,14 +58,26 @@ class ResizeShortestEdge(Augmentation):
         return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 
-class ResizeScale(Augmentation):
-    """Large-scale jitter: fit the image into ``target_size`` times a factor drawn from [min_scale, max_scale]."""
+class Resize(Augmentation):
+    """Bring the image to ``shape``, (height, width) or the side of a square."""
 
-    def __init__(self, min_scale: float, max_scale: float, *, target_size: tuple[int, int]) -> None:
+    def __init__(self, shape: int | Sequence[int]) -> None:
+        self.shape = (shape, shape) if isinstance(shape, int) else (int(shape[0]), int(shape[1]))
+        if min(self.shape) < 1:
+            raise ValueError(f"shape must be positive, found {self.shape}")
+
+    def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
+        return ResizeTransform(*size, *self.shape)
+
+
+class ResizeScale(Augmentation):
+    """Large-scale jitter: fit the image into the target size times a factor drawn from [min_scale, max_scale]."""
+
+    def __init__(self, min_scale: float, max_scale: float, target_height: int, target_width: int) -> None:
         if not 0 < min_scale <= max_scale:
             raise ValueError(f"scales must satisfy 0 < min_scale <= max_scale, found {min_scale} and {max_scale}")
         self.min_scale, self.max_scale = min_scale, max_scale
-        self.target_size = target_size
+        self.target_size = (target_height, target_width)
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
         scale = float(rng.uniform(self.min_scale, self.max_scale))

@@ -10,26 +10,25 @@ from mask2former.data.transforms.augmentation import Augmentation
 from mask2former.data.transforms.geometry import HFlipTransform, PadTransform, RotationTransform, VFlipTransform
 from mask2former.data.transforms.transform import IMAGE_FILL, NoOpTransform, Transform
 
-FLIPS = ("horizontal", "vertical")
-
 
 class RandomFlip(Augmentation):
-    """Mirror along one axis with a probability."""
+    """Mirror along one axis with the probability ``prob``."""
 
-    def __init__(self, direction: str = "horizontal", *, probability: float = 0.5) -> None:
-        if direction not in FLIPS:
-            raise ValueError(f"direction must be one of {', '.join(FLIPS)}, found {direction!r}")
-        self.direction = direction
-        self.probability = probability
+    def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
+        if horizontal == vertical:
+            raise ValueError(f"a flip is horizontal or vertical (for both take two), found {horizontal} and {vertical}")
+        if not isinstance(prob, (int, float)) or not 0 <= prob <= 1:
+            raise ValueError(f"prob must lie in 0..1, found {prob!r}")
+        self.prob, self.horizontal, self.vertical = prob, horizontal, vertical
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
-        if rng.random() >= self.probability:
+        if rng.random() >= self.prob:
             return NoOpTransform()
-        return HFlipTransform(size[1]) if self.direction == "horizontal" else VFlipTransform(size[0])
+        return HFlipTransform(size[1]) if self.horizontal else VFlipTransform(size[0])
 
 
 class RandomRotation(Augmentation):
-    """Rotate by an angle in degrees: within (least, most) when ``sampling`` is "range", one of them when "choice".
+    """Rotate by an angle in degrees: within (least, most) when ``sample_style`` is "range", one of them when "choice".
 
     ``center`` gives the range of the centre as shares of width and height, ((x0, y0), (x1, y1)), or, when
     choosing, the centres to choose from; None is the middle. ``expand`` enlarges the image to hold everything.
@@ -37,25 +36,25 @@ class RandomRotation(Augmentation):
 
     def __init__(
         self,
-        angles: Sequence[float],
-        *,
+        angle: float | Sequence[float],
         expand: bool = True,
         center: Sequence[tuple[float, float]] | None = None,
-        sampling: str = "range",
+        sample_style: str = "range",
     ) -> None:
-        if sampling not in ("range", "choice"):
-            raise ValueError(f"sampling must be 'range' or 'choice', found {sampling!r}")
-        if sampling == "range" and len(angles) != 2:
-            raise ValueError(f"sampling from a range needs two angles, found {angles}")
-        self.angles = tuple(angles)
+        angles = (angle, angle) if isinstance(angle, (int, float)) else tuple(angle)
+        if sample_style not in ("range", "choice"):
+            raise ValueError(f"sample_style must be 'range' or 'choice', found {sample_style!r}")
+        if sample_style == "range" and len(angles) != 2:
+            raise ValueError(f"sample_style 'range' needs two angles, found {angles}")
+        self.angles = angles
         self.expand = expand
         self.center = None if center is None else tuple(center)
-        self.sampling = sampling
+        self.sample_style = sample_style
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
         height, width = size
         center_xy = None
-        if self.sampling == "range":
+        if self.sample_style == "range":
             angle = float(rng.uniform(self.angles[0], self.angles[1]))
             if self.center is not None:
                 (x0, y0), (x1, y1) = self.center

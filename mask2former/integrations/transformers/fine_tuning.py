@@ -234,7 +234,7 @@ def _build_trainer(
     model: Any,
     processor: Any,
 ) -> FineTuningTrainer:
-    augmentations: list[Any] = [RandomFlip("horizontal")]
+    augmentations: list[Any] = [RandomFlip()]
     if arguments.color_augmentation:
         augmentations.append(ColorAugSSD("RGB"))
     common = {"num_classes": model.config.num_labels, "reduce_labels": arguments.do_reduce_labels}

@@ -1,0 +1,5 @@
+"""``MaskFormerPanopticDatasetMapper`` where the published project has it."""
+
+from mask2former.data.dataset_mappers.published import MaskFormerPanopticDatasetMapper
+
+__all__ = ["MaskFormerPanopticDatasetMapper"]
