@@ -11,8 +11,10 @@ import pytest
 import mask2former
 import mask2former.data.transforms as T
 from mask2former.config import get_cfg
-from mask2former.data import DatasetMapper
+from mask2former.data import MAPPER_REGISTRY, DatasetMapper
 from mask2former.data.datasets.coco import load_sem_seg
+from mask2former.data.loader import build_mapper
+from mask2former.data.presets import preset_of
 from mask2former.evaluation import COCOEvaluator
 from mask2former.modeling import MaskFormer
 
@@ -104,6 +106,18 @@ def test_blends_stay_within_their_intensities() -> None:
     rng = np.random.default_rng(0)
     weights = [T.RandomBrightness(0.5, 0.7).sample(rng, (4, 4)).weight for _ in range(50)]
     assert 0.5 <= min(weights) < 0.55 < 0.65 < max(weights) <= 0.7
+
+
+def test_registered_mapper_of_own_is_built_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(mask2former.MaskFormerSemanticDatasetMapper):
+        pass
+
+    monkeypatch.setattr(MAPPER_REGISTRY, "_obj_map", dict(MAPPER_REGISTRY))
+    MAPPER_REGISTRY.register(Mine)
+    cfg = get_cfg()
+    cfg.INPUT.DATASET_MAPPER_NAME = "Mine"
+    assert type(build_mapper(cfg)) is Mine
+    assert preset_of(cfg).target == "semantic"
 
 
 def test_published_names_are_exported() -> None:

@@ -12,6 +12,7 @@ class PublishedMapper(DatasetMapper):
     """Made of ``(cfg, is_train)``; its ``augmentations`` are a plain list, to be changed or replaced."""
 
     mapper_name: ClassVar[str]  # the value of INPUT.DATASET_MAPPER_NAME
+    target: ClassVar[str]  # what is trained; a registered subclass is asked for it
 
     def __init__(self, cfg: CfgNode, is_train: bool = True) -> None:
         """Reads ``INPUT`` and the metadata of the first training data set.
@@ -34,28 +35,28 @@ class PublishedMapper(DatasetMapper):
 class MaskFormerSemanticDatasetMapper(PublishedMapper):
     """Semantic segmentation: one mask for each class of the image."""
 
-    mapper_name = "mask_former_semantic"
+    mapper_name, target = "mask_former_semantic", "semantic"
 
 
 class MaskFormerInstanceDatasetMapper(PublishedMapper):
     """Instances, resized and cropped."""
 
-    mapper_name = "mask_former_instance"
+    mapper_name, target = "mask_former_instance", "instance"
 
 
 class MaskFormerPanopticDatasetMapper(PublishedMapper):
     """Things and stuff, resized and cropped."""
 
-    mapper_name = "mask_former_panoptic"
+    mapper_name, target = "mask_former_panoptic", "panoptic"
 
 
 class COCOInstanceNewBaselineDatasetMapper(PublishedMapper):
     """Instances with large-scale jitter."""
 
-    mapper_name = "coco_instance_lsj"
+    mapper_name, target = "coco_instance_lsj", "instance"
 
 
 class COCOPanopticNewBaselineDatasetMapper(PublishedMapper):
     """Things and stuff with large-scale jitter."""
 
-    mapper_name = "coco_panoptic_lsj"
+    mapper_name, target = "coco_panoptic_lsj", "panoptic"
