@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
 from mask2former.commands.cli import main as run_command
+from mask2former.commands.table import COMMANDS, subcommands_of
 from mask2former.config.keys import accepted_keys, describe_foreign, foreign_names, read_keys
 from mask2former.files.atomic import write_text_atomic
 from tools.make_model_zoo import make_page as make_zoo_page
@@ -101,10 +101,11 @@ def _cell(text: str) -> str:
 def make_commands_page() -> str:
     """The help of every command."""
     listed = _help([])
-    names = re.findall(r"^    ([a-z][a-z-]*)", listed.partition("COMMAND\n")[2], flags=re.MULTILINE)
     parts = [COMMANDS_INTRODUCTION, f"```text\n{listed}```\n"]
-    for name in names:
-        parts.append(f"## {name}\n\n```text\n{_help([name])}```\n")
+    for command in COMMANDS:
+        parts.append(f"## {command.name}\n\n```text\n{_help([command.name])}```\n")
+        for name in subcommands_of(command):
+            parts.append(f"### {command.name} {name}\n\n```text\n{_help([command.name, name])}```\n")
     return "\n".join(parts)
 
 

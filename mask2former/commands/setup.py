@@ -16,6 +16,7 @@ from mask2former.config import CfgNode
 from mask2former.errors import UsageError
 from mask2former.files.atomic import write_text_atomic
 from mask2former.inference.model_source import (
+    check_device,
     find_config,
     import_modules,
     locate_weights,
@@ -58,6 +59,7 @@ def set_up(args: argparse.Namespace, *, run_folder: str | None = None) -> Setup:
     if args.verbose:
         cfg.VERBOSE = True
     cfg.freeze()
+    check_device(cfg)
     register_data(cfg)
     return Setup(cfg, reference, frozenset(given[::2]))
 

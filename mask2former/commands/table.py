@@ -1,10 +1,12 @@
-"""The table of commands: what there is, and which module does it. Nothing here imports them."""
+"""The table of commands: what there is, and which module does it, which is imported once it is asked for."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,10 @@ def describe_commands() -> str:
     """One line for each command."""
     width = max(len(command.name) for command in COMMANDS)
     return "\n".join(f"  {command.name:{width}}  {command.summary}" for command in COMMANDS)
+
+
+def subcommands_of(command: Command) -> Mapping[str, Any]:
+    """The second words that a command takes, from its module; none where the module's libraries are not installed."""
+    if command.extra:
+        return {}
+    return getattr(importlib.import_module(command.module), "SUBCOMMANDS", {})

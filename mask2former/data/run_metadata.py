@@ -27,7 +27,7 @@ def write_run_metadata(names: Iterable[str], folder: str | Path) -> None:
 
 
 def register_run_metadata(folder: str | Path) -> None:
-    """Give the data sets of a run that nobody registered the metadata that its folder holds, if it holds any.
+    """Give the data sets of a run what its folder knows of them and nobody has registered or read yet.
 
     Raises:
         DatasetError: the file is damaged.
@@ -38,8 +38,9 @@ def register_run_metadata(folder: str | Path) -> None:
     for name, fields in read_json_object(path, ()).items():
         if not isinstance(fields, dict):
             raise DatasetError(f"{path}: expected an object for {name!r}, found {type(fields).__name__}")
-        if set(MetadataCatalog.get(name).as_dict()) == {"name"}:
-            MetadataCatalog.get(name).set(**_read_fields(fields, f"{path}: {name}"))
+        metadata = MetadataCatalog.get(name)
+        learnt = _read_fields(fields, f"{path}: {name}")
+        metadata.set(**{key: value for key, value in learnt.items() if metadata.get(key) is None})
 
 
 def _read_fields(fields: dict[str, Any], source: str) -> dict[str, Any]:

@@ -129,6 +129,14 @@ def register_data(cfg: CfgNode, *, folder: Path | None = None) -> None:
         register_run_metadata(folder)
 
 
+def check_device(cfg: CfgNode) -> None:
+    """Raise ConfigError for the device that only shapes live on: models are built there, but nothing is computed."""
+    if cfg.MODEL.DEVICE.partition(":")[0] == "meta":
+        raise ConfigError(
+            f"MODEL.DEVICE: expected a device that computes, such as cuda or cpu, found {cfg.MODEL.DEVICE}"
+        )
+
+
 def _of_zoo(address: str) -> CfgNode | None:
     if not address.lower().startswith(_ZOO):
         return None

@@ -21,7 +21,7 @@ from mask2former.errors import ConfigError, InputError
 from mask2former.files.images import ImageInput, to_rgb_array
 from mask2former.files.videos import VideoSource
 from mask2former.inference.frame_tracker import TRACKER_REGISTRY, Tracker
-from mask2former.inference.model_source import locate_weights, read_config, register_data
+from mask2former.inference.model_source import check_device, locate_weights, read_config, register_data
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
 from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
@@ -270,6 +270,7 @@ def _resolve_config(
         resolved.MODEL.WEIGHTS = locate_weights(weights)
     if device is not None:
         resolved.MODEL.DEVICE = str(device)
+    check_device(resolved)
     if precision is not None:
         resolved.MODEL.PRECISION = precision
     test = resolved.MODEL.MASK_FORMER.TEST

@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from mask2former.config.integration import LinkedNames
+from mask2former.errors import DatasetError
 
 _MISSING = object()
 
@@ -26,7 +27,7 @@ class Metadata:
     def __setattr__(self, key: str, value: Any) -> None:
         held = self.__dict__.get(key, _MISSING)
         if held is not _MISSING and held != value:
-            raise ValueError(f"metadata {key!r} of data set {self.name!r} is {held!r} and cannot become {value!r}")
+            raise DatasetError(f"metadata {key!r} of data set {self.name!r} is {held!r} and cannot become {value!r}")
         self.__dict__[key] = value
 
     def set(self, **attributes: Any) -> Metadata:

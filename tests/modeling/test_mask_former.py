@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mask2former.errors import ConfigError, DatasetError, InputError, NonFiniteError
 from mask2former.modeling import META_ARCH_REGISTRY, POSTPROCESSING_REGISTRY, MaskFormer, build_model
+from mask2former.modeling.meta_arch import assembly
 from mask2former.modeling.meta_arch.assembly import usable_device
 from mask2former.structures import BitMasks, Instances, MetadataCatalog
 from tests.parity import NUM_CLASSES, fixture_config, load_fixture, register_metadata
@@ -278,6 +279,14 @@ def test_device_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert usable_device("cuda") == torch.device("cpu")
     assert "running on the CPU" in caplog.text
     assert usable_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "hpu", "xla", "mtia:1"])
+def test_device_of_a_kind_that_the_machine_lacks_falls_back_too(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    if assembly._can_allocate(name):
+        pytest.skip(f"{name} is here")
+    assert usable_device(name) == torch.device("cpu")
+    assert f"MODEL.DEVICE is {name!r}" in caplog.text
 
 
 def test_model_exports(model: MaskFormer) -> None:

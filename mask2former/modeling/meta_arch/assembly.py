@@ -118,21 +118,38 @@ def build_criterion(cfg: Any) -> Criterion:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device called `name`; the CPU, with one warning, for CUDA on a machine without.
+    """The device called `name`; the CPU, with one warning, for a kind of device that this machine does not have.
 
     Raises:
-        ConfigError: torch knows no such device, or the machine does not have it.
+        ConfigError: torch knows no such device, or the machine has fewer of the kind.
     """
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"MODEL.DEVICE: expected a device such as cuda, cuda:1 or cpu, found {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        _logger.warning("MODEL.DEVICE is %r but this machine has no usable CUDA device: running on the CPU", name)
+    if device.type == "cuda":
+        is_there = torch.cuda.is_available()
+    else:
+        is_there = device.type in ("cpu", "meta") or _can_allocate(device.type)
+    if not is_there:
+        _logger.warning(
+            "MODEL.DEVICE is %r but this machine has no usable %s device: running on the CPU", name, device.type.upper()
+        )
         return torch.device("cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"MODEL.DEVICE: this machine has {torch.cuda.device_count()} CUDA devices, found {name!r}")
+    if device.index and not _can_allocate(device):
+        raise ConfigError(f"MODEL.DEVICE: this machine has no {name}, expected one with a lower number")
     return device
+
+
+def _can_allocate(device: str | torch.device) -> bool:
+    """Whether torch can hold a value there; each backend says no by an error of another kind."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ImportError):  # NotImplementedError is a RuntimeError
+        return False
+    return True
 
 
 def _checkpoint_decoders(model: nn.Module) -> None:
