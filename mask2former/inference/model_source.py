@@ -63,8 +63,9 @@ def find_config(weights: str) -> CfgNode:
         CheckpointError: no such file, an unknown name of the zoo, or the config of another model.
     """
     address, path = locate_weights(weights), Path(weights).expanduser()
+    may_import = path.exists()  # what was downloaded does not say what runs here
     for read in _WAYS:
-        cfg = read(address)
+        cfg = read(address, may_import)
         if cfg is not None:
             return cfg
     if path.is_dir():
@@ -82,17 +83,22 @@ def find_config_file(checkpoint: Path) -> Path | None:
     return next((path for path in _beside(checkpoint) if path.is_file()), None)
 
 
-def read_config(name: str | os.PathLike[str]) -> CfgNode:
+def read_config(name: str | os.PathLike[str], *, may_import: bool = True) -> CfgNode:
     """The config of a file, or of a name below the published ones, after the modules that it names in IMPORTS.
 
-    What the run of a run folder knew of its data is registered too.
+    What the run of a run folder knew of its data is registered too. may_import: whether those modules are imported, or
+    have to be imported already.
 
     Raises:
         ConfigError: the file, or a module that it names, cannot be read.
     """
     path = locate_config(name)
     modules = CfgNode.load_yaml_with_base(path).get("IMPORTS", [])
+    modules = modules if isinstance(modules, list) else []  # that another type is wrong, merging says
     new = [str(module) for module in modules if str(module) not in sys.modules]
+    if new and not may_import:
+        options = " ".join(f"--import {module}" for module in new)
+        raise ConfigError(f"{path}: was downloaded and names modules; if you trust them, import them first: {options}")
     if new:
         _logger.warning("%s names modules of its own, which are imported: %s", path, ", ".join(new))
     import_modules(new, origin=f"{path}: IMPORTS")
@@ -137,13 +143,13 @@ def check_device(cfg: CfgNode) -> None:
         )
 
 
-def _of_zoo(address: str) -> CfgNode | None:
+def _of_zoo(address: str, may_import: bool) -> CfgNode | None:
     if not address.lower().startswith(_ZOO):
         return None
     return read_config(configs_folder() / find_zoo_model(address[len(_ZOO) :]).config)
 
 
-def _of_transformers(address: str) -> CfgNode | None:
+def _of_transformers(address: str, may_import: bool) -> CfgNode | None:
     folder = Path(address).expanduser()
     if not (folder / "config.json").is_file():
         return None
@@ -160,13 +166,13 @@ def _of_transformers(address: str) -> CfgNode | None:
     return cfg
 
 
-def _of_neighbour(address: str) -> CfgNode | None:
+def _of_neighbour(address: str, may_import: bool) -> CfgNode | None:
     found = find_config_file(Path(address).expanduser())
-    return None if found is None else read_config(found)
+    return None if found is None else read_config(found, may_import=may_import)
 
 
 # Asked in this order. A further kind of weights, such as an exported file that holds its config, is a further function.
-_WAYS: tuple[Callable[[str], CfgNode | None], ...] = (_of_zoo, _of_transformers, _of_neighbour)
+_WAYS: tuple[Callable[[str, bool], CfgNode | None], ...] = (_of_zoo, _of_transformers, _of_neighbour)
 
 
 def _beside(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import torch
 from mask2former.config import CfgNode
 from mask2former.errors import ConfigError
 from mask2former.files.images import ImageInput
-from mask2former.inference.model_source import find_config, locate_weights
+from mask2former.inference.model_source import find_config
 from mask2former.inference.predictor import TASKS, Predictor, copy_config
 from mask2former.visualization.overlays import class_name
 
@@ -73,8 +73,7 @@ def pipeline(
     """
     if task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, found {task!r}")
-    weights = locate_weights(weights)
-    cfg = copy_config(find_config(weights) if config is None else config)
+    cfg = copy_config(find_config(os.fspath(weights)) if config is None else config)
     cfg.TEST.SEMANTIC_LABELS = False  # results say how sure they are
     if score_threshold is None and task == "instance":
         score_threshold = _INSTANCE_THRESHOLD

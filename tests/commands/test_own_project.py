@@ -18,6 +18,7 @@ from mask2former.config import keys
 from mask2former.data import DatasetCatalog, MetadataCatalog
 from mask2former.data.run_metadata import register_run_metadata
 from mask2former.errors import ConfigError, DatasetError
+from mask2former.inference import model_source
 from mask2former.modeling import BACKBONE_REGISTRY
 
 MODULE = "my_project_of_test"
@@ -28,6 +29,7 @@ import torch
 from torch import nn
 from mask2former.config import register_keys
 from mask2former.data import DatasetCatalog, MetadataCatalog, register_coco_instances
+from mask2former.inference import model_source
 from mask2former.modeling import BACKBONE_REGISTRY
 from mask2former.modeling.backbone import Backbone
 from mask2former.structures import ShapeSpec
@@ -174,6 +176,14 @@ def test_classes_of_a_run_are_known_where_its_data_set_is_not(project: Path) -> 
     register_run_metadata(project / "run")
     assert len(MetadataCatalog.get("mine_val").thing_classes) == 7
     assert "mine_val" not in DatasetCatalog
+
+
+def test_downloaded_config_imports_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloaded = str(project / "run/model_final.pth")
+    monkeypatch.setattr(model_source, "locate_weights", lambda weights: downloaded)
+    with pytest.raises(ConfigError, match=f"was downloaded and names modules.*--import {MODULE}"):
+        mask2former.pipeline("instance", weights="https://somewhere/model_final.pth")
+    assert MODULE not in sys.modules
 
 
 def test_damaged_metadata_of_a_run_is_named(tmp_path: Path) -> None:

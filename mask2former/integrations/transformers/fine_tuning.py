@@ -90,7 +90,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[FineTuningArguments, transform
     Raises:
         ConfigError: arguments that are missing, refused or contradict each other.
     """
-    parser: Any = transformers.HfArgumentParser((FineTuningArguments, transformers.TrainingArguments))
+    kinds = (FineTuningArguments, transformers.TrainingArguments)
+    parser: Any = transformers.HfArgumentParser(kinds, prog="mask2former fine-tune-hf")
     try:
         if len(argv) == 1 and argv[0].endswith(".json"):
             content = _read_json(Path(argv[0]))
