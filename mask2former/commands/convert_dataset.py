@@ -9,6 +9,7 @@ from mask2former.data.own_data import ClassChoice, all_formats, convert_own_data
 from mask2former.data.own_data.dataset import DATASETS
 from mask2former.data.own_data.datasets_library import is_datasets_folder
 from mask2former.errors import InputError, UsageError
+from mask2former.inference.model_source import import_modules
 
 DESCRIPTION = (
     "Convert a data set. SOURCE is COCO instances or panoptic (a json or its folder), a labelme folder, a tree of PNG "
@@ -23,7 +24,10 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("target", nargs="?", metavar="OUTPUT", help="new folder to write")
     parser.add_output_option("the same as OUTPUT")
     parser.add_argument(
-        "--to", choices=sorted(_names()), help="what to write (datasets, unless SOURCE is in that format)"
+        "--to",
+        metavar="FORMAT",
+        help=f"what to write (datasets, unless SOURCE is in that format): {', '.join(sorted(_names()))}, or one of "
+        "a module of --import",
     )
     parser.add_argument(
         "--read",
@@ -37,6 +41,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="ID",
         help="id or class that becomes background (255 for PNG masks; none: no id); may be given several times",
     )
+    parser.add_import_option()
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,16 +53,19 @@ def run(args: argparse.Namespace) -> None:
     """
     if (args.target is None) == (args.output is None):
         raise UsageError("expected OUTPUT once, after SOURCE or as --output")
+    import_modules(args.modules)
     output = args.target or args.output
     if args.to is None and is_datasets_folder(args.source):
         raise InputError(f"--to: {args.source} is a data set of the library datasets; say what it should become")
-    target = args.to or DATASETS
+    target, names = args.to or DATASETS, _names()
+    if target not in names:
+        raise UsageError(f"--to: expected one of {', '.join(sorted(names))}, found {target!r}")
     ignored = None if args.ignore_label is None else tuple(args.ignore_label)
     written = convert_own_data(
         args.source,
         output,
-        target=_names()[target],
-        preferred=_names().get(args.read),
+        target=names[target],
+        preferred=names.get(args.read),
         choice=ClassChoice(args.classes, ignored),
     )
     for note in written.notes:
