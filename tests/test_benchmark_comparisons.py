@@ -212,35 +212,37 @@ def break_decoder(monkeypatch: pytest.MonkeyPatch, inference: ModuleType) -> Non
 
 
 def break_results(monkeypatch: pytest.MonkeyPatch, inference: ModuleType) -> None:
-    from mask2former.modeling.meta_arch import mask_former
+    from mask2former.modeling import POSTPROCESSING_REGISTRY
 
-    infer = mask_former.infer_image
+    infer = POSTPROCESSING_REGISTRY.get("infer_image")
 
     def infer_upside_down(*given: Any, **options: Any) -> dict[str, Any]:
         segment_ids, segments = infer(*given, **options)["panoptic_seg"]
         return {"panoptic_seg": (segment_ids.flip(0), segments)}
 
-    monkeypatch.setattr(mask_former, "infer_image", infer_upside_down)
+    monkeypatch.setitem(POSTPROCESSING_REGISTRY._obj_map, "infer_image", infer_upside_down)
 
 
 def break_categories(monkeypatch: pytest.MonkeyPatch, inference: ModuleType) -> None:
-    from mask2former.modeling.meta_arch import mask_former
+    from mask2former.modeling import POSTPROCESSING_REGISTRY
 
-    infer = mask_former.infer_image
+    infer = POSTPROCESSING_REGISTRY.get("infer_image")
 
     def infer_next_category(*given: Any, **options: Any) -> dict[str, Any]:
         segment_ids, segments = infer(*given, **options)["panoptic_seg"]
         moved = [{**segment, "category_id": segment["category_id"] + 1} for segment in segments]
         return {"panoptic_seg": (segment_ids, moved)}
 
-    monkeypatch.setattr(mask_former, "infer_image", infer_next_category)
+    monkeypatch.setitem(POSTPROCESSING_REGISTRY._obj_map, "infer_image", infer_next_category)
 
 
 def break_segments(monkeypatch: pytest.MonkeyPatch, inference: ModuleType) -> None:
-    from mask2former.modeling.meta_arch import mask_former
+    from mask2former.modeling import POSTPROCESSING_REGISTRY
 
     nothing = torch.zeros(40, 48, dtype=torch.int32), []
-    monkeypatch.setattr(mask_former, "infer_image", lambda *given, **options: {"panoptic_seg": nothing})
+    monkeypatch.setitem(
+        POSTPROCESSING_REGISTRY._obj_map, "infer_image", lambda *given, **options: {"panoptic_seg": nothing}
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -302,13 +304,14 @@ def test_page_shows_each_device_and_precision(
     monkeypatch.setattr(harness, "RESULTS_DIR", tmp_path)
     for device in ("cpu", "cuda"):
         for dtype in ("float32", "bfloat16"):
-            harness.record("ms_deform_attn", {"device": device, "dtype": dtype, "ms": 1.0})
-    harness.record("precision", {"difference": {"PQ": 0.1}}, labels=["some_recipe"])
-    page = importlib.import_module("tools.make_model_zoo").make_page(tmp_path)
-    titles = [line for line in page.splitlines() if line.startswith("### ") and line.endswith("(ours)")]
-    attention = ["bfloat16", "bfloat16 cuda", "float32", "float32 cuda"]
-    expected = [*(f"Ms deform attn {kind}" for kind in attention), "Precision some recipe"]
-    assert titles == [f"### {title} (ours)" for title in expected]
+            harness.record("some_operator", {"device": device, "dtype": dtype, "ms": 1.0})
+    harness.record("quality", {"difference": {"PQ": 0.1}}, labels=["some_recipe"])
+    make_benchmarks = importlib.import_module("tools.make_benchmarks")
+    page = make_benchmarks.make_page(make_benchmarks.read_last_lines(tmp_path))
+    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    kinds = ["bfloat16", "bfloat16 cuda", "float32", "float32 cuda"]
+    expected = ["Quality some recipe", *(f"Some operator {kind}" for kind in kinds), "Where and when"]
+    assert titles == [f"## {title}" for title in expected]
     assert "| difference, PQ | 0.1 |" in page
 
 
