@@ -31,6 +31,7 @@ from mask2former.data.catalog import (
 )
 from mask2former.data.clip_mapper import ClipMapper
 from mask2former.data.mapper import DatasetMapper
+from mask2former.data.own_data.checked_files import check_files, listed_images
 from mask2former.data.presets import MAPPER_REGISTRY, MapperPreset, preset_of
 from mask2former.data.samplers import (
     Draw,
@@ -245,6 +246,14 @@ def _load_nonempty(name: str) -> list[DatasetDict]:
     dicts = DatasetCatalog.get(name)
     if not dicts:
         raise DatasetError(f"data set {name!r} holds no image")
+    metadata = MetadataCatalog.get(name)
+    # Without a folder of images their names may mean anything to somebody's own mapper.
+    if rank_and_world_size()[0] == 0 and metadata.get("image_root") is not None and not metadata.get("files_checked"):
+        source = str(metadata.get("panoptic_json") or metadata.get("json_file") or name)
+        try:
+            check_files(list(listed_images(dicts)), source=source, description=f"files of {name}")
+        except DatasetError as error:
+            raise DatasetError(f"data set {name!r}: {error}") from error
     return dicts
 
 

@@ -272,13 +272,12 @@ def _check_numbers(numbers: Sequence[Any], limit: int, prefix: str) -> None:
 
 def _plainly_has_pixels(polygon: Sequence[float], size: tuple[int, int]) -> bool:
     xs, ys = polygon[0::2], polygon[1::2]
-    if not (min(xs) >= 0 and min(ys) >= 0 and max(xs) <= size[1] and max(ys) <= size[0]):
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    if left < 0 or top < 0 or right > size[1] or bottom > size[0] or right - left < 3 or bottom - top < 3:
         return False
-    if max(xs) - min(xs) < 3 or max(ys) - min(ys) < 3:
-        return False
-    following = (sum(map(operator.mul, xs, [*ys[1:], ys[0]])), sum(map(operator.mul, ys, [*xs[1:], xs[0]])))
-    twice = following[0] - following[1]
-    return abs(twice) > 2 * (max(xs) - min(xs) + max(ys) - min(ys))  # no sliver between the pixels
+    twice = sum(map(operator.mul, xs, ys[1:])) - sum(map(operator.mul, ys, xs[1:]))
+    twice += xs[-1] * ys[0] - ys[-1] * xs[0]
+    return abs(twice) > 2 * (right - left + bottom - top)  # no sliver between the pixels
 
 
 def _area(polygons: list[Any], size: tuple[int, int]) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mask2former.data.own_data.checked_files import ListedImage, check_files
 from mask2former.data.own_data.coco_files import CocoFile, locate_files
 from mask2former.data.own_data.dataset import COCO_INSTANCES, DataClass, ImageEntry, OwnDataset, Segment
-from mask2former.data.own_data.scanning import check_image_size, scan
 from mask2former.errors import DatasetError
 from mask2former.files.coco import (
     Category,
@@ -100,14 +99,10 @@ def _read_part(instances: CocoInstances, json_file: Path, root: Path, num_worker
         entries.append((path, image, instances.annotations[image_id]))
     faults.refuse()
     images = [_to_entry(*entry) for entry in entries]
-    check = partial(check_entry, source=str(json_file))
-    scan(check, images, description=f"images of {json_file.name}", num_workers=num_workers)
+    listed = [ListedImage(str(image.file), (image.height, image.width)) for image in images]
+    description = f"images of {json_file.name}"
+    check_files(listed, source=str(json_file), description=description, num_workers=num_workers)
     return images
-
-
-def check_entry(entry: ImageEntry, *, source: str) -> None:
-    """Raise DatasetError unless the image is there and has the size that ``source`` states."""
-    check_image_size(entry.file, (entry.height, entry.width), source)
 
 
 def _to_entry(path: Path, image: Mapping[str, Any], annotations: list[dict[str, Any]]) -> ImageEntry:

@@ -60,7 +60,8 @@ def _register_part(name: str, part: str, own: CfgNode, classes: Sequence[DataCla
     index = str(index_file(own.INDEX, part))
     root = str(_root(own.PATH))
     DatasetCatalog.register(name, lambda: _load_part(own.FORMAT, index, root, name))
-    MetadataCatalog.get(name).set(**_metadata(own, classes, index, root))
+    # The files were looked at when the index was written.
+    MetadataCatalog.get(name).set(**_metadata(own, classes, index, root), files_checked=True)
 
 
 def _root(path: str) -> Path:
