@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from mask2former.checkpoint import load_weights
+from mask2former.checkpoint import LoadReport, load_weights
 from mask2former.config import CfgNode, build_from_config
 from mask2former.data import MetadataCatalog
 from mask2former.data.presets import build_test_augmentations
-from mask2former.errors import ConfigError, InputError
+from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.files.images import ImageInput, to_rgb_array
 from mask2former.files.videos import VideoSource
 from mask2former.inference.frame_tracker import TRACKER_REGISTRY, Tracker
@@ -67,7 +67,7 @@ class Predictor:
         self.metadata = _find_metadata(self.cfg)  # before the model, which learns from it which classes are things
         self.model = build_model(self.cfg).eval()
         if self.cfg.MODEL.WEIGHTS:
-            load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+            _refuse_backbone_alone(load_weights(self.model, self.cfg.MODEL.WEIGHTS))
         else:
             logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
         prepare_for_inference(self.model)
@@ -245,6 +245,15 @@ def _find_metadata(cfg: CfgNode) -> Metadata:
     register_data(cfg)
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
+
+
+def _refuse_backbone_alone(report: LoadReport) -> None:
+    """Raise CheckpointError for weights to start training from: with a head of random weights nothing is found."""
+    if all(name.startswith("backbone.") for name in (*report.matched, *report.adapted)):
+        raise CheckpointError(
+            f"{report.source}: holds weights of a backbone alone, expected those of a trained model; without any, "
+            "MODEL.WEIGHTS is to be empty (--random-weights)"
+        )
 
 
 def copy_config(cfg: CfgNode | str | os.PathLike[str]) -> CfgNode:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from mask2former.commands.cli import main, train_main
 
@@ -374,3 +375,12 @@ def test_predict_checkpoint_of_another_model_is_named(tmp_path: Path, capfd: pyt
     code = main(["predict", *paths, "--opts", *TINY, "MODEL.WEIGHTS", str(tmp_path / "other.pth")])
     assert code == 1
     assert "other.pth: a checkpoint for another model" in capfd.readouterr().err
+
+
+def test_predict_from_a_backbone_alone_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = {"model": {"backbone.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}}
+    torch.save(weights, tmp_path / "R-18.pth")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    paths = ["--config-file", str(CONFIG), "--input", str(tmp_path / "image.png"), "--output", str(tmp_path / "out")]
+    assert main(["predict", *paths, "--weights", str(tmp_path / "R-18.pth"), *TINY]) == 1
+    assert "R-18.pth: holds weights of a backbone alone" in capfd.readouterr().err

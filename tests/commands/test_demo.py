@@ -142,6 +142,26 @@ def test_predict_output_that_is_a_file_is_named(photos: Path) -> None:
         run("--input", photos, "--output", photos / "notes.txt")
 
 
+def test_predict_one_image_to_the_file_that_is_named(photos: Path, tmp_path: Path) -> None:
+    run("--input", photos / "a.png", "--output", tmp_path / "new" / "seen.jpeg")
+    assert names(tmp_path / "new") == ["seen.jpeg"]
+    assert Image.open(tmp_path / "new" / "seen.jpeg").format == "JPEG"
+    run(photos / "a.png", "--output", tmp_path / "two" / "seen.png", "--task", "panoptic", "semantic")
+    assert names(tmp_path / "two") == ["seen_panoptic.png", "seen_semantic.png"]
+    with pytest.raises(InputError, match="one file for 2 images"):
+        run("--input", photos, "--output", tmp_path / "seen.png")
+    with pytest.raises(InputError, match="is the image that is to be read"):
+        run("--input", photos / "a.png", "--output", photos / "a.png")
+
+
+def test_predict_result_that_cannot_be_written_is_named_and_others_are_done(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "a_panoptic.png").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"1 of 2 images could not be written: .*a_panoptic\.png"):
+        run("--input", photos, "--output", tmp_path / "out")
+    assert (tmp_path / "out" / "b_panoptic.png").is_file()
+    assert not [name for name in names(tmp_path / "out") if name.startswith(".")]
+
+
 def test_predict_folder_results_mirror_it(photos: Path, tmp_path: Path) -> None:
     below = photos / "2024" / "may"
     below.mkdir(parents=True)
