@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from mask2former.checkpoint import zoo_models
 from mask2former.commands.cli import main as run_command
+from mask2former.commands.table import COMMANDS, find_command, subcommands_of
 from mask2former.config import get_cfg
-from mask2former.evaluation.__main__ import main as run_evaluation
 from tools import make_docs
 
 ROOT = Path(__file__).parents[1]
@@ -59,9 +60,7 @@ def _help(program: str, command: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         if program == "mask2former":
-            run_command([command, "--help"])
-        elif program == "evaluation":
-            run_evaluation([command, "--help"])
+            run_command([*command.split(), "--help"])
         else:
             arguments, sys.argv = sys.argv, [program, "--help"]
             try:
@@ -75,9 +74,11 @@ def _split(words: list[str]) -> tuple[str, str, list[str]]:
     """The program, its subcommand, and what follows."""
     scripts = [index for index, word in enumerate(words) if word.endswith(".py")]
     if words[0] == "mask2former":
-        return "mask2former", words[1], words[2:]
-    if words[:3] == ["python", "-m", "mask2former.evaluation"]:
-        return "evaluation", words[3], words[4:]
+        command = find_command(words[1])
+        assert command is not None, f"mask2former {words[1]} does not exist"
+        subcommands = subcommands_of(command)
+        length = 3 if len(words) > 2 and words[2] in subcommands else 2
+        return "mask2former", " ".join(words[1:length]), words[length:]
     if scripts:
         return words[scripts[0]], "", words[scripts[0] + 1 :]
     return words[0], "", words[1:]
@@ -102,11 +103,11 @@ def test_command_exists_with_its_options(label: str) -> None:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
         assert rest[0] in targets
         return
-    if program.endswith("train_hf.py"):
+    if program.endswith("train_hf.py") or command == "fine-tune-hf":
         pytest.importorskip("transformers")
     if program.endswith("detectron2.py"):
         pytest.importorskip("detectron2")
-    is_ours = program in ("mask2former", "evaluation") or (ROOT / program).is_file()
+    is_ours = program == "mask2former" or (ROOT / program).is_file()
     if program.endswith(".py") and not program.startswith(("train_mine", "my_")):
         assert is_ours, f"{program} does not exist"
     if is_ours:
@@ -114,8 +115,9 @@ def test_command_exists_with_its_options(label: str) -> None:
         options = {word.partition("=")[0] for word in rest if re.match(r"--[a-z]", word)}
         assert text, f"{program} {command} does not exist"
         assert not {option for option in options if not re.search(rf"{option}\b", text)}
-    configs = [word for word in rest if word.startswith("configs/")]
-    assert not [config for config in configs if not (ROOT / config).exists()]
+    recipes = {path.name for path in (ROOT / "configs").iterdir()}
+    configs = [word.removeprefix("configs/") for word in rest if word.removeprefix("configs/").split("/")[0] in recipes]
+    assert not [config for config in configs if config.endswith(".yaml") and not (ROOT / "configs" / config).exists()]
     keys = {word for word in rest if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word)}
     assert keys <= _known_keys()
 
@@ -125,6 +127,12 @@ def test_config_keys_in_text_exist(path: Path) -> None:
     named = set(re.findall(r"`([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)+)(?: [^`]*)?`", path.read_text(encoding="utf-8")))
     files = {name for name in named if name.endswith((".JPG", ".PNG"))}
     assert named - files <= _known_keys()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_name)
+def test_zoo_names_exist(path: Path) -> None:
+    named = set(re.findall(r"zoo://(\w[\w/-]+)", path.read_text(encoding="utf-8")))
+    assert named <= set(zoo_models())
 
 
 def _links(path: Path) -> Iterator[str]:
@@ -192,14 +200,15 @@ def test_page_of_config_keys_holds_every_key() -> None:
 
 def test_page_of_config_keys_says_default_type_and_use() -> None:
     page = make_docs.make_config_page()
-    assert "| `SOLVER.MAX_ITER` | `40000` | whole number | optimiser steps of the whole training |" in page
-    assert "| `INPUT.MIN_SIZE_TRAIN` | `[800]` | list of whole number |" in page
-    assert "| `MODEL.MASK_FORMER.NUM_QUERIES` | it is called MODEL.MASK_FORMER.NUM_OBJECT_QUERIES here |" in page
-    assert "| `MODEL.RPN.NMS_THRESH` | no effect |" in page
+    assert "- `SOLVER.MAX_ITER` = `40000`, whole number  \n  optimiser steps of the whole training\n" in page
+    assert "- `INPUT.MIN_SIZE_TRAIN` = `[800]`, list of whole number" in page
+    assert "- `MODEL.MASK_FORMER.NUM_QUERIES`: it is called MODEL.MASK_FORMER.NUM_OBJECT_QUERIES here\n" in page
+    assert "- `MODEL.RPN.NMS_THRESH`: no effect\n" in page
 
 
 def test_page_of_commands_holds_every_command() -> None:
     page = make_docs.make_commands_page()
-    for name in ("train", "predict", "convert", "convert-dataset"):
-        assert f"## {name}\n" in page
-    assert page.count("usage: mask2former ") == page.count("\n## ") + page.count("\n### ") + 1
+    for command in COMMANDS:
+        assert f"\n## {command.name}\n" in page
+        assert command.extra or f"usage: mask2former {command.name} " in page
+    assert "### prepare shapes\n" in page

@@ -59,24 +59,19 @@ def main() -> int:
 
 
 def make_config_page() -> str:
-    """Tables of key, default, type and description, one for each section; then of keys that nothing reads."""
+    """The keys that are read, by section, with default, type and description; then those that nothing reads."""
     sections: dict[str, list[str]] = {}
     for key, entry in sorted(read_keys().items()):
-        first, _, rest = key.partition(".")
-        section = first if not rest else ".".join(key.split(".")[: 2 if first == "MODEL" and rest.count(".") else 1])
-        row = f"| `{key}` | `{_shown(entry.default)}` | {type_name(entry.default)} | {_cell(entry.description)} |"
-        sections.setdefault(section if rest else "Others", []).append(row)
+        names = key.split(".")
+        section = "Others" if len(names) == 1 else ".".join(names[: 2 if names[0] == "MODEL" and len(names) > 2 else 1])
+        item = f"- `{key}` = `{_shown(entry.default)}`, {type_name(entry.default)}"
+        sections.setdefault(section, []).append(item + (f"  \n  {entry.description}" if entry.description else ""))
     parts = [CONFIG_INTRODUCTION]
-    for section, rows in sorted(sections.items()):
-        parts.append(
-            "\n".join([f"## {section}\n", "| key | default | type | |", "| --- | --- | --- | --- |", *rows, ""])
-        )
-    rows = [
-        f"| `{key}` | {_cell(describe_foreign(key) or 'no effect')} |"
-        for key in sorted({*accepted_keys(), *foreign_names()})
+    parts += [f"## {section}\n\n" + "\n".join(items) + "\n" for section, items in sorted(sections.items())]
+    idle = [
+        f"- `{key}`: {describe_foreign(key) or 'no effect'}" for key in sorted({*accepted_keys(), *foreign_names()})
     ]
-    parts.append("\n".join([IDLE_INTRODUCTION, "| key | |", "| --- | --- |", *rows, ""]))
-    return "\n".join(parts)
+    return "\n".join([*parts, IDLE_INTRODUCTION, *idle, ""])
 
 
 def type_name(default: object) -> str:
@@ -90,20 +85,16 @@ def type_name(default: object) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = '""' if value == "" else str(value)
-    return text.replace("|", "\\|")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return '""' if value == "" else str(value)
 
 
 def make_commands_page() -> str:
     """The help of every command."""
-    listed = _help([])
-    parts = [COMMANDS_INTRODUCTION, f"```text\n{listed}```\n"]
+    parts = [COMMANDS_INTRODUCTION, f"```text\n{_help([])}```\n"]
     for command in COMMANDS:
-        parts.append(f"## {command.name}\n\n```text\n{_help([command.name])}```\n")
+        needs = f"Needs `pip install 'mask2former[{command.extra}]'`.\n\n" if command.extra else ""
+        text = "" if command.extra else f"```text\n{_help([command.name])}```\n"
+        parts.append(f"## {command.name}\n\n{command.summary[0].upper()}{command.summary[1:]}.\n\n{needs}{text}")
         for name in subcommands_of(command):
             parts.append(f"### {command.name} {name}\n\n```text\n{_help([command.name, name])}```\n")
     return "\n".join(parts)
