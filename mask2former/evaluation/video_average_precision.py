@@ -133,12 +133,16 @@ def _index(objects: Sequence[Mapping[str, Any]], video_ids: Sequence[Any], categ
     from pycocotools.coco import COCO
 
     index = COCO()
+    # Ids may be numbers and text, which cannot be put in an order together.
+    in_order = sorted(video_ids, key=lambda video_id: (isinstance(video_id, str), video_id))
+    number_of = {video_id: number for number, video_id in enumerate(in_order)}
     index.dataset = {
-        "images": [{"id": video_id} for video_id in video_ids],
+        "images": [{"id": number} for number in number_of.values()],
         "categories": [{"id": category_id} for category_id in category_ids],
         # Its matching takes an id of 0 for no match.
         "annotations": [
-            {"iscrowd": 0, **entry, "image_id": entry["video_id"], "id": i} for i, entry in enumerate(objects, start=1)
+            {"iscrowd": 0, **entry, "image_id": number_of[entry["video_id"]], "id": i}
+            for i, entry in enumerate(objects, start=1)
         ],
     }
     index.createIndex()

@@ -97,7 +97,7 @@ def read_instances(
         DatasetError: the file cannot be read, or the faults of all its entries.
     """
     lists = ("images", *(("annotations",) if annotated else ()), *(("categories",) if needs_categories else ()))
-    content = require_lists(read_json(path) if content is None else content, lists, path)
+    content = require_lists(read_json(path) if content is None else content, lists, path, optional=("categories",))
     faults = Faults(path)
     images = read_images(content["images"], faults, needs_files=needs_files)
     categories = read_categories(content.get("categories") or (), faults)

@@ -78,7 +78,7 @@ def read_panoptic(
     """
     content = read_json(path, error=error) if content is None else content
     lists = (*(("categories",) if needs_categories else ()), "annotations")
-    content = require_lists(content, lists, path, error=error)
+    content = require_lists(content, lists, path, optional=("images", "categories"), error=error)
     faults = Faults(path, error=error)
     images = read_images(content.get("images") or (), faults, needs_files=False, needs_size=False)
     categories = read_categories(content.get("categories") or (), faults, needs_isthing=needs_isthing)

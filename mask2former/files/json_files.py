@@ -67,16 +67,23 @@ def read_json_object(
 
 
 def require_lists(
-    content: Any, keys: tuple[str, ...], source: PathLike, *, error: type[InputError] = DatasetError
+    content: Any,
+    keys: tuple[str, ...],
+    source: PathLike,
+    *,
+    optional: tuple[str, ...] = (),
+    error: type[InputError] = DatasetError,
 ) -> dict[str, Any]:
     """``content`` of the file ``source``, checked to be an object that has a list under each of ``keys``.
+
+    What stands under ``optional`` is a list, null or missing.
 
     Raises:
         DatasetError (or ``error``): it is not.
     """
     if not isinstance(content, dict):
         raise error(f"{source} must hold a JSON object, found {type(content).__name__}")
-    for key in keys:
+    for key in (*keys, *(key for key in optional if content.get(key) is not None)):
         if not isinstance(content.get(key), list):
             found = type(content[key]).__name__ if key in content else "no such key"
             raise error(f"{source}: expected a list under {key!r}, found {found}")

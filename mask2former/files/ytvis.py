@@ -72,7 +72,8 @@ def read_videos(path: PathLike, *, annotated: bool | None = None, needs_files: b
     Raises:
         DatasetError: the file cannot be read, or the faults of all its entries.
     """
-    content = require_lists(read_json(path), ("videos", *(("annotations",) if annotated else ())), path)
+    lists = ("videos", *(("annotations",) if annotated else ()))
+    content = require_lists(read_json(path), lists, path, optional=("categories",))
     if annotated is None:
         annotated = content.get("annotations") is not None
         content = require_lists(content, ("annotations", "categories") if annotated else (), path)
