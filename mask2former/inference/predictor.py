@@ -25,6 +25,7 @@ from mask2former.inference.model_source import check_device, locate_weights, rea
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
 from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
+from mask2former.ops import set_float32_precision
 from mask2former.structures import Metadata
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -70,6 +71,7 @@ class Predictor:
             _refuse_backbone_alone(load_weights(self.model, self.cfg.MODEL.WEIGHTS))
         else:
             logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
+        set_float32_precision(self.cfg.FLOAT32_PRECISION)
         prepare_for_inference(self.model)
         is_augmented = self.cfg.TEST.AUG.ENABLED if augment is None else augment
         self._infer = with_test_time_augmentation(self.cfg, self.model) if is_augmented else self.model

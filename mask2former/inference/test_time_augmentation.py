@@ -23,7 +23,8 @@ from mask2former.data.transforms import HFlipTransform, ResizeShortestEdge, Resi
 from mask2former.errors import ConfigError, InputError
 from mask2former.files.images import FULL_BITS, read_image
 from mask2former.modeling import MaskFormer, QueryPrediction
-from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_image
+from mask2former.modeling.interfaces import PostProcessing
+from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry
 from mask2former.modeling.query_merging import QueryMean
 
 
@@ -153,7 +154,7 @@ class MaskFormerWithTTA(SemanticSegmentorWithTTA):
     def infer(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """`sem_seg`, `panoptic_seg` and `instances` of one sample, as the model returns them."""
         model = self.model
-        merged = _MergedResults(model.inference, model.thing_ids)
+        merged = _MergedResults(model.inference, model.thing_ids, model.postprocess)
         for copy in self.copy_maker.copies(sample):
             images, geometries = model.pad([copy.sample])
             prediction = model.predict(images)[-1]
@@ -189,8 +190,9 @@ class _Mean:
 class _MergedResults:
     """The results of every task from the predictions of all copies of one image."""
 
-    def __init__(self, options: InferenceOptions, thing_ids: Set[int] | None) -> None:
+    def __init__(self, options: InferenceOptions, thing_ids: Set[int] | None, postprocess: PostProcessing) -> None:
         self._thing_ids = thing_ids
+        self._postprocess = postprocess
         # The maps of a class are resized as they are where the model infers its tasks together.
         resize_first = options.resize_before_inference or options.panoptic or options.instance
         self._semantic = replace(
@@ -206,7 +208,7 @@ class _MergedResults:
         class_logits = prediction.class_logits[0]  # (Q, K + 1)
         mask_logits = prediction.mask_logits()[0].squeeze(1)  # (B, Q, T, h, w) -> (Q, h, w)
         if self._semantic.semantic:
-            maps = infer_image(class_logits, mask_logits, geometry=geometry, options=self._semantic)["sem_seg"]
+            maps = self._postprocess(class_logits, mask_logits, geometry=geometry, options=self._semantic)["sem_seg"]
             self._sem_seg.add(maps.flip(-1) if is_mirrored else maps)
         if self._queries is None:
             assert not is_mirrored, "masks are merged in the frame of the first copy"
@@ -216,14 +218,14 @@ class _MergedResults:
 
     def results(self) -> dict[str, Any]:
         assert self._queries is not None, "there is at least one copy"
-        results = infer_image(
+        results = self._postprocess(
             *self._queries.result(),
             geometry=self._queries.geometry,
             options=self._others,
             thing_ids=self._thing_ids,
         )
         if not self._semantic.semantic:
-            return results
+            return dict(results)
         mean = self._sem_seg.value
         return {"sem_seg": mean.argmax(0).int() if self._wants_labels else mean, **results}
 

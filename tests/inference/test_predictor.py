@@ -240,3 +240,16 @@ def test_predictor_prepares_its_model_and_results_stay(
     # Merged norms leave out a rounding to bfloat16.
     tolerance = 1e-5 if precision == "float32" else 0.05
     torch.testing.assert_close(prepared(image)["sem_seg"], expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.usefixtures("echo")
+def test_predictor_sets_the_precision_of_float32(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", names.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    Predictor(cfg)
+    assert names == []
+    cfg.FLOAT32_PRECISION = "highest"
+    Predictor(cfg)
+    assert names == ["highest"]
+    assert not torch.backends.cudnn.allow_tf32

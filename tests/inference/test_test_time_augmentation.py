@@ -288,3 +288,14 @@ def test_predictor_augments_as_asked(
     results = Predictor(cfg, augment=argument)(colored_image(64, 96).permute(1, 2, 0).numpy())
     assert len(results["panoptic_seg"][1]) == 3
     assert len(seen) == (4 if argument or (argument is None and enabled) else 1)
+
+
+def test_augmented_results_are_made_by_the_postprocessing_of_the_model(channel_model: MaskFormer) -> None:
+    def postprocess(class_logits: Tensor, mask_logits: Tensor, **others: Any) -> dict[str, Any]:
+        return {"seen": (len(class_logits), others["geometry"].output)}
+
+    channel_model.postprocess = postprocess
+    channel_model.inference = replace(ALL_TASKS, semantic=False)
+    augmented = with_test_time_augmentation(augmented_config([32, 64], flip=True), channel_model)
+    sample = {"image": random_image(32, 32), "height": 20, "width": 24}
+    assert augmented([sample]) == [{"seen": (3, (20, 24))}]
