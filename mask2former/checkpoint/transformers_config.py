@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mask2former.errors import CheckpointError, ConfigError
+from mask2former.files import json_files
 
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _BOTTLENECK_RATIO = 4  # of a stage's channels to those inside its blocks; theirs is fixed
@@ -189,15 +189,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, or is no json object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: no valid json: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected an object, found {type(content).__name__}")
-    return content
+    return json_files.read_json_object(path, (), error=CheckpointError)
 
 
 def _image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
