@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from mask2former.errors import InputError
 
 T = TypeVar("T")
 
@@ -98,6 +100,21 @@ def broadcast(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What ``function`` returns on the main process, on each of them. An InputError there is raised on each, too."""
+    value: Any = None
+    error: InputError | None = None
+    if is_main():
+        try:
+            value = function()
+        except InputError as caught:
+            error = caught
+    value, error = broadcast((value, error))
+    if error is not None:
+        raise error
+    return value  # type: ignore[no-any-return]
 
 
 def share_buffers(model: torch.nn.Module) -> None:

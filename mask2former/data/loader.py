@@ -6,10 +6,12 @@ and where training was resumed do not change it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -49,6 +51,10 @@ from mask2former.data.statistics import check_class_ids, format_class_histogram
 from mask2former.data.transport import PackedBatch, pack, unpack
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.images import read_image_size
+
+_WORKER_DIED = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) ((?:is killed by signal: [^.]*|exited unexpectedly))"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -385,15 +391,37 @@ def _init_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # not 1: that waits for threads which a fork leaves behind
 
 
+@contextlib.contextmanager
+def named_worker_failures() -> Iterator[None]:
+    """Makes one line of a data worker that was killed.
+
+    torch raises it in the middle of whatever the main process does, by a signal.
+
+    Raises:
+        DatasetError: a worker was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = _WORKER_DIED.search(str(error))
+        if found is None:
+            raise
+        raise DatasetError(
+            f"data worker (process {found[1]}) {found[2].strip()}: memory, or shared memory (/dev/shm), may be short; "
+            "try fewer DATALOADER.NUM_WORKERS"
+        ) from error
+
+
 def _checked_batches(loader: DataLoader) -> Iterator[list[dict[str, Any]]]:
     batches = iter(loader)
     try:
-        for received in batches:
-            batch = unpack(received) if isinstance(received, PackedBatch) else received
-            for sample in batch:
-                if isinstance(sample, _Failure):
-                    raise sample.error_class(sample.message)
-            yield batch
+        with named_worker_failures():
+            for received in batches:
+                batch = unpack(received) if isinstance(received, PackedBatch) else received
+                for sample in batch:
+                    if isinstance(sample, _Failure):
+                        raise sample.error_class(sample.message)
+                yield batch
     except Exception:
         # The traceback keeps the iterator alive, and left to the garbage collector its workers end late.
         if hasattr(batches, "_shutdown_workers"):

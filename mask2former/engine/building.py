@@ -21,6 +21,7 @@ from mask2former.engine.backbone_weights import load_backbone_weights
 from mask2former.engine.hooks import (
     BestCheckpoint,
     Evaluation,
+    EvaluationRecord,
     PeriodicCheckpoint,
     PeriodicMetrics,
     ProgressBar,
@@ -95,6 +96,7 @@ def build_hooks(run: Run, log: MetricLog, *, evaluation: Evaluation | None, othe
             period=cfg.SOLVER.CHECKPOINT_PERIOD,
             seed=cfg.SEED,
             images_per_step=cfg.SOLVER.IMS_PER_BATCH,
+            config=cfg.dump(),
         ),
     ]
     if evaluation is not None:
@@ -116,6 +118,7 @@ def build_evaluation(run: Run, model: nn.Module, log: MetricLog, evaluate: Evalu
         period=cfg.TEST.EVAL_PERIOD,
         evaluate_last=functools.partial(evaluate, cfg, model),
         on_results=BestCheckpoint(run.folder, metric=metric, resume=run.start_iter > 0) if metric else None,
+        record=EvaluationRecord(Path(cfg.OUTPUT_DIR), cfg),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from mask2former.checkpoint import load_state
 from mask2former.checkpoint.folders import BEST, FINAL, LAST
 from mask2former.errors import CheckpointError
 from mask2former.files.atomic import save_atomic, write_text_atomic
+from mask2former.files.json_files import read_json_if_whole
+from mask2former.files.opening import open_file
 
 _INDEX = "checkpoints.json"  # names of this run's checkpoints, oldest first
 _PERIODIC = re.compile(r"^model_(\d+)\.pth$")
@@ -59,11 +62,12 @@ class CheckpointFolder:
         candidates = self._candidates()
         for path in candidates:
             try:
+                open_file(path, error=CheckpointError).close()  # a folder of this name is none of ours
                 state = load_state(path)
             except CheckpointError as error:
                 logger.warning("%s; passed over for the checkpoint before it", error)
                 continue
-            if "iteration" not in state:
+            if type(state.get("iteration")) is not int or state["iteration"] < 0:
                 logger.warning("%s holds weights only, nothing to resume; passed over", path)
                 continue
             return path, state
@@ -90,10 +94,12 @@ class CheckpointFolder:
         return path
 
     def _index(self) -> list[str] | None:
-        try:
-            return [str(name) for name in json.loads((self.directory / _INDEX).read_text(encoding="utf-8"))]
-        except (OSError, ValueError):
-            return None
+        names = read_json_if_whole(self.directory / _INDEX)
+        if isinstance(names, list) and all(isinstance(name, str) and Path(name).name == name for name in names):
+            return names
+        if os.path.lexists(self.directory / _INDEX):
+            logger.warning("%s: not a list of checkpoints; the names of the files are taken", self.directory / _INDEX)
+        return None
 
     def _candidates(self) -> list[Path]:
         """What could be resumed, newest first; without an index, whatever the file names say."""
@@ -105,7 +111,7 @@ class CheckpointFolder:
         newest_first = names[::-1]
         try:
             last = Path((self.directory / LAST).read_text(encoding="utf-8").strip()).name
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):
             last = ""
         if last:
             newest_first = [last, *(name for name in newest_first if name != last)]

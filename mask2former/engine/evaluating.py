@@ -13,12 +13,13 @@ from mask2former import distributed
 from mask2former.checkpoint import load_state_dict
 from mask2former.config import CfgNode
 from mask2former.data import TestLoader, build_test_loader
+from mask2former.data.loader import named_worker_failures
 from mask2former.data.own_data import register_own_data
 from mask2former.engine import summary
 from mask2former.engine.building import load_initial_weights
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.hooks import Results
-from mask2former.engine.run import begin_process
+from mask2former.engine.run import begin_process, run_folder
 from mask2former.engine.zoo_expectations import expect_zoo_metrics
 from mask2former.errors import ConfigError
 from mask2former.evaluation import (
@@ -114,7 +115,7 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False, evaluators: Sequence[Bu
         InputError: configuration, data or checkpoint are wrong, or results are not the expected ones.
     """
     register_own_data(cfg)
-    with distributed.process_group(cfg.MODEL.DEVICE):
+    with distributed.process_group(cfg.MODEL.DEVICE), run_folder(cfg), named_worker_failures():
         begin_process(cfg)
         model = build_model(cfg)
         logger.info("%s", summary.describe_model(cfg, model))

@@ -6,22 +6,26 @@ if it fails, the training done so far is on the disk. Hooks learn of its results
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from mask2former import distributed
+from mask2former.config import CfgNode
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.metrics import LossWindow, MetricLog, flatten_results, peak_memory_mb
 from mask2former.engine.random_state import preserved_random_state
 from mask2former.engine.trainer import Hook, Trainer
 from mask2former.engine.training_state import collect_state
-from mask2former.files.atomic import write_text_atomic
+from mask2former.files.atomic import write_json, write_text_atomic
+from mask2former.files.json_files import read_json_if_whole
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +81,12 @@ class PeriodicMetrics(Hook):
 class PeriodicCheckpoint(Hook):
     """A checkpoint every ``period`` steps, and the final one."""
 
-    def __init__(self, folder: CheckpointFolder, *, period: int, seed: int, images_per_step: int) -> None:
+    def __init__(
+        self, folder: CheckpointFolder, *, period: int, seed: int, images_per_step: int, config: str = ""
+    ) -> None:
         self._folder = folder
         self._period = period
-        self._seed = seed
-        self._images_per_step = images_per_step
+        self._of_run = {"seed": seed, "images_per_step": images_per_step, "config": config}
 
     def after_step(self, trainer: Trainer) -> None:
         if is_due(trainer.iteration, self._period) and trainer.iteration + 1 < trainer.max_iter:
@@ -92,7 +97,7 @@ class PeriodicCheckpoint(Hook):
             self._save(trainer, final=True)
 
     def _save(self, trainer: Trainer, *, final: bool) -> None:
-        state = collect_state(trainer, seed=self._seed, images_per_step=self._images_per_step)
+        state = collect_state(trainer, **self._of_run)  # type: ignore[arg-type]
         if distributed.is_main():
             if final:
                 self._folder.save_final(state)
@@ -101,10 +106,39 @@ class PeriodicCheckpoint(Hook):
         distributed.barrier()
 
 
+class EvaluationRecord:
+    """The results of the last evaluation, in a file of the output folder: one that is complete need not be repeated."""
+
+    _FILE = "last_evaluation.json"
+    _WITHOUT_EFFECT = ("OUTPUT_DIR", "SEED", "SOLVER", "VERBOSE")
+
+    def __init__(self, directory: Path, cfg: CfgNode) -> None:
+        self._path = directory / self._FILE
+        shown = cfg.clone()
+        shown.defrost()
+        for key in self._WITHOUT_EFFECT:
+            shown.pop(key)
+        self._config = hashlib.sha256(shown.dump().encode()).hexdigest()
+
+    def take(self, iteration: int) -> Results | None:
+        """The results after ``iteration``, by the same config; a record of anything else is removed."""
+        record = read_json_if_whole(self._path)
+        if isinstance(record, dict) and record.get("iteration") == iteration and record.get("config") == self._config:
+            return record.get("results")
+        if self._path.is_file():
+            self._path.unlink()
+        return None
+
+    def write(self, iteration: int, results: Results) -> None:
+        """Takes the place of the evaluation before."""
+        write_json({"iteration": iteration, "config": self._config, "results": _as_json(results)}, self._path)
+
+
 class Evaluation(Hook):
     """Evaluates every ``period`` steps and at the end, where ``evaluate_last`` may do more.
 
-    The generators are as if it had not happened.
+    The generators are as if it had not happened. A run that is resumed after an evaluation was due takes its results
+    from the ``record``, or makes it up.
     """
 
     def __init__(
@@ -115,13 +149,26 @@ class Evaluation(Hook):
         period: int,
         evaluate_last: Callable[[], Results] | None = None,
         on_results: Callable[[Trainer, Results], None] | None = None,
+        record: EvaluationRecord | None = None,
     ) -> None:
         self._evaluate = evaluate
         self._evaluate_last = evaluate_last or evaluate
         self._log = log
         self._period = period
         self._on_results = on_results
+        self._record = record
+        self._known: Results | None = None  # of the iteration before the first
         self.results: Results = {}
+
+    def before_train(self, trainer: Trainer) -> None:
+        last = trainer.start_iter - 1
+        if self._record is not None and distributed.is_main():
+            self._known = self._record.take(last)
+        self._known = distributed.broadcast(self._known)
+        if is_due(last, self._period) and 0 <= last < trainer.max_iter - 1:
+            trainer.iteration = last
+            self._run(trainer, self._evaluate)
+            trainer.iteration = trainer.start_iter
 
     def after_step(self, trainer: Trainer) -> None:
         if is_due(trainer.iteration, self._period) and trainer.iteration + 1 < trainer.max_iter:
@@ -133,13 +180,20 @@ class Evaluation(Hook):
     def _run(self, trainer: Trainer, evaluate: Callable[[], Results]) -> None:
         started = time.perf_counter()
         distributed.share_buffers(trainer.unwrapped_model)
-        with preserved_random_state():
-            self.results = evaluate()
+        is_known = trainer.iteration < trainer.start_iter and self._known is not None
+        if self._known is not None and is_known:
+            self.results = self._known if distributed.is_main() else {}
+        else:
+            with preserved_random_state():
+                self.results = evaluate()
         if distributed.is_main():
-            self._log.write(trainer.iteration, flatten_results(self.results))
-            logger.info("evaluated after iteration %d in %.1f s", trainer.iteration, time.perf_counter() - started)
+            what = "had been evaluated" if is_known else "evaluated"
+            logger.info("%s after iteration %d in %.1f s", what, trainer.iteration, time.perf_counter() - started)
             if self._on_results is not None:
                 self._on_results(trainer, self.results)
+            self._log.write(trainer.iteration, flatten_results(self.results))
+            if self._record is not None and not is_known:
+                self._record.write(trainer.iteration, self.results)  # last: all that follows from the results is done
         distributed.barrier()
         for hook in trainer.hooks:
             hook.after_evaluation(trainer, self.results)
@@ -173,11 +227,16 @@ class BestCheckpoint:
         self.best = value
 
     def _read_record(self) -> float:
-        try:
-            record = json.loads((self._folder.directory / self._RECORD).read_text(encoding="utf-8"))
-            return float(record["value"]) if record["metric"] == self._metric else -math.inf
-        except (OSError, ValueError, KeyError):
-            return -math.inf
+        record = read_json_if_whole(self._folder.directory / self._RECORD)
+        is_known = isinstance(record, dict) and record.get("metric") == self._metric
+        value = record.get("value") if is_known else None
+        return float(value) if isinstance(value, int | float) else -math.inf
+
+
+def _as_json(results: Results) -> dict[str, Any]:
+    return {
+        str(name): _as_json(value) if isinstance(value, Mapping) else float(value) for name, value in results.items()
+    }
 
 
 class ProgressBar(Hook):

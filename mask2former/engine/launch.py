@@ -58,6 +58,8 @@ def launch(
             found = sorted({path.read_text(encoding="utf-8") for path in Path(messages).glob("*.txt")})
             if found:
                 raise WorkerInputError("\n".join(found)) from None
+            if killed := _describe_killed(error):
+                raise WorkerInputError(killed) from None
             raise RuntimeError(f"a worker process failed: {_describe(error)}") from None
         except SignalException as error:
             if error.sigval == signal.SIGINT:
@@ -127,6 +129,15 @@ def _another_reports(messages: str) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def _describe_killed(error: ChildFailedError) -> str:
+    """What a signal ended from outside; empty where a process ended by itself."""
+    rank, failure = error.get_first_failure()
+    if failure.exitcode >= 0:
+        return ""
+    name = signal.Signals(-failure.exitcode).name if -failure.exitcode in set(signal.Signals) else -failure.exitcode
+    return f"process {failure.pid} (rank {rank}) was killed by {name}; the others were ended. Memory may be short"
 
 
 def _describe(error: ChildFailedError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -25,8 +26,34 @@ class _TerminalHandler(logging.Handler):
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
+        except OSError:  # nobody looks any more; the file has the line
+            pass
         except Exception:
             self.handleError(record)
+
+
+class _FileHandler(logging.Handler):
+    """Appends lines to a file; where the disk takes no more it says so once, and the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._is_failing = path, False
+        self._file = io.FileIO(path, "a")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._file.write((self.format(record) + "\n").encode("utf-8", "backslashreplace"))
+            self._is_failing = False
+        except OSError as error:
+            if not self._is_failing:
+                print(f"warning: {self._path}: cannot be written: {error.strerror}", file=sys.stderr)
+            self._is_failing = True
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def setup_logging(output_dir: str | Path | None = None, *, verbose: bool = False) -> None:
@@ -53,7 +80,7 @@ def setup_logging(output_dir: str | Path | None = None, *, verbose: bool = False
     if output_dir is not None and distributed.is_main():
         try:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8")
+            file = _FileHandler(Path(output_dir) / "log.txt")
         except OSError as error:
             raise ConfigError(f"OUTPUT_DIR {output_dir}: cannot be written to: {error.strerror}") from error
         file.setFormatter(logging.Formatter(_FORMAT, _TIME))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import io
 import itertools
 import json
 import logging
 import math
+import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,9 @@ import torch
 
 from mask2former import distributed
 from mask2former.engine.losses import LossVector, is_auxiliary, with_total
-from mask2former.files.atomic import write_text_atomic
+from mask2former.errors import InputError
+from mask2former.files.atomic import write_bytes_atomic
+from mask2former.files.opening import read_file
 
 METRICS_FILE = "metrics.json"
 
@@ -87,28 +92,40 @@ class JsonWriter:
     def __init__(self, path: Path, *, start_iter: int = 0) -> None:
         """Keeps the lines of an earlier part of the run before ``start_iter``; later or torn ones go."""
         self._path = path
-        if path.exists():
-            _keep_lines_before(path, start_iter)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
-        self._last: dict[str, Any] = {}
-        self._last_offset = self._file.tell()
+        lines = _lines_before(path, start_iter) if path.exists() else []
+        self._last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        self._last_offset = sum(map(len, lines[:-1]))
+        write_bytes_atomic(b"".join(lines), path)
+        self._file = self._open()
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Writes a line, or adds to the last one where it is of the same iteration."""
-        if self._last.get("iteration") == iteration:
-            self._file.seek(self._last_offset)
-            self._file.truncate()
-        else:
+        is_added = self._last.get("iteration") == iteration
+        if not is_added:
             self._last, self._last_offset = {"iteration": iteration}, self._file.tell()
         # JSON has no NaN: a metric without anything to measure is null.
         self._last |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps(self._last) + "\n")
-        self._file.flush()
+        line = (json.dumps(self._last) + "\n").encode()
+        try:
+            if is_added:
+                self._replace_last(line)
+            elif self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _open(self) -> io.FileIO:
+        return io.FileIO(self._path, "a")  # without a buffer: a line is one call, and a full disk is known at once
+
+    def _replace_last(self, line: bytes) -> None:
+        """Cut and written in place, the line of a checkpoint that exists would be lost by a kill in between."""
+        self._file.close()
+        write_bytes_atomic(self._path.read_bytes()[: self._last_offset] + line, self._path, is_durable=False)
+        self._file = self._open()
 
 
 class TensorBoardWriter:
@@ -207,13 +224,13 @@ def set_aside(path: Path) -> None:
         path.rename(next(name for name in names if not name.exists()))
 
 
-def _keep_lines_before(path: Path, start_iter: int) -> None:
+def _lines_before(path: Path, start_iter: int) -> list[bytes]:
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_file(path, error=InputError).splitlines():
         try:
             iteration = json.loads(line)["iteration"]
         except (ValueError, KeyError, TypeError):
             continue
         if iteration < start_iter:
-            kept.append(line + "\n")
-    write_text_atomic("".join(kept), path)
+            kept.append(line + b"\n")
+    return kept

@@ -31,6 +31,7 @@ from mask2former.data.own_data import (
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, TRAIN
 from mask2former.data.presets import preset_of
 from mask2former.engine.logging import setup_logging
+from mask2former.engine.run import run_folder
 from mask2former.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,9 @@ def prepare_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     Raises:
         InputError: what ``resolve_own_data`` raises.
     """
-    setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)
-    resolved = resolve_own_data(cfg, request, eval_only=eval_only) if distributed.is_main() else None
-    return distributed.broadcast(resolved)
+    with run_folder(cfg):  # the index is written there
+        setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)
+        return distributed.on_main(lambda: resolve_own_data(cfg, request, eval_only=eval_only))
 
 
 def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool = False) -> CfgNode:

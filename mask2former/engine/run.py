@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.metrics import METRICS_FILE, set_aside
 from mask2former.engine.random_state import draw_seed, seed_everything, set_determinism
+from mask2former.engine.resuming import check_changes
 from mask2former.engine.scaling import describe_scaling, scale_to_world_size
-from mask2former.files.atomic import write_text_atomic
+from mask2former.files.atomic import remove_temporaries, write_text_atomic
+from mask2former.files.locking import locked_folder
 from mask2former.ops import set_float32_precision
 
 logger = logging.getLogger(__name__)
@@ -48,7 +52,8 @@ def begin_run(cfg: CfgNode, *, resume: bool) -> Run:
     """A run with the resolved configuration, and with ``resume`` the newest readable checkpoint of its folder.
 
     Raises:
-        ConfigError: the batch does not divide among the processes, or the folder cannot be written to.
+        ConfigError: the batch does not divide among the processes, the folder cannot be written to, or a value
+            differs from that of the checkpoint and cannot take effect.
     """
     begin_process(cfg)
     folder = CheckpointFolder(cfg.OUTPUT_DIR, max_to_keep=cfg.SOLVER.MAX_TO_KEEP)
@@ -56,12 +61,15 @@ def begin_run(cfg: CfgNode, *, resume: bool) -> Run:
     if message := describe_scaling(cfg, scaled):
         logger.info("%s", message)
     checkpoint = _find_checkpoint(folder) if resume else None
+    scaled = scaled.clone()
     scaled.defrost()
     if scaled.SEED < 0:
         drawn = checkpoint[1].get("seed") if checkpoint is not None else None
         scaled.SEED = distributed.broadcast(draw_seed() if drawn is None else int(drawn))
         logger.info("SEED is negative: %s %d", "drawn at random:" if drawn is None else "resumed:", scaled.SEED)
     scaled.freeze()
+    if checkpoint is not None:
+        check_changes(scaled, checkpoint[1], source=checkpoint[0])
     set_determinism(scaled.DETERMINISTIC, benchmark=scaled.CUDNN_BENCHMARK)
     seed_everything(scaled.SEED)
     return Run(scaled, folder, checkpoint)
@@ -83,10 +91,29 @@ def begin_process(cfg: CfgNode) -> None:
     set_float32_precision(cfg.FLOAT32_PRECISION)
 
 
+@contextlib.contextmanager
+def run_folder(cfg: CfgNode) -> Iterator[None]:
+    """Holds the output folder, by the main process, so that no other run writes there.
+
+    Raises:
+        ConfigError: another one does, or nothing can be written there.
+    """
+    with contextlib.ExitStack() as held:
+        distributed.on_main(lambda: held.enter_context(locked_folder(cfg.OUTPUT_DIR)))
+        yield
+
+
 def begin_files(run: Run) -> None:
-    """Once nothing can be wrong with the inputs any more: what an earlier run left is set aside, not overwritten."""
-    if not distributed.is_main():
-        return
+    """Once nothing can be wrong with the inputs any more: what an earlier run left is set aside, not overwritten.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    distributed.on_main(lambda: _begin_files(run))
+
+
+def _begin_files(run: Run) -> None:
+    remove_temporaries(run.folder.directory)
     if run.checkpoint is None:
         run.folder.begin_run()
         set_aside(run.folder.directory / METRICS_FILE)

@@ -11,7 +11,7 @@ from torch import nn
 from mask2former import distributed
 from mask2former.config import CfgNode
 from mask2former.data import build_train_loader
-from mask2former.data.loader import load_train_dicts
+from mask2former.data.loader import load_train_dicts, named_worker_failures
 from mask2former.data.own_data import register_own_data
 from mask2former.engine import summary
 from mask2former.engine.building import (
@@ -27,7 +27,7 @@ from mask2former.engine.hooks import Results
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.metrics import MetricWriter
 from mask2former.engine.random_state import seed_everything
-from mask2former.engine.run import begin_files, begin_run
+from mask2former.engine.run import begin_files, begin_run, run_folder
 from mask2former.engine.scaling import resolve_epochs
 from mask2former.engine.trainer import Batch, Hook
 from mask2former.engine.training_state import restore_state
@@ -92,7 +92,7 @@ def fit(
     writers: Sequence[MetricWriter] = (),
 ) -> Results:
     """As ``train``, with any model (a list of samples to losses by name), data and evaluation."""
-    with distributed.process_group(cfg.MODEL.DEVICE):
+    with distributed.process_group(cfg.MODEL.DEVICE), run_folder(cfg), named_worker_failures():
         run = begin_run(cfg, resume=resume)
         model = build_model(run.cfg)
         if distributed.is_main():

@@ -13,14 +13,18 @@ import torch
 from mask2former import distributed
 from mask2former.checkpoint import load_state_dict
 from mask2former.engine.random_state import get_random_state, set_random_state
+from mask2former.engine.resuming import restore_optimizer, restore_schedule
 from mask2former.engine.trainer import Hook, Trainer
 from mask2former.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
 
-def collect_state(trainer: Trainer, *, seed: int, images_per_step: int) -> dict[str, Any]:
-    """The state after the current step. All processes must call it; what is to be saved is the main one's."""
+def collect_state(trainer: Trainer, *, seed: int, images_per_step: int, config: str = "") -> dict[str, Any]:
+    """The state after the current step. All processes must call it; what is to be saved is the main one's.
+
+    config: that of the run, as text, for whoever resumes it with another one.
+    """
     trainer.guard.settle()
     random_states = distributed.gather_on_main(get_random_state()) or []
     hooks = _hook_states(trainer)
@@ -34,6 +38,8 @@ def collect_state(trainer: Trainer, *, seed: int, images_per_step: int) -> dict[
         "random_states": random_states,
         "hooks": hooks,
         "seed": seed,
+        "config": config,
+        "num_samples": _num_samples(trainer),
         "num_threads": torch.get_num_threads(),
     }
 
@@ -48,14 +54,15 @@ def restore_state(trainer: Trainer, state: dict[str, Any], *, source: str | Path
         report = load_state_dict(trainer.unwrapped_model, state["model"], source=str(source))
         if not report.is_complete or report.unexpected:
             raise CheckpointError(f"cannot resume another model.\n{report.format()}")
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        if trainer.scheduler is not None:
-            trainer.scheduler.load_state_dict(state["scheduler"])
-        trainer.precision.scaler.load_state_dict(state["scaler"])
         trainer.iteration = trainer.start_iter = int(state["iteration"]) + 1
+        restore_optimizer(trainer.optimizer, state["optimizer"])
+        if trainer.scheduler is not None:
+            restore_schedule(trainer.scheduler, state["scheduler"], iteration=trainer.start_iter)
+        if state["scaler"]:  # empty: written without mixed precision
+            trainer.precision.scaler.load_state_dict(state["scaler"])
         hooks, random_states = state["hooks"], state["random_states"]
-    except (KeyError, ValueError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError) and str(error).startswith("cannot resume another model"):
             raise
         raise CheckpointError(
             f"{source}: cannot be resumed with this configuration: {error}; to start from its weights alone, leave "
@@ -66,6 +73,7 @@ def restore_state(trainer: Trainer, state: dict[str, Any], *, source: str | Path
             hook.load_state_dict(hooks[name])
     logger.info("resumed from %s: next iteration %d of %d", source, trainer.start_iter, trainer.max_iter)
     _compare_threads(state, source)
+    _compare_data(trainer, state, source)
     if len(random_states) == distributed.get_world_size():
         own = random_states[distributed.get_rank()]
         trainer.when_data_started = lambda: set_random_state(own)
@@ -88,6 +96,20 @@ def _compare_threads(state: dict[str, Any], source: str | Path) -> None:
             state["num_threads"],
             now,
         )
+
+
+def _compare_data(trainer: Trainer, state: dict[str, Any], source: str | Path) -> None:
+    before, now = state.get("num_samples"), _num_samples(trainer)
+    if before is not None and now is not None and before != now:
+        logger.warning(
+            "%s was written with %d images to train on, now there are %d: they are drawn anew", source, before, now
+        )
+
+
+def _num_samples(trainer: Trainer) -> int | None:
+    """The images of the training data, where the batches tell."""
+    found = getattr(trainer.batches, "num_samples", None)
+    return found if type(found) is int else None
 
 
 def _hook_states(trainer: Trainer) -> dict[str, dict[str, Any]]:

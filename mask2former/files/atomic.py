@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from mask2former.errors import InputError
 from mask2former.files.opening import PathLike
 
 _TEMPORARY = ".tmp"
+_IS_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]+)?", re.DOTALL)  # as temporary_path names them
 _MAX_NAME_KEPT = 40  # characters, of up to four bytes each, so that a name that fits still does with what is added
 
 
@@ -67,8 +69,8 @@ def link_or_copy(source: Path, target: Path) -> bool:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what killed runs left below ``folder``."""
-    for pattern in (f".*{_TEMPORARY}", f".*{_TEMPORARY}.*"):
-        for path in folder.rglob(pattern):
+    for path in folder.rglob(f".*{_TEMPORARY}*"):
+        if _IS_TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 

@@ -51,7 +51,7 @@ def assert_same_run(actual: Path, expected: Path) -> None:
     assert [line["iteration"] for line in lines[0]] == [line["iteration"] for line in lines[1]]
     for line, reference in zip(*lines):
         assert {k: v for k, v in line.items() if "loss" in k} == {k: v for k, v in reference.items() if "loss" in k}
-        assert line["lr"] == reference["lr"]
+        assert line.get("lr") == reference.get("lr")  # an evaluation's own line has none
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def test_torn_last_checkpoint_is_passed_over(
     last = tmp_path / "model_0000034.pth"
     content = bytearray(last.read_bytes())
     if damage == "changed byte":
-        content[len(content) // 2] ^= 0xFF
+        content[len(content) * 3 // 4] ^= 0xFF  # within the state of a generator, the largest record
     last.write_bytes(content if damage == "changed byte" else content[: 0 if damage == "empty" else 3000])
     if damage == "absent":
         last.unlink()
@@ -141,10 +141,14 @@ def test_resume_of_another_model_is_refused(tmp_path: Path) -> None:
         run_stub(stub_config(tmp_path, "SOLVER.MAX_ITER", 18), resume=True)
 
 
-def test_resume_with_another_optimizer_is_refused(tmp_path: Path) -> None:
+def test_resume_of_an_optimizer_that_names_nothing_is_refused(tmp_path: Path) -> None:
     run_stub(stub_config(tmp_path))
-    with pytest.raises(CheckpointError, match="cannot be resumed with this configuration"):
-        run_stub(stub_config(tmp_path, "SOLVER.MAX_ITER", 18, "SOLVER.WEIGHT_DECAY", 0.0), resume=True)
+    state = load_state(tmp_path / "model_final.pth")
+    for group in state["optimizer"]["param_groups"]:
+        del group["param_names"]
+    torch.save(state, tmp_path / "model_final.pth")
+    with pytest.raises(CheckpointError, match="cannot be resumed with this configuration: its optimiser does not name"):
+        run_stub(stub_config(tmp_path, "SOLVER.MAX_ITER", 18), resume=True)
 
 
 def test_new_run_in_used_folder_sets_metrics_aside_and_is_not_mixed_with_the_old(tmp_path: Path) -> None:
