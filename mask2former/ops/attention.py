@@ -64,12 +64,17 @@ def masked_attention(
 
 
 def _check_arguments(query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None, *, num_heads: int) -> None:
-    if query.ndim != 3 or query.dtype not in native.MAP_DTYPES or not query.is_cpu or query.shape[2] % num_heads:
+    multiple = num_heads * _CHANNEL_MULTIPLE
+    is_served = query.ndim == 3 and query.dtype in native.MAP_DTYPES and query.is_cpu and type(query) is Tensor
+    if num_heads < 1 or not is_served or query.shape[2] % multiple or not query.numel():
         found = f"{tuple(query.shape)} of {query.dtype} on {query.device}"
-        raise ValueError(f"query must be (B, Q, {num_heads} D) of float32 or bfloat16 on the CPU, got {found}")
+        raise ValueError(
+            f"query must be (B, Q, {num_heads} D) of float32 or bfloat16 on the CPU, D a multiple of "
+            f"{_CHANNEL_MULTIPLE}, got {found}"
+        )
     num_batch, num_queries, width = query.shape
     for name, tokens in (("key", key), ("value", value)):
-        expected = (num_batch, key.shape[1], width) if key.ndim == 3 else (num_batch, "S", width)
+        expected = (num_batch, key.shape[1], width) if key.ndim == 3 and key.shape[1] else (num_batch, "S", width)
         _check_tensor(name, tokens, shapes=[expected], dtype=query.dtype)
     if attend_mask is not None:
         shapes = [(num, 1, num_queries, key.shape[1]) for num in sorted({num_batch, 1}, reverse=True)]

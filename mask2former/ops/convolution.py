@@ -67,7 +67,7 @@ def is_winograd_faster(x: Tensor, weight: Tensor) -> bool:
 
 def is_trained_winograd_faster(x: Tensor, weight: Tensor) -> bool:
     """The same of `trained_conv3x3`, whose gradients torch sees."""
-    if not native.is_eager_cpu(x) or not torch.is_grad_enabled():
+    if not native.is_eager_cpu(x) or not torch.is_grad_enabled() or x.ndim != 4 or weight.ndim != 4:
         return False
     num_weights = max(weight.shape[0] * weight.shape[1], 1)
     needed = (_MIN_MULTIPLICATIONS_TRAINED / num_weights, num_weights / _MAX_WEIGHTS_PER_TILE_TRAINED)
@@ -76,6 +76,8 @@ def is_trained_winograd_faster(x: Tensor, weight: Tensor) -> bool:
 
 def _is_served(x: Tensor, weight: Tensor, *, min_tiles: float) -> bool:
     if torch.is_autocast_enabled("cpu") or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if x.ndim != 4 or weight.ndim != 4 or weight.shape[1:] != (x.shape[1], 3, 3) or not weight.is_cpu or not x.numel():
         return False
     channels = weight.shape[:2]
     if min(channels) < _MIN_CHANNELS or any(number % _CHANNEL_MULTIPLE for number in channels):
@@ -99,6 +101,10 @@ def conv3x3(
     x: (N, I, H, W); weight: (O, I, 3, 3); kept: where the weight's transform is kept from call to call.
     Returns (N, O, H, W).
     """
+    for name, factor in (("scale", scale), ("shift", shift)):
+        if factor is not None and (factor.shape != weight.shape[:1] or factor.device != weight.device):
+            expected = f"({len(weight)},) on {weight.device}"
+            raise ValueError(f"{name} must be {expected}, got {tuple(factor.shape)} on {factor.device}")
     if is_winograd_faster(x, weight):
         transformed = transform_weight(weight) if kept is None else kept.get(weight)
         scale = x.new_ones(weight.shape[0]) if scale is None else scale
@@ -116,6 +122,8 @@ def trained_conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     Only where `is_trained_winograd_faster`: all passes together take 40 to 80 % of the direct convolution's time. The
     gradient of x is itself such a convolution.
     """
+    if not native.is_eager_cpu(x) or not _is_served(x, weight, min_tiles=1):
+        return F.conv2d(x, weight, padding=1)
     return _TrainedConvolution.apply(x, weight)
 
 

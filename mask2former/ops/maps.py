@@ -6,6 +6,8 @@ times that of the computation. Letters: N batch, C channels, G groups, P pixels,
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +21,7 @@ def is_map_written_over(x: Tensor) -> bool:
     """Whether the functions below write over x (N, C, H, W): else they leave it as it is."""
     if not native.is_eager_cpu_inference(x) or x.dtype not in native.MAP_DTYPES or not x.numel():
         return False
-    if x.shape[1] % _CHANNEL_MULTIPLE or not x.is_contiguous(memory_format=torch.channels_last):
+    if x.ndim != 4 or x.shape[1] % _CHANNEL_MULTIPLE or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     return native.cpu_library() is not None
 
@@ -29,10 +31,12 @@ def group_norm_relu_(x: Tensor, *, num_groups: int, weight: Tensor, bias: Tensor
 
     Raises MemoryError where there is none for the kernel's working space.
     """
-    assert is_map_written_over(x)
-    library = native.cpu_library()
-    assert library is not None
+    library = _require_map(x)
     num, channels = x.shape[:2]
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"num_groups must divide the {channels} channels, got {num_groups}")
+    for name, factor in (("weight", weight), ("bias", bias)):
+        native.check_tensor(name, factor, (channels,))
     pixels, threads, kind = x.shape[2] * x.shape[3], torch.get_num_threads(), native.MAP_DTYPES[x.dtype]
     block = library.m2f_map_moment_pixels()
     moments = torch.empty((num, -(-pixels // block), num_groups, 2), dtype=torch.float64, device=x.device)
@@ -53,6 +57,14 @@ def add_resized(x: Tensor, above: Tensor) -> Tensor:
 
     Raises MemoryError where there is none for the kernel's working space.
     """
+    if (
+        above.ndim != 4
+        or above.shape[:2] != x.shape[:2]
+        or not above.numel()
+        or above.device != x.device
+        or not above.is_floating_point()
+    ):
+        raise ValueError(f"above must be {tuple(x.shape[:2])} + (h, w) on {x.device}, got {tuple(above.shape)}")
     if not is_map_written_over(x):
         layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         # A copy even where the layout is right: the stride of a single image's batch would mislead `interpolate`.
@@ -77,11 +89,13 @@ def add_product_relu_(x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor) -
 
     weight: (O, I); bias: (O,). All float32. Raises MemoryError where there is none for the kernel's working space.
     """
-    assert is_map_written_over(x)
-    assert x.dtype == factor.dtype == weight.dtype == torch.float32
-    library = native.cpu_library()
-    assert library is not None
+    library = _require_map(x)
     num, channels, height, width = x.shape
+    within = factor.shape[1] if factor.ndim == 4 else 0
+    native.check_tensor("x", x, x.shape, dtype=torch.float32)
+    native.check_tensor("factor", factor, (num, within, height, width), dtype=torch.float32)
+    native.check_tensor("weight", weight, (channels, within), dtype=torch.float32)
+    native.check_tensor("bias", bias, (channels,), dtype=torch.float32)
     rows = x.permute(0, 2, 3, 1).view(-1, channels)  # (NHW, O), the same memory
     rows.addmm_(factor.permute(0, 2, 3, 1).reshape(len(rows), -1), weight.T)
     shift = bias.expand(num, -1).contiguous()
@@ -98,12 +112,20 @@ def add_layer_norm_(x: Tensor, y: Tensor, *, weight: Tensor, bias: Tensor, eps: 
 
     Only without gradients. Raises MemoryError where there is none for the kernel's working space.
     """
-    library = native.cpu_library() if native.is_eager_cpu_inference(x) else None
-    is_dense = x.stride()[1:] == (x.shape[2], 1)
+    if x.ndim != 3 or y.shape != x.shape or y.device != x.device or not x.is_floating_point():
+        raise ValueError(f"x and y must be (B, Q, C) on one device, got {tuple(x.shape)} and {tuple(y.shape)}")
+    library = native.cpu_library() if native.is_eager_cpu_inference(x) and x.numel() else None
+    is_dense = x.stride()[1:] == (x.shape[2], 1) and (len(x) == 1 or x.stride(0) >= x[0].numel())
     types = (x.dtype, weight.dtype, bias.dtype)
     if library is None or not is_dense or x.shape[2] % _CHANNEL_MULTIPLE or set(types) != {torch.float32}:
         return x.copy_(F.layer_norm(x + y, x.shape[2:], weight, bias, eps))
-    y = (y if y.dtype in native.MAP_DTYPES else y.float()).contiguous()
+    for name, factor in (("weight", weight), ("bias", bias)):
+        native.check_tensor(name, factor, x.shape[2:], dtype=torch.float32)
+    y, weight, bias = (
+        (y if y.dtype in native.MAP_DTYPES else y.float()).contiguous(),
+        weight.contiguous(),
+        bias.contiguous(),
+    )
     places = (x.data_ptr(), y.data_ptr(), weight.data_ptr(), bias.data_ptr())
     sizes = (*x.shape, x.stride(0))
     native.check_status(library.m2f_add_norm(native.MAP_DTYPES[y.dtype], *places, eps, *sizes, torch.get_num_threads()))
@@ -118,6 +140,16 @@ def multiply_maps(embed: Tensor, maps: Tensor) -> Tensor:
         leading = torch.broadcast_shapes(embed.shape[:-2], maps.shape[:-2])
         return (embed.flatten(0, -2) @ maps.flatten(0, -2)).view(*leading, embed.shape[-2], maps.shape[-1])
     return embed @ maps
+
+
+def _require_map(x: Tensor) -> ctypes.CDLL:
+    library = native.cpu_library() if x.ndim == 4 and is_map_written_over(x) else None
+    if library is None:
+        raise ValueError(
+            f"x must be a map that is written over (see is_map_written_over), got {tuple(x.shape)} of {x.dtype} with "
+            f"strides {x.stride()}"
+        )
+    return library
 
 
 def _merge_moments(moments: Tensor, *, pixels: int, block: int, width: int) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def _mask_strip_of(logits: Tensor, *, least_logit: float) -> MaskStrip:
 
 
 def _is_strip_fused(maps: Tensor) -> bool:
-    if not native.is_eager_cpu_inference(maps) or maps.dtype != torch.float32 or not maps.numel():
+    if not native.is_eager_cpu_inference(maps) or maps.dtype != torch.float32 or not maps.numel() or maps.ndim != 3:
         return False
     return maps.is_contiguous() and native.cpu_library() is not None
 
@@ -91,6 +91,10 @@ def mask_strip(
     library = native.cpu_library()
     assert library is not None
     num, height, width = maps.shape
+    _check_bands("rows", rows, size=height)
+    _check_bands("columns", columns, size=width)
+    if not 0 <= strip.start <= strip.stop <= len(rows.first):
+        raise ValueError(f"strip must lie in the {len(rows.first)} rows of the output, got {strip.start}:{strip.stop}")
     size = (num, strip.stop - strip.start, len(columns.first))
     probs, masks = maps.new_empty(size), maps.new_empty(size, dtype=torch.bool)
     sums = maps.new_empty((num, 2))
@@ -104,6 +108,19 @@ def mask_strip(
     )
     native.check_status(status)
     return MaskStrip(probs, masks, areas=sums[:, 1], inside_sums=sums[:, 0])
+
+
+def _check_bands(name: str, bands: Bands, *, size: int) -> None:
+    """Raises ValueError where a place that is read lies outside of a map of this size."""
+    first, weights = bands
+    is_laid_out = first.ndim == 1 and first.is_contiguous() and weights.ndim == 2 and weights.is_contiguous()
+    if not is_laid_out or first.dtype != torch.int32 or not first.is_cpu:
+        raise ValueError(f"{name}: first must be (target,) of int32, contiguous and on the CPU")
+    native.check_tensor(f"{name}: weights", weights, (len(first), weights.shape[1]), dtype=torch.float32)
+    if len(first):
+        least, most = (int(value) for value in first.aminmax())
+        if least < 0 or most + weights.shape[1] > size or not weights.shape[1]:
+            raise ValueError(f"{name}: {least} to {most + weights.shape[1] - 1} are read of a map of {size} places")
 
 
 class MaskWinners(NamedTuple):

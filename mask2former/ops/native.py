@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -83,6 +84,14 @@ def is_eager_cpu(x: Tensor) -> bool:
 def is_eager_cpu_inference(x: Tensor) -> bool:
     """The same where gradients cannot be wanted either."""
     return not torch.is_grad_enabled() and is_eager_cpu(x)
+
+
+def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> None:
+    """Raises ValueError unless a kernel's argument has this shape, lies on the CPU and is floating, or of this type."""
+    is_typed = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
+    if tuple(tensor.shape) != tuple(shape) or not tensor.is_cpu or not is_typed:
+        found = f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+        raise ValueError(f"{name} must be {tuple(shape)} of {dtype or 'floating point'} on the CPU, got {found}")
 
 
 def check_status(status: int) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 
 from mask2former.ops import native
 
+_MAX_ID = np.iinfo(np.int32).max
+
 
 def unfilter_ids(data: bytes | bytearray, size: tuple[int, int]) -> np.ndarray | None:
     """Ids (H, W) int32, R + 256 G + 65536 B, of an RGB PNG's inflated data: a byte of filter and 3 W of pixels a row.
@@ -41,7 +43,10 @@ def joint_histogram(
     Raises:
         MemoryError: there is none for the kernel's working space.
     """
-    assert truth.shape == prediction.shape
+    if truth.shape != prediction.shape:
+        raise ValueError(f"maps must have one shape, got {truth.shape} and {prediction.shape}")
+    for name, ids in (("truth", truth), ("prediction", prediction), ("truth_ids", truth_ids), ("ids", predicted_ids)):
+        _check_ids(name, ids, is_list=name.endswith("ids"))
     maps = [np.ascontiguousarray(ids, dtype=np.int32).reshape(-1) for ids in (truth, prediction)]
     lists = [np.ascontiguousarray(ids, dtype=np.int32) for ids in (truth_ids, predicted_ids)]
     library = native.cpu_library()
@@ -56,6 +61,13 @@ def joint_histogram(
     )
     native.check_status(status)
     return joint
+
+
+def _check_ids(name: str, ids: np.ndarray, *, is_list: bool) -> None:
+    if ids.dtype.kind not in "iu" or (is_list and (ids.ndim != 1 or (len(ids) and ids.min() < 0))):
+        raise ValueError(f"{name} must be integers{', one list from 0 on' if is_list else ''}, got {ids.dtype}")
+    if ids.size and not np.can_cast(ids.dtype, np.int32) and (ids.max() > _MAX_ID or ids.min() < -_MAX_ID):
+        raise ValueError(f"{name} must be ids that int32 can hold, got {ids.min()} to {ids.max()}")
 
 
 def _joint_histogram_of_runs(

@@ -62,7 +62,8 @@ def sample_uncertain_points(
     def draw(num_maps: int, num_points: int) -> Tensor:
         return torch.rand(num_maps, num_points, 2, generator=generator, dtype=torch.float32, device=logits.device)
 
-    if native.is_eager_cpu_inference(logits) and logits.dtype == torch.float32 and native.cpu_library() is not None:
+    is_served = native.is_eager_cpu_inference(logits) and logits.dtype == torch.float32 and logits.numel() > 0
+    if is_served and native.cpu_library() is not None:
         # Drawn in parts, torch's numbers on the CPU are those of a whole.
         parts = logits.contiguous().split(max(1, _BLOCK_BYTES // (8 * num_candidates)))
         chosen = [_least_certain_in_one_pass(part, draw(len(part), num_candidates), num_uncertain) for part in parts]
