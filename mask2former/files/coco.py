@@ -21,7 +21,7 @@ from mask2former.files.annotation_values import (
     plain_size,
 )
 from mask2former.files.json_files import Faults, read_json, require_keys, require_lists
-from mask2former.structures.segmentations import check_segmentation, has_pixels, shown
+from mask2former.structures.segmentations import check_segmentation, has_pixels, lacks_points, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -193,14 +193,40 @@ def unknown_category(category_id: Any, known: Collection[int]) -> str:
 def _read_annotations(entries: Iterable[Any], instances: CocoInstances, faults: Faults) -> None:
     seen: set[Id] = set()
     repaired: dict[str, list[str]] = {}  # ids by what was put right
+    pointless: list[Any] = []
     for entry in entries:
         try:
             annotation = _read_annotation(entry, instances, seen, repaired)
+        except _PointlessError:
+            pointless.append(entry)
+            continue
         except InputError as error:
             faults.add(f"annotation {id_shown(entry)}: {without_entry(error)}{_image_of(entry, instances)}")
             continue
         instances.annotations[annotation["image_id"]].append(annotation)
     instances.notes += [f"{what}: {_named(ids)}" for what, ids in repaired.items()]
+    _leave_out_pointless(pointless, instances, faults)
+
+
+class _PointlessError(DatasetError):
+    """An annotation whose polygons all have fewer than three points."""
+
+
+def _leave_out_pointless(entries: list[Any], instances: CocoInstances, faults: Faults) -> None:
+    """Say which were left out; where they are more than half of all, each is a fault."""
+    total = instances.num_annotations + len(entries)
+    if 2 * len(entries) > total:
+        for entry in entries:
+            found = [len(polygon) for polygon in entry["segmentation"][:_NUM_NAMED]]
+            faults.add(
+                f"annotation {id_shown(entry)}: a polygon needs at least 3 points (6 numbers, x and y), "
+                f"found {', '.join(map(str, found))} numbers{_image_of(entry, instances)}"
+            )
+    elif entries:
+        named = _named([id_shown(entry) for entry in entries])
+        instances.notes.append(
+            f"left out {len(entries)} of {total} annotations, whose polygons all have fewer than 3 points: {named}"
+        )
 
 
 def _read_annotation(
@@ -232,6 +258,8 @@ def _read_annotation(
             annotation["area"] = area
     if entry.get("segmentation") is not None:
         size = (image["height"], image["width"])
+        if lacks_points(entry["segmentation"], size):
+            raise _PointlessError
         annotation["segmentation"] = checked = check_segmentation(entry["segmentation"], size)
         if isinstance(checked, list) and len(checked) < len(entry["segmentation"]):
             repaired.setdefault("left out parts of fewer than 3 points", []).append(id_shown(entry))

@@ -84,6 +84,16 @@ def check_segmentation(segmentation: Any, size: tuple[int, int], where: str = ""
     return _checked_polygons(segmentation, size, prefix)
 
 
+def lacks_points(segmentation: Any, size: tuple[int, int]) -> bool:
+    """Whether a segmentation is polygons that all have fewer than three points, which mark nothing."""
+    if not isinstance(segmentation, (list, tuple)) or not segmentation or _is_bitmap(segmentation, size):
+        return False
+    return all(
+        isinstance(polygon, (list, tuple)) and len(polygon) < _MIN_POLYGON_NUMBERS and len(polygon) % 2 == 0
+        for polygon in segmentation
+    )
+
+
 def segmentation_to_bitmask(segmentation: Any, height: int, width: int, *, context: str = "") -> np.ndarray:
     """Mask (H, W) bool of a COCO annotation: polygons, a run-length code (compressed or not), or a bitmap.
 
