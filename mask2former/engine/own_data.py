@@ -33,6 +33,7 @@ from mask2former.data.presets import preset_of
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.run import run_folder
 from mask2former.errors import ConfigError
+from mask2former.modeling.criterion import GLOBAL
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ _CONFIGS_OF = {
 }
 _FORMAT_FOR = {"instance": COCO_INSTANCES, "panoptic": COCO_PANOPTIC, "semantic": COCO_PANOPTIC}
 _TEST_KEYS = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
+# Of MODEL.MASK_FORMER: where published numbers need not be met, losses do not depend on the number of processes.
+_TRAINING = {"LOSS_NORM": GLOBAL}
 _NUM_EVALUATIONS, _NUM_CHECKPOINTS = 5, 2
 
 
@@ -150,6 +153,9 @@ def _set_data(
         raise ConfigError(f"{key} is {asked}, but the data have {len(classes)} classes; leave it out with --data")
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(classes)
     _set_results(cfg, request, classes, task)
+    for key, value in _TRAINING.items():
+        if f"MODEL.MASK_FORMER.{key}" not in request.overridden:
+            cfg.MODEL.MASK_FORMER[key] = value
 
 
 def _set_results(cfg: CfgNode, request: OwnDataRequest, classes: Sequence[DataClass], task: str) -> None:

@@ -15,15 +15,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from mask2former.config.registry import build_callable
+from mask2former.distributed import average, get_world_size
 from mask2former.errors import ConfigError, NonFiniteError
 from mask2former.modeling.interfaces import Loss, Matched, Matcher
 from mask2former.modeling.losses import dice_loss, mask_loss
 from mask2former.modeling.prediction import QueryPrediction, chosen_mask_logits
 from mask2former.modeling.registry import CRITERION_REGISTRY, LOSS_REGISTRY
 from mask2former.ops import point_sample, sample_uncertain_points
+
+PER_PROCESS, GLOBAL = LOSS_NORMS = ("per_process", "global")
 
 _LAYER = re.compile(r"_\d+$")  # suffix of the losses of earlier layers
 
@@ -45,12 +48,17 @@ class SetCriterion(nn.Module):
         oversample_ratio: float,
         importance_sample_ratio: float,
         losses: Mapping[str, Loss] | None = None,
+        loss_norm: str = PER_PROCESS,
     ) -> None:
         """`loss_weights` says how much each loss counts: `loss_ce`, and `loss_NAME` for each of `losses`.
 
         `losses`: by default mask and dice.
+        `loss_norm`: what several processes divide their losses by, see `_norms`.
         """
         super().__init__()
+        if loss_norm not in LOSS_NORMS:
+            raise ConfigError(f"MODEL.MASK_FORMER.LOSS_NORM must be {' or '.join(LOSS_NORMS)}, found {loss_norm!r}")
+        self.loss_norm = loss_norm
         self.losses = {"mask": mask_loss, "dice": dice_loss} if losses is None else dict(losses)
         self.num_classes = num_classes
         self.matcher = matcher
@@ -81,6 +89,7 @@ class SetCriterion(nn.Module):
             "num_points": options.TRAIN_NUM_POINTS,
             "oversample_ratio": options.OVERSAMPLE_RATIO,
             "importance_sample_ratio": options.IMPORTANCE_SAMPLE_RATIO,
+            "loss_norm": options.LOSS_NORM,
         }
 
     def forward(
@@ -96,12 +105,9 @@ class SetCriterion(nn.Module):
             table = self._match(predictions, targets).to(device)  # (L, M)
             class_losses, class_weights = self.class_losses(predictions, targets, table)
         point_logits, point_labels = self.masks_at_points(predictions, targets, table)
-        # Divided by the sums of all processes: the mean of their losses is the loss of one process with all images.
-        num_masks = class_weights.new_full((1,), table.shape[1])
-        totals, num_processes = sum_over_processes(torch.cat([class_weights, num_masks]))
-        num_masks = totals[-1].clamp(min=1) / num_processes
+        class_norms, num_masks = self._norms(class_weights, table.shape[1])
         matched = Matched(predictions, targets, table, point_logits, point_labels, num_masks)
-        layers = {"loss_ce": class_losses / (totals[:-1] / num_processes)}
+        layers = {"loss_ce": class_losses / class_norms}
         layers.update({f"loss_{name}": loss(matched) for name, loss in self.losses.items()})
         last = len(predictions) - 1
         losses = {name: values[last] for name, values in layers.items()}
@@ -118,8 +124,20 @@ class SetCriterion(nn.Module):
             return self.matcher(predictions, targets)
         except NonFiniteError:
             # The other processes wait for this one's share of the sums.
-            sum_over_processes(torch.zeros(len(predictions) + 1, device=predictions[0].class_logits.device))
+            self._norms(torch.zeros(len(predictions), device=predictions[0].class_logits.device), 0)
             raise
+
+    def _norms(self, class_weights: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
+        """What class losses (L,) and mask losses, a scalar, are divided by; all processes must call this alike.
+
+        Per process: the class losses by this process's sum of weights, masks by the mean number over processes, at
+        least 1. Global: both by means over processes, so that the mean of their losses is the loss of one process
+        with all images.
+        """
+        means = average(torch.cat([class_weights, class_weights.new_full((1,), num_masks)]))
+        if self.loss_norm == PER_PROCESS:
+            return class_weights, means[-1].clamp(min=1)
+        return means[:-1], means[-1].clamp(min=1 / get_world_size())
 
     def class_losses(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
@@ -186,12 +204,3 @@ def parse_losses(entries: Sequence[Any]) -> dict[str, float]:
 def with_frames(masks: Tensor) -> Tensor:
     """Masks (N, T, H, W) of masks (N, T, H, W) or (N, H, W)."""
     return masks.unsqueeze(1) if masks.ndim == 3 else masks
-
-
-def sum_over_processes(values: Tensor) -> tuple[Tensor, int]:
-    """The sum over all processes of a tensor that carries no gradient, and their number; all must call this alike."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return values, 1
-    total = values.clone()
-    distributed.all_reduce(total)
-    return total, distributed.get_world_size()
