@@ -126,8 +126,8 @@ def test_png_tree_names_the_wrong_file(tmp_path: Path, damage: Any, parts: list[
 
 
 def test_many_wrong_files_are_named_in_part_and_counted(tmp_path: Path) -> None:
-    tree = trees.write_png_tree(tmp_path / "tree", num_train=9)
-    for number in range(8):
+    tree = trees.write_png_tree(tmp_path / "tree", num_train=25)
+    for number in range(23):
         trees.write_image(tree / "train/masks" / f"{number}.png")
     with pytest.raises(DatasetError, match="and 3 more"):
         read_own_data(tree)

@@ -107,7 +107,7 @@ def _candidates(json_file: Path, root: Path, kinds: Sequence[str]) -> Iterator[P
     bases = [json_file.parent, root, root.parent] if json_file.parent == root else [json_file.parent, root]
     after_kind = json_file.stem.partition("_")[2]  # instances_NAME.json, panoptic_NAME.json
     names = [json_file.stem, *kinds, part, after_kind, f"images/{part}", f"{part}/images", f"images/{after_kind}"]
-    names += ["images", "."]
+    names += ["images", "data", "."]  # data: FiftyOne
     names[1:1] = [f"{part}/{kind}" for kind in kinds if part] + [f"{kind}/{part}" for kind in kinds if part]
     for base in bases:
         for name in names:

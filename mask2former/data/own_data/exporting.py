@@ -63,7 +63,7 @@ def write_labelme(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> N
     names = {entry.id: entry.name for entry in classes}
     for part, samples in parts.items():
         for sample in samples:
-            _write_image(folder / part, sample)
+            write_image(folder / part, sample)
             content: dict[str, Any] = {
                 "version": "5.0.0",
                 "flags": {},
@@ -86,7 +86,7 @@ def write_png_tree(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> 
         raise DatasetError(f"class id {_PNG_VOID} marks pixels of no class in PNG masks")
     for part, samples in parts.items():
         for sample in samples:
-            _write_image(folder / part / "images", sample)
+            write_image(folder / part / "images", sample)
             labels = np.where(sample.class_ids == BACKGROUND, _PNG_VOID, sample.class_ids).astype(np.uint8)
             write_picture(labels, (folder / part / "masks" / sample.name).with_suffix(".png"))
     write_text_atomic("".join(f"{c.id}: {c.name}\n" for c in classes), folder / "classes.txt")
@@ -103,7 +103,7 @@ def _write_coco(
         name = _COCO_PARTS[part]
         content: dict[str, Any] = {"info": {}, "images": [], "categories": categories, "annotations": []}
         for number, sample in enumerate(samples, start=1):
-            _write_image(folder / name, sample)
+            write_image(folder / name, sample)
             height, width = sample.size
             image = {"id": number, "file_name": sample.name, "height": height, "width": width}
             content["images"].append(image)
@@ -113,7 +113,8 @@ def _write_coco(
         write_json(content, folder / "annotations" / f"{kind}_{name}.json")
 
 
-def _write_image(folder: Path, sample: Sample) -> None:
+def write_image(folder: Path, sample: Sample) -> None:
+    """Write the image of a sample below the folder of its part, encoded as it was."""
     write_bytes_atomic(sample.image, folder / sample.name, is_durable=False)
 
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mask2former.data.own_data.dataset import LABELME, TRAIN, VALID, DataClass, ImageEntry, OwnDataset, Segment
-from mask2former.data.own_data.png_tree import PART_FOLDERS
+from mask2former.data.own_data.dataset import LABELME, OwnDataset
+from mask2former.data.own_data.labelled import NO_PIXEL, LabelledImage, labelled_dataset, part_folders, paste_mask
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, refuse, scan
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import plain_id, plain_name
@@ -30,7 +30,6 @@ from mask2former.structures.segmentations import MAX_PIXELS, has_pixels, shown, 
 
 _NO_OBJECTS = ("__ignore__", "_background_")
 _NUM_CIRCLE_POINTS = 64
-_NO_PIXEL = ("left out", "no pixel in the image")
 _SIDES = ("imageHeight", "imageWidth")
 _FARTHEST = 2**31
 _WITHOUT_AREA = ("line", "linestrip", "point", "points")
@@ -40,14 +39,6 @@ class _LabelledObject(NamedTuple):
     label: str
     polygons: list[list[float]]
     bitmap: np.ndarray | None  # (H, W) bool, of parts that are masks
-
-
-class _LabelledImage(NamedTuple):
-    json_file: Path
-    file: Path
-    size: tuple[int, int]
-    objects: list[tuple[str, Any]]  # label, COCO segmentation
-    changed: Counter[tuple[str, str]]  # what was left out or clipped
 
 
 def is_labelme_json(content: Any) -> bool:
@@ -63,27 +54,11 @@ def read_labelme(root: Path, *, num_workers: int | None = None) -> OwnDataset:
     Raises:
         DatasetError: a JSON file is wrong, or its image is missing or of another size; an image has no JSON file.
     """
-    folders = {p: root / name for p, names in PART_FOLDERS.items() for name in names if (root / name).is_dir()}
-    if TRAIN not in folders:
-        folders = {TRAIN: root}
-    read = {part: _read_part(folder, num_workers) for part, folder in folders.items() if part in (TRAIN, VALID)}
-    labels = sorted({label for images in read.values() for image in images for label, _ in image.objects})
-    id_of = {label: class_id for class_id, label in enumerate(labels)}
-    parts, number = {}, 0
-    for part, images in read.items():
-        parts[part] = [_to_entry(image, number + i, id_of) for i, image in enumerate(images, start=1)]
-        number += len(images)
-    changed = sum((image.changed for images in read.values() for image in images), Counter())
-    num_objects = sum(len(image.objects) for images in read.values() for image in images)
-    if changed[_NO_PIXEL] > num_objects:
-        total = num_objects + changed[_NO_PIXEL]
-        raise DatasetError(f"{root}: {changed[_NO_PIXEL]} of {total} objects have no pixel in their image")
-    notes = [f"{verb} {count} shapes: {why}" for (verb, why), count in sorted(changed.items())]
-    classes = [DataClass(class_id, label, is_thing=True) for label, class_id in id_of.items()]
-    return OwnDataset(LABELME, root, classes, parts, notes)
+    read = {part: _read_part(folder, num_workers) for part, folder in part_folders(root).items()}
+    return labelled_dataset(LABELME, root, read)
 
 
-def _read_part(folder: Path, num_workers: int | None) -> list[_LabelledImage]:
+def _read_part(folder: Path, num_workers: int | None) -> list[LabelledImage]:
     json_files = sorted(folder.rglob("*.json"))
     if not json_files:
         raise DatasetError(f"{folder}: no labelme file (*.json) found")
@@ -91,8 +66,8 @@ def _read_part(folder: Path, num_workers: int | None) -> list[_LabelledImage]:
     annotated: dict[Path, Path] = {}
     twice = []
     for image in images:
-        first = annotated.setdefault(image.file.resolve(), image.json_file)
-        twice += [f"{image.file} by {first} and {image.json_file}"] if first != image.json_file else []
+        first = annotated.setdefault(image.file.resolve(), image.source)
+        twice += [f"{image.file} by {first} and {image.source}"] if first != image.source else []
     refuse(twice, "images annotated twice")
     pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     refuse(
@@ -102,7 +77,7 @@ def _read_part(folder: Path, num_workers: int | None) -> list[_LabelledImage]:
     return images
 
 
-def _read_file(json_file: Path) -> _LabelledImage:
+def _read_file(json_file: Path) -> LabelledImage:
     content = read_json(json_file)
     if not is_labelme_json(content):
         raise DatasetError(f"{json_file}: expected a labelme file with a list 'shapes'")
@@ -124,8 +99,8 @@ def _read_file(json_file: Path) -> _LabelledImage:
     faults.refuse()
     objects = [(o.label, _segmentation(o, size)) for o in groups.values()]
     seen = [(label, segmentation) for label, segmentation in objects if has_pixels(segmentation, size)]
-    changed[_NO_PIXEL] += len(objects) - len(seen)
-    return _LabelledImage(json_file, image, size, seen, +changed)
+    changed[NO_PIXEL] += len(objects) - len(seen)
+    return LabelledImage(json_file, image, size, seen, +changed)
 
 
 def _label_shown(shape: Any) -> str:
@@ -227,13 +202,9 @@ def _paste(
         raise
     except (TypeError, binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"'mask' must be a picture in base64: {error}") from error
-    mask = np.zeros(size, dtype=bool)
-    top, left = round(y0), round(x0)
-    crop = crop[max(-top, 0) :, max(-left, 0) :]
-    part = mask[max(top, 0) : max(top, 0) + crop.shape[0], max(left, 0) : max(left, 0) + crop.shape[1]]
-    if part.shape != crop.shape or min(top, left) < 0:
+    mask, is_whole = paste_mask(crop, (round(x0), round(y0)), size)
+    if not is_whole:
         changed["clipped", "a mask reaches over the edge of its image"] += 1
-    part[...] = crop[: part.shape[0], : part.shape[1]]
     return mask
 
 
@@ -242,11 +213,3 @@ def _segmentation(labelled: _LabelledObject, size: tuple[int, int]) -> Any:
         return labelled.polygons
     mask = labelled.bitmap | polygons_to_bitmask(labelled.polygons, *size)
     return bitmasks_to_rles(mask[None])[0]
-
-
-def _to_entry(image: _LabelledImage, image_id: int, id_of: Mapping[str, int]) -> ImageEntry:
-    segments = tuple(
-        Segment(id_of[label], segmentation, instance_id=number)
-        for number, (label, segmentation) in enumerate(image.objects, start=1)
-    )
-    return ImageEntry(image.file, *image.size, image_id, segments)

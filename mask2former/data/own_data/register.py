@@ -22,6 +22,7 @@ from mask2former.data.own_data.index import index_file
 from mask2former.errors import ConfigError
 from mask2former.files.json_files import read_json_object
 
+_ANNOTATION_SUFFIXES = (".json", ".yaml", ".yml", ".xml", ".csv")
 _IGNORE_LABELS = (255, 65535)  # the first that is no class
 
 
@@ -66,7 +67,7 @@ def _register_part(name: str, part: str, own: CfgNode, classes: Sequence[DataCla
 
 def _root(path: str) -> Path:
     location = Path(os.path.abspath(os.path.expanduser(path)))
-    return location.parent if location.suffix.lower() == ".json" else location
+    return location.parent if location.suffix.lower() in _ANNOTATION_SUFFIXES else location
 
 
 def _load_part(data_format: str, index: str, root: str, name: str) -> list[DatasetDict]:

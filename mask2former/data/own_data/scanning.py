@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_NUM_SHOWN = 5
+_NUM_SHOWN = 20
 _FILES_WORTH_A_PROCESS = 500  # starting processes takes about as reading so many files
 _MAX_PROCESSES = 16
 
