@@ -31,7 +31,7 @@ they are, by a reader that admits arrays and containers only and never runs code
 [benchmarks]({benchmarks}).
 
 - The metrics are the published ones, on each data set's validation split, in percent. `TEST.EXPECTED_ZOO` with a zoo
-  name has an evaluation compare what it finds with them.
+  name makes an evaluation compare its results with them.
 - A zoo name (`MODEL.WEIGHTS zoo://coco/panoptic/r50`) downloads the checkpoint to a cache; a file works too. The last
   six characters of the file's name before `.pkl` begin its md5, which is checked.
 - Schedule: epochs on COCO, iterations elsewhere. IN21k: the backbone was pretrained on ImageNet-21k, else on
@@ -39,9 +39,7 @@ they are, by a reader that admits arrays and containers only and never runs code
 
 Evaluate one:
 
-    python tools/train_net.py --eval-only \\
-        --config-file configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml \\
-        MODEL.WEIGHTS zoo://coco/panoptic/r50 TEST.EXPECTED_ZOO coco/panoptic/r50
+    mask2former evaluate --weights zoo://coco/panoptic/r50 TEST.EXPECTED_ZOO coco/panoptic/r50
 """
 
 
