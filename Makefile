@@ -9,6 +9,7 @@ FRAMES_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quic
 VIDEO_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quickstart.yaml
 OPTS ?=
 TORCH ?= torch torchvision
+KILLS ?= 1000
 # What depends on the versions of Python, torch and numpy, in four minutes.
 FAST_TESTS ?= $(addprefix tests/,structures config files ops modeling checkpoint data_pipeline)
 NUM_PICTURES ?= 12
@@ -23,7 +24,7 @@ KEY := $(shell cat $(SOURCES) 2>/dev/null | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
 SHAPES := $(DETECTRON2_DATASETS)/shapes
 
-.PHONY: help env quickstart quickstart-video test test-fast test-all check docs fix bench clean
+.PHONY: help env quickstart quickstart-video test test-fast test-all chaos check docs fix bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +32,7 @@ help:
 	@echo "make quickstart-video   the same with videos: instances that keep their identity"
 	@echo "make test         run the tests"
 	@echo "make test-fast    operators, model, checkpoints, config, files and data only"
+	@echo "make chaos        kill a training at random moments ($(KILLS) times), resume it, compare it bit by bit"
 	@echo "make check        linter, formatter, types, import layers, documentation"
 	@echo "make docs         build the documentation into site/"
 	@echo "make fix          let linter and formatter mend what they can"
@@ -88,6 +90,9 @@ check: $(STAMP)
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 	$(MAKE) --no-print-directory docs
+
+chaos: $(STAMP)
+	$(PY) -m tests.faults.chaos $(KILLS)
 
 # Pages that follow from the code first; --strict makes a broken link an error.
 docs: $(STAMP)

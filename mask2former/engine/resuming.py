@@ -85,7 +85,7 @@ def restore_schedule(scheduler: LRScheduler, saved: Mapping[str, Any], *, iterat
     if not isinstance(scheduler, LambdaLR):
         scheduler.load_state_dict(dict(saved))
         return
-    scheduler.last_epoch = iteration
+    scheduler.last_epoch, scheduler._step_count = iteration, iteration + 1
     rates = [base * factor(iteration) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

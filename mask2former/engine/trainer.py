@@ -128,6 +128,8 @@ class Trainer:
                 cleanup.callback(hook.close)
             if self.iteration < self.max_iter:
                 self._start_data()
+            elif self.when_data_started is not None:
+                self.when_data_started()  # there is none to start, but an evaluation may draw random numbers
             for hook in self.hooks:
                 hook.before_train(self)
             while self.iteration < self.max_iter:
