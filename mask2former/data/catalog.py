@@ -63,6 +63,11 @@ class _DatasetCatalog:
 
     def __init__(self) -> None:
         self._loaders: MutableMapping[str, Callable[[], list[DatasetDict]]] = {}
+        self._register_builtin: Callable[[], None] | None = None
+
+    def call_before_search(self, register: Callable[[], None]) -> None:
+        """Have ``register`` add the built-in data sets before a name is looked up; it is called at every look-up."""
+        self._register_builtin = register
 
     def link(self, others: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Find names of another catalog here too, those that it has then, after the own; returns the own by name."""
@@ -84,10 +89,8 @@ class _DatasetCatalog:
 
     def find(self, name: str) -> bool:
         """Whether a data set has this name, be it a built-in one or, where it is installed, one of detectron2."""
-        # Imported late: the built-in tables register themselves here.
-        from mask2former.data.datasets.builtin import register_builtin_datasets
-
-        register_builtin_datasets()
+        if self._register_builtin is not None:
+            self._register_builtin()
         if name not in self._loaders:
             try:
                 load_integration(DETECTRON2)  # which lets its data sets be found here

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mask2former.data.preparation.processes import process_pool
+from mask2former.data.processes import process_pool
 from mask2former.errors import DatasetError
 
 

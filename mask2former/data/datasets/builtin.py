@@ -165,3 +165,6 @@ def provision_of(place: str) -> str:
         if fnmatch.fnmatch(place, pattern):
             return provision
     return "datasets/README.md shows what belongs there"
+
+
+DatasetCatalog.call_before_search(register_builtin_datasets)

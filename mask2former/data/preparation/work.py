@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from mask2former.data.preparation.processes import process_pool
+from mask2former.data.processes import process_pool
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import link_or_copy
 from mask2former.files.images import read_image_size

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mask2former.data.preparation.processes import process_pool
+from mask2former.data.processes import process_pool
 from mask2former.data.shapes.parameters import KINDS, SPLITS, ShapesParameters
 from mask2former.data.shapes.writing import (
     SCRATCH,
