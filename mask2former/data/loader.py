@@ -47,7 +47,7 @@ from mask2former.data.samplers import (
     sample_generator,
 )
 from mask2former.data.shared_list import DatasetFromList
-from mask2former.data.statistics import check_class_ids, format_class_histogram
+from mask2former.data.statistics import check_class_ids, format_class_histogram, many_objects_note
 from mask2former.data.transport import PackedBatch, pack, unpack
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.images import read_image_size
@@ -245,6 +245,9 @@ def load_train_sets(cfg: CfgNode) -> list[list[DatasetDict]]:
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES is %d, %s has %d classes", num_classes, names[0], len(class_names)
             )
         logger.info("Training on %s: %s", ", ".join(names), format_class_histogram(dicts, class_names))
+        note = many_objects_note(dicts, num_queries=cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
+        if note and target != "semantic":
+            logger.warning("%s: %s", ", ".join(names), note)
     return data_sets
 
 

@@ -22,12 +22,14 @@ from mask2former.data.presets import (
 from mask2former.data.targets import (
     VOID_ID,
     check_labels,
+    crowds_of,
     instance_targets,
     panoptic_targets,
     semantic_from_panoptic,
     semantic_targets,
+    void_of_panoptic,
 )
-from mask2former.data.transforms import Augmentation, AugmentationList
+from mask2former.data.transforms import Augmentation, AugmentationList, Transform
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits, exif_note, read_image
 from mask2former.files.label_maps import read_label_map
@@ -37,13 +39,16 @@ from mask2former.structures.label_ids import labels_to_train_ids
 
 DEFAULT_IGNORE_LABEL = 255
 
+_Targets = tuple[torch.Tensor, Instances, torch.Tensor | None]  # the image, its targets, and which pixels train nothing
+
 
 class DatasetMapper:
     """Maps the dataset dict of an image to one model input; for inference also that of a video, with all its frames.
 
     Training: image (C, H, W) uint8 and instances with gt_classes (N,) int64, gt_masks (N, H, W) bool, gt_boxes; N
-    may be 0. Otherwise only the image, resized, a list of them for a video; ``height`` and ``width`` stay those of the
-    file. The other entries of the dict are kept, but for the annotations.
+    may be 0. With ``ignore_regions``, where there is such a pixel, also ignore_mask (H, W) bool: void, ignored labels
+    and crowds, but for what is an object too. Otherwise only the image, resized, a list of them for a video; ``height``
+    and ``width`` stay those of the file. The other entries of the dict are kept, but for the annotations.
     """
 
     def __init__(
@@ -56,10 +61,12 @@ class DatasetMapper:
         ignore_label: int = DEFAULT_IGNORE_LABEL,
         label_ids: Mapping[int, int] | None = None,
         image_bits: int = FULL_BITS,
+        ignore_regions: bool = False,
     ) -> None:
         """``preset`` None maps for inference; ``num_classes`` None accepts any label; ``image_bits`` as in read_image.
 
         ``label_ids`` turns the ids of label files into classes, or the ignore label; None: they are classes.
+        ``ignore_regions``: training samples say which pixels train nothing.
         """
         if image_format not in FORMATS:
             raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(FORMATS)}, found {image_format!r}")
@@ -69,6 +76,7 @@ class DatasetMapper:
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.label_ids = label_ids
+        self.ignore_regions = ignore_regions
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> DatasetMapper:
@@ -96,6 +104,7 @@ class DatasetMapper:
             ignore_label=ignore_label,
             label_ids=label_ids,
             image_bits=cfg.INPUT.IMAGE_BITS,
+            ignore_regions=cfg.MODEL.MASK_FORMER.IGNORE_REGIONS,
         )
 
     @classmethod
@@ -130,20 +139,26 @@ class DatasetMapper:
             sample["image"] = frames if is_video(dataset_dict) else frames[0]
             return sample
         build_targets = {"semantic": self._semantic, "instance": self._instance, "panoptic": self._panoptic}
-        sample["image"], sample["instances"] = build_targets[self.preset.target](dataset_dict, image, rng)
+        build = build_targets[self.preset.target]
+        sample["image"], sample["instances"], ignored = build(dataset_dict, image, rng)
+        if ignored is not None and ignored.any():
+            sample["ignore_mask"] = ignored
         return sample
 
-    def _semantic(
-        self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, Instances]:
+    def _moved(self, ignored: np.ndarray, transform: Transform, targets: Instances) -> torch.Tensor:
+        """Which pixels train nothing after a transform: what comes from outside the image is known to be nothing."""
+        moved = torch.from_numpy(transform.apply_segmentation(ignored, fill=0).astype(bool))
+        return moved & ~targets.gt_masks.any(0)
+
+    def _semantic(self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator) -> _Targets:
         labels = self._read_labels(record, image.shape[:2], _read_ids_if_any(record, image.shape[:2]))
         transform = self._steps.sample(rng, image.shape[:2], labels, image=image)
-        labels = transform.apply_segmentation(labels, fill=self.ignore_label)
-        return image_to_tensor(transform.apply_image(image)), semantic_targets(labels, ignore_label=self.ignore_label)
+        moved = transform.apply_segmentation(labels, fill=self.ignore_label)
+        targets = semantic_targets(moved, ignore_label=self.ignore_label)
+        ignored = self._moved(labels == self.ignore_label, transform, targets) if self.ignore_regions else None
+        return image_to_tensor(transform.apply_image(image)), targets, ignored
 
-    def _panoptic(
-        self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, Instances]:
+    def _panoptic(self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator) -> _Targets:
         assert self.preset is not None
         size = image.shape[:2]
         if "pan_seg_file_name" not in record or "segments_info" not in record:
@@ -152,13 +167,14 @@ class DatasetMapper:
         _check_map_size(ids, size, record, "pan_seg_file_name")
         labels = self._read_labels(record, size, ids) if self._steps.needs_sem_seg else None
         transform = self._steps.sample(rng, size, labels, image=image)
-        ids = transform.apply_segmentation(ids, fill=VOID_ID)
-        targets = panoptic_targets(ids, record["segments_info"], keep_empty=self.preset.keep_empty)
-        return image_to_tensor(transform.apply_image(image)), targets
+        moved = transform.apply_segmentation(ids, fill=VOID_ID)
+        targets = panoptic_targets(moved, record["segments_info"], keep_empty=self.preset.keep_empty)
+        ignored = None
+        if self.ignore_regions:
+            ignored = self._moved(void_of_panoptic(ids, record["segments_info"]), transform, targets)
+        return image_to_tensor(transform.apply_image(image)), targets, ignored
 
-    def _instance(
-        self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, Instances]:
+    def _instance(self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator) -> _Targets:
         assert self.preset is not None
         size = image.shape[:2]
         if "annotations" not in record:
@@ -171,7 +187,11 @@ class DatasetMapper:
             context=str(record["file_name"]),
             keep_empty=self.preset.keep_empty,
         )
-        return image_to_tensor(transform.apply_image(image)), targets
+        ignored = None
+        if self.ignore_regions:
+            crowds = crowds_of(record["annotations"], size=size, context=str(record["file_name"]))
+            ignored = self._moved(crowds, transform, targets)
+        return image_to_tensor(transform.apply_image(image)), targets, ignored
 
     def _read_labels(self, record: DatasetDict, size: tuple[int, int], ids: np.ndarray | None) -> np.ndarray:
         """Class labels (H, W) of the semantic file, else derived from panoptic ids."""

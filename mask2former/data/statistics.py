@@ -40,6 +40,18 @@ def format_class_histogram(dataset_dicts: Sequence[DatasetDict], class_names: Se
     return "\n".join([f"{counted}, {len(class_names)} classes{total}", *rows])
 
 
+def many_objects_note(dataset_dicts: Sequence[DatasetDict], *, num_queries: int) -> str | None:
+    """How many images or videos have more objects or segments than the model has queries; None: none."""
+    counts = [sum(not entry.get("iscrowd", 0) for entry in annotated_objects(record)) for record in dataset_dicts]
+    above = [count for count in counts if count > num_queries]
+    if not above:
+        return None
+    return (
+        f"{len(above)} of {len(counts)} have more objects than the model has queries, {num_queries} "
+        f"(MODEL.MASK_FORMER.NUM_OBJECT_QUERIES), and up to {max(above)}: those in excess train nothing"
+    )
+
+
 def check_class_ids(dataset_dicts: Sequence[DatasetDict], *, num_classes: int, num_classes_key: str) -> None:
     """Refuse annotations of a class that the model does not have.
 

@@ -131,6 +131,26 @@ def semantic_from_panoptic(
     return np.where(segment_ids[place] == ids, classes[place], np.int32(ignore_label))
 
 
+def void_of_panoptic(ids: np.ndarray, segments_info: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Which of segment ids (H, W) belong to no segment, or to a crowd: bool."""
+    segments = [segment for segment in segments_info if not segment.get("iscrowd", 0)]
+    return semantic_from_panoptic(ids, segments, ignore_label=VOID_ID) == VOID_ID
+
+
+def crowds_of(annotations: Sequence[dict[str, Any]], *, size: tuple[int, int], context: str) -> np.ndarray:
+    """Which pixels of an image of ``size`` (height, width) crowds cover: bool.
+
+    Raises:
+        DatasetError: a segmentation is wrong; the message starts with ``context`` and names it.
+    """
+    covered = np.zeros(size, dtype=bool)
+    for index, annotation in enumerate(annotations):
+        if annotation.get("iscrowd", 0) and annotation.get("segmentation") is not None:
+            where = f"{context}: annotation {annotation.get('id', index)}"
+            covered |= decode_segmentation(check_segmentation(annotation["segmentation"], size, where), size)
+    return covered
+
+
 def present_values(labels: np.ndarray) -> list[int]:
     """The different values in ``labels``, rising."""
     if labels.dtype == np.uint8:

@@ -45,8 +45,9 @@ _CONFIGS_OF = {
 }
 _FORMAT_FOR = {"instance": COCO_INSTANCES, "panoptic": COCO_PANOPTIC, "semantic": COCO_PANOPTIC}
 _TEST_KEYS = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
-# Of MODEL.MASK_FORMER: where published numbers need not be met, losses do not depend on the number of processes.
-_TRAINING = {"LOSS_NORM": GLOBAL}
+# Of MODEL.MASK_FORMER, where published numbers need not be met: what is unknown trains nothing, and losses do not
+# depend on the number of processes.
+_TRAINING = {"IGNORE_REGIONS": True, "LOSS_NORM": GLOBAL}
 _NUM_EVALUATIONS, _NUM_CHECKPOINTS = 5, 2
 
 

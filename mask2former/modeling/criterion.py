@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mask2former.config.registry import build_callable
 from mask2former.distributed import average, get_world_size
 from mask2former.errors import ConfigError, NonFiniteError
+from mask2former.modeling.ignored_pixels import certain_where_ignored, cover_ignored, ignored_by_target
 from mask2former.modeling.interfaces import Loss, Matched, Matcher
 from mask2former.modeling.losses import dice_loss, mask_loss
 from mask2former.modeling.prediction import QueryPrediction, chosen_mask_logits
@@ -97,16 +98,18 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Scalar losses `loss_ce`, `loss_mask`, … of the last layer, and with suffix `_0`, … of the others.
 
-        Targets, one for each image: `labels` (N,) in 0..K-1 and `masks` (N, [T,] H, W) bool, padded alike.
+        Targets, one for each image: `labels` (N,) in 0..K-1 and `masks` (N, [T,] H, W) bool, padded alike; where there
+        are pixels that train nothing, `ignored` (T, H, W) bool.
         """
         targets = [{**target, "masks": with_frames(target["masks"])} for target in targets]
         device = predictions[0].class_logits.device
         with torch.autocast(device.type, enabled=False):
             table = self._match(predictions, targets).to(device)  # (L, M)
             class_losses, class_weights = self.class_losses(predictions, targets, table)
-        point_logits, point_labels = self.masks_at_points(predictions, targets, table)
+        points = self.masks_at_points(predictions, targets, table)
         class_norms, num_masks = self._norms(class_weights, table.shape[1])
-        matched = Matched(predictions, targets, table, point_logits, point_labels, num_masks)
+        point_logits, point_labels, weights = points
+        matched = Matched(predictions, targets, table, point_logits, point_labels, num_masks, weights)
         layers = {"loss_ce": class_losses / class_norms}
         layers.update({f"loss_{name}": loss(matched) for name, loss in self.losses.items()})
         last = len(predictions) - 1
@@ -136,8 +139,11 @@ class SetCriterion(nn.Module):
         """
         means = average(torch.cat([class_weights, class_weights.new_full((1,), num_masks)]))
         if self.loss_norm == PER_PROCESS:
-            return class_weights, means[-1].clamp(min=1)
-        return means[:-1], means[-1].clamp(min=1 / get_world_size())
+            class_norms, least = class_weights, 1.0
+        else:
+            class_norms, least = means[:-1], 1 / get_world_size()
+        # None of the weights is left where all queries lie on ignored pixels.
+        return class_norms.clamp(min=torch.finfo(class_norms.dtype).tiny), means[-1].clamp(min=least)
 
     def class_losses(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
@@ -154,35 +160,56 @@ class SetCriterion(nn.Module):
         classes = classes[..., :num_queries]
         weights = self.empty_weight.float()  # of a model in half precision, too, the losses are in full
         losses = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weights, reduction="none")
-        return losses.view(num_layers, -1).sum(1), weights[classes].flatten(1).sum(1)
+        losses, weights = losses.view_as(classes), weights[classes]
+        if any("ignored" in target for target in targets):
+            is_trained = (classes != self.num_classes) | ~self._cover_ignored(predictions, targets)
+            losses, weights = losses.where(is_trained, 0), weights * is_trained
+        return losses.flatten(1).sum(1), weights.flatten(1).sum(1)
+
+    @torch.no_grad()
+    def _cover_ignored(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
+        """Whether the mask of a query lies mostly on ignored pixels, (L, B, Q): it may be right, no one knows."""
+        columns = []
+        for image, target in enumerate(targets):
+            if "ignored" in target:
+                columns.append(cover_ignored(predictions, image, target["ignored"], num_points=self.num_points))
+            else:
+                logits = predictions[0].class_logits
+                columns.append(torch.zeros(len(predictions), logits.shape[1], dtype=torch.bool, device=logits.device))
+        return torch.stack(columns, dim=1)
 
     def masks_at_points(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of matched masks and labels of their targets at the same points, both (L, M, T, P)."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits of matched masks, labels of their targets and weights at the same points, each (L, M, T, P)."""
         queries = table.clamp(min=0).split([len(target["labels"]) for target in targets], dim=1)
         logits = chosen_mask_logits(predictions, queries)
         masks = torch.cat([target["masks"] for target in targets])  # (M, T, H, W)
-        return self._at_points(torch.cat(logits, 1).float(), masks)
+        return self._at_points(torch.cat(logits, 1).float(), masks, ignored_by_target(targets))
 
-    def _at_points(self, logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (L, M, T, h, w) and labels of their targets (M, T, H, W), both at points of each: (L, M, T, P)."""
+    def _at_points(self, logits: Tensor, masks: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (L, M, T, h, w), labels of targets (M, T, H, W), weights, each at points of its own: (L, M, T, P)."""
         shape = (*logits.shape[:3], self.num_points)
         maps = logits.flatten(0, 2)[:, None]  # (LMT, 1, h, w)
         if len(maps) == 0:  # the empty product keeps the gradients of all parameters connected
-            return maps.sum() + maps.new_zeros(shape), maps.new_zeros(shape)
+            return maps.sum() + maps.new_zeros(shape), maps.new_zeros(shape), None
         with torch.no_grad():
             points_xy = sample_uncertain_points(
-                maps.detach(),
+                maps.detach() if ignored is None else certain_where_ignored(maps.detach(), ignored),
                 num_points=self.num_points,
                 oversample_ratio=self.oversample_ratio,
                 importance_sample_ratio=self.importance_sample_ratio,
             )  # (LMT, P, 2)
             # A target is read at the points of all layers at once: (L, MT, P, 2) -> (MT, LP, 2)
             of_targets = points_xy.unflatten(0, (shape[0], -1)).transpose(0, 1).flatten(1, 2)
-            labels = point_sample(masks.flatten(0, 1)[:, None].float(), of_targets)  # (MT, 1, LP)
-            labels = labels.view(shape[1], shape[2], shape[0], shape[3]).permute(2, 0, 1, 3)  # (L, M, T, P)
-        return point_sample(maps, points_xy).view(shape), labels
+            read = [masks, *([] if ignored is None else [ignored])]
+            at_points = [point_sample(values.flatten(0, 1)[:, None].float(), of_targets) for values in read]
+            labels, *ignored_share = (
+                values.view(shape[1], shape[2], shape[0], shape[3]).permute(2, 0, 1, 3) for values in at_points
+            )  # (MT, 1, LP) -> (L, M, T, P)
+            # A point counts where none of the pixels that it is mixed of is ignored.
+            weights = (ignored_share[0] == 0).to(labels.dtype) if ignored_share else None
+        return point_sample(maps, points_xy).view(shape), labels, weights
 
 
 def parse_losses(entries: Sequence[Any]) -> dict[str, float]:

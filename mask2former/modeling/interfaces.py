@@ -16,7 +16,8 @@ from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.postprocess import InferenceOptions
 from mask2former.modeling.prediction import QueryPrediction
 
-Targets = Sequence[dict[str, Tensor]]  # of each image `labels` (N,) in 0..K-1 and `masks` (N, [T,] H, W) bool
+# Of each image `labels` (N,) in 0..K-1, `masks` (N, [T,] H, W) bool and, if pixels train nothing, `ignored` (T, H, W).
+Targets = Sequence[dict[str, Tensor]]
 
 
 class PixelDecoder(Protocol):
@@ -58,6 +59,7 @@ class Matched:
 
     `table` (L, M) is the query of each target, negative without one. `point_logits` and `point_labels` (L, M, T, P) are
     the masks of these queries and of their targets at the same points. `num_masks` is the mean over processes.
+    `point_weights` (L, M, T, P): 0 at points that train nothing, else 1; None: all train.
     """
 
     predictions: Sequence[QueryPrediction]
@@ -66,6 +68,7 @@ class Matched:
     point_logits: Tensor
     point_labels: Tensor
     num_masks: Tensor
+    point_weights: Tensor | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """Means (L,) over matched masks of values (L, M, T), whose frames add up."""

@@ -14,28 +14,39 @@ from mask2former.modeling.registry import LOSS_REGISTRY
 IGNORED = -1  # label of a pixel that trains nothing
 
 
-def dice_losses(mask_logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice losses (..., N) in 0..1 of logits (..., N, P) against targets (..., N, P) in 0..1, smoothed by one point."""
+def dice_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Dice losses (..., N) in 0..1 of logits (..., N, P) against targets (..., N, P) in 0..1, smoothed by one point.
+
+    `weights` (..., N, P): 0 where a point does not count, else 1.
+    """
     probs = mask_logits.sigmoid()
+    if weights is not None:
+        probs, targets = probs * weights, targets * weights
     overlap = (probs * targets).sum(-1)
     return 1 - (2 * overlap + 1) / (probs.sum(-1) + targets.sum(-1) + 1)
 
 
-def sigmoid_ce_losses(mask_logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropies (..., N), means over points, of logits (..., N, P) against targets (..., N, P) in 0..1."""
-    return F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none").mean(-1)
+def sigmoid_ce_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropies (..., N), means over points, of logits (..., N, P) against targets (..., N, P) in 0..1.
+
+    `weights` (..., N, P): 0 where a point does not count, else 1; the mean is over those that do.
+    """
+    losses = F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none")
+    if weights is None:
+        return losses.mean(-1)
+    return (losses * weights).sum(-1) / weights.sum(-1).clamp(min=1)
 
 
 @LOSS_REGISTRY.register(name="mask")
 def mask_loss(matched: Matched) -> Tensor:
     """Binary cross-entropies of matched masks at their points, (L,)."""
-    return matched.mean(sigmoid_ce_losses(matched.point_logits, matched.point_labels))
+    return matched.mean(sigmoid_ce_losses(matched.point_logits, matched.point_labels, matched.point_weights))
 
 
 @LOSS_REGISTRY.register(name="dice")
 def dice_loss(matched: Matched) -> Tensor:
     """Dice losses of matched masks at their points, (L,)."""
-    return matched.mean(dice_losses(matched.point_logits, matched.point_labels))
+    return matched.mean(dice_losses(matched.point_logits, matched.point_labels, matched.point_weights))
 
 
 def dice_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:
@@ -48,7 +59,7 @@ def dice_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:
 def sigmoid_ce_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropies (..., Q, M), means over points, of every pair of logits (..., Q, P) and targets (M, P)."""
     # ce(x, t) = softplus(x) - x t: the first term knows no target and the second is one product.
-    num_points = mask_logits.shape[-1]
+    num_points = max(1, mask_logits.shape[-1])
     return (F.softplus(mask_logits).sum(-1, keepdim=True) - mask_logits @ targets.T) / num_points
 
 

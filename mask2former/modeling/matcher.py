@@ -6,7 +6,8 @@ C channels, P points, H W size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,15 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mask2former.errors import NonFiniteError
+from mask2former.modeling.ignored_pixels import known_points
 from mask2former.modeling.losses import class_costs, dice_costs, sigmoid_ce_costs
-from mask2former.modeling.prediction import QueryPrediction, share_features
+from mask2former.modeling.prediction import QueryPrediction, mask_factors
 from mask2former.modeling.registry import MATCHER_REGISTRY
 from mask2former.ops import point_sample
 
 UNMATCHED = -1
 
-_BLOCK_VALUES = 1 << 22  # logits that are held at a time: memory does not grow with the layers
+_logger = logging.getLogger(__name__)
 
 
 @MATCHER_REGISTRY.register()
@@ -39,6 +41,7 @@ class HungarianMatcher:
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
         self.num_points = num_points
+        self._has_warned = False
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -55,8 +58,9 @@ class HungarianMatcher:
     def __call__(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
         """The query of each target: (L, M) int64 on the host, targets of all images one after another.
 
-        Targets hold `labels` (N,) and `masks` (N, T, H, W). No query is given twice in an image; where an image has
-        more targets than queries, the costliest stay `UNMATCHED`.
+        Targets hold `labels` (N,) and `masks` (N, T, H, W), and perhaps `ignored` (T, H, W), pixels at which masks are
+        not compared. No query is given twice in an image; where an image has more targets than queries, the costliest
+        stay `UNMATCHED`, which is said once.
 
         Raises:
             NonFiniteError: a cost is not finite; names the layer, the image of the batch and the tensor.
@@ -64,6 +68,7 @@ class HungarianMatcher:
         device_type = predictions[0].class_logits.device.type
         with torch.autocast(device_type, enabled=False):
             costs = [self.costs(predictions, image, target) for image, target in enumerate(targets)]
+        self._warn_of_many(predictions[0].class_logits.shape[1], max(len(target["labels"]) for target in targets))
         # One copy to the host for all layers and images.
         on_host = torch.cat([cost.flatten() for cost in costs]).cpu().split([cost.numel() for cost in costs])
         tables = [
@@ -71,6 +76,17 @@ class HungarianMatcher:
             for image, (cost, values) in enumerate(zip(costs, on_host, strict=True))
         ]
         return torch.from_numpy(np.concatenate(tables, axis=1))
+
+    def _warn_of_many(self, num_queries: int, num_targets: int) -> None:
+        if num_targets > num_queries and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "an image has %d objects and the model %d queries: in each layer the %d costliest to match train "
+                "nothing. More queries: MODEL.MASK_FORMER.NUM_OBJECT_QUERIES (said once)",
+                num_targets,
+                num_queries,
+                num_targets - num_queries,
+            )
 
     def costs(self, predictions: Sequence[QueryPrediction], image: int, target: dict[str, Tensor]) -> Tensor:
         """Costs (L, Q, N) float32 of giving each target of one image to each query."""
@@ -81,9 +97,10 @@ class HungarianMatcher:
         points_xy = torch.rand(1, self.num_points, 2, dtype=torch.float32, device=class_logits.device)
         masks = masks.flatten(0, 1)[None].float()  # (1, NT, H, W)
         mask_targets = point_sample(masks, points_xy)[0].view(len(labels), -1)  # (N, TP)
+        is_known = known_points(target["ignored"], points_xy) if "ignored" in target else slice(None)
         mask_costs = [
-            self._mask_costs(embeds @ points, mask_targets)
-            for embeds, points in _mask_factors(predictions, image, points_xy)
+            self._mask_costs(embeds @ points[:, is_known], mask_targets[:, is_known])
+            for embeds, points in mask_factors(predictions, image, points_xy)
         ]
         costs = self.class_weight * class_costs(class_logits, labels)  # (L, Q, N)
         return costs + torch.cat(mask_costs).view_as(costs)
@@ -92,27 +109,6 @@ class HungarianMatcher:
         """Costs (R, N) of rows of logits (R, TP) for targets (N, TP)."""
         mask_costs = self.mask_weight * sigmoid_ce_costs(mask_logits, mask_targets)
         return mask_costs + self.dice_weight * dice_costs(mask_logits, mask_targets)
-
-
-def _mask_factors(
-    predictions: Sequence[QueryPrediction], image: int, points_xy: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Embeddings (R, C) and features at points (C, TP), whose products are mask logits; R adds up to L Q.
-
-    Features are sampled first and multiplied after, once for all layers that share them.
-    """
-    embeds = torch.stack([prediction.mask_embed[image] for prediction in predictions]).float()  # (L, Q, C)
-    groups = embeds.flatten(0, 1)[None] if share_features(predictions) else embeds
-    for rows, prediction in zip(groups, predictions):
-        points = _features_at_points(prediction, image, points_xy)
-        for block in rows.split(max(1, _BLOCK_VALUES // points.shape[1])):
-            yield block, points
-
-
-def _features_at_points(prediction: QueryPrediction, image: int, points_xy: Tensor) -> Tensor:
-    features = prediction.mask_features[image].float()  # (T, C, H, W)
-    points = point_sample(features, points_xy.expand(len(features), -1, -1))  # (T, C, P)
-    return points.transpose(0, 1).flatten(1)  # (C, TP)
 
 
 def _assign(costs: np.ndarray, predictions: Sequence[QueryPrediction], image: int) -> np.ndarray:

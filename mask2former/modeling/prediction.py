@@ -3,18 +3,21 @@
 A mask is the product of a query's mask embedding with per-pixel mask features (Mask2Former, section 3.2). The product
 is formed only where somebody asks: full maps of all queries are by far the largest tensors of the model.
 
-Letters: L prediction layers, B batch, T frames, Q queries, M chosen queries, K classes, C channels, H W size.
+Letters: L prediction layers, B batch, T frames, Q queries, M chosen queries, K classes, C channels,
+P points, H W size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mask2former.ops import multiply_maps
+from mask2former.ops import multiply_maps, point_sample
+
+_BLOCK_VALUES = 1 << 22  # logits that are held at a time: memory does not grow with the layers
 
 
 class QueryPrediction(NamedTuple):
@@ -63,3 +66,24 @@ def chosen_mask_logits(predictions: Sequence[QueryPrediction], queries: Sequence
         layers = [multiply_masks(rows[None], maps[image])[0] for rows, maps in zip(chosen, features, strict=True)]
         logits.append(torch.cat(layers).unflatten(0, chosen_queries.shape))
     return logits
+
+
+def mask_factors(
+    predictions: Sequence[QueryPrediction], image: int, points_xy: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Embeddings (R, C) and features at points (C, TP), whose products are mask logits; R adds up to L Q.
+
+    Features are sampled first and multiplied after, once for all layers that share them.
+    """
+    embeds = torch.stack([prediction.mask_embed[image] for prediction in predictions]).float()  # (L, Q, C)
+    groups = embeds.flatten(0, 1)[None] if share_features(predictions) else embeds
+    for rows, prediction in zip(groups, predictions):
+        points = _features_at_points(prediction, image, points_xy)
+        for block in rows.split(max(1, _BLOCK_VALUES // points.shape[1])):
+            yield block, points
+
+
+def _features_at_points(prediction: QueryPrediction, image: int, points_xy: Tensor) -> Tensor:
+    features = prediction.mask_features[image].float()  # (T, C, H, W)
+    points = point_sample(features, points_xy.expand(len(features), -1, -1))  # (T, C, P)
+    return points.transpose(0, 1).flatten(1)  # (C, TP)

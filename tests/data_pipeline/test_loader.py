@@ -25,6 +25,7 @@ from mask2former.data import (
 )
 from mask2former.data import loader as loader_module
 from mask2former.data.loader import DatasetFromList, MappedDataset, load_train_dicts
+from mask2former.data.statistics import many_objects_note
 from mask2former.data.transport import pack, unpack
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.structures import Boxes, Instances
@@ -334,3 +335,16 @@ def test_pack_round_trip() -> None:
     assert received[1]["b"].dtype == torch.bfloat16
     received[0]["image"] += 1  # writable, and its own memory
     assert batch[0]["image"][0, 0, 0] == 0
+
+
+def test_images_with_more_objects_than_queries_are_counted() -> None:
+    def record(objects: int, crowds: int = 0) -> dict[str, Any]:
+        entries = [{"category_id": 0, "iscrowd": int(index < crowds)} for index in range(objects)]
+        return {"file_name": "a.jpg", "annotations": entries}
+
+    records = [record(3), record(5), record(4, crowds=2), record(7)]
+    note = many_objects_note(records, num_queries=3)
+    assert note is not None
+    assert note.startswith("2 of 4 have more objects than the model has queries, 3 (MODEL.MASK_FORMER.NUM_OBJECT")
+    assert "up to 7" in note
+    assert many_objects_note(records, num_queries=7) is None

@@ -262,6 +262,36 @@ def test_instance_targets_wrong_segmentation_is_named(annotation: dict[str, Any]
         instance_targets([annotation], NoOpTransform(), size=(8, 9), context="a.jpg", keep_empty=False)
 
 
+@pytest.mark.parametrize("name", ["mask_former_semantic", "mask_former_panoptic", "coco_panoptic_lsj"])
+def test_mapper_says_which_pixels_train_nothing(registered: Any, cfg: CfgNode, name: str) -> None:
+    mapper, dicts = _mapper(cfg, name)
+    assert not any("ignore_mask" in mapper(record, _generator()) for record in dicts)
+    mapper, _ = _mapper(cfg, name, MODEL__MASK_FORMER__IGNORE_REGIONS=True)
+    sample = next(sample for record in dicts if "ignore_mask" in (sample := mapper(record, _generator())))
+    masks, ignored = sample["instances"].gt_masks, sample["ignore_mask"]
+    assert ignored.dtype == torch.bool
+    assert ignored.shape == masks.shape[1:]
+    assert ignored.any()
+    assert not (ignored & masks.any(0)).any()
+    if name == "coco_panoptic_lsj":  # what lies outside the image is known to be nothing
+        is_padding = (sample["image"] == 128).all(0)
+        assert (is_padding & ~ignored & ~masks.any(0)).any()
+    else:
+        assert torch.equal(ignored, ~masks.any(0))
+
+
+def test_mapper_ignores_crowds_where_they_are_no_object(registered: Any, cfg: CfgNode) -> None:
+    mapper, dicts = _mapper(cfg, "mask_former_instance", MODEL__MASK_FORMER__IGNORE_REGIONS=True)
+    record = {**dicts[0], "annotations": [{**a} for a in dicts[0]["annotations"]]}
+    assert any(a["iscrowd"] for a in record["annotations"])
+    sample = mapper(record, _generator())
+    assert sample["ignore_mask"].any()
+    assert not (sample["ignore_mask"] & sample["instances"].gt_masks.any(0)).any()
+    for annotation in record["annotations"]:
+        annotation["iscrowd"] = 0
+    assert "ignore_mask" not in mapper(record, _generator())
+
+
 def test_semantic_from_panoptic_counts_unknown_ids_as_ignored() -> None:
     ids = np.array([[0, 5], [7, 70_000]], np.int32)
     segments = [{"id": 70_000, "category_id": 2}, {"id": 5, "category_id": 1}]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mask2former.errors import NonFiniteError
-from mask2former.modeling import matcher as matcher_module
+from mask2former.modeling import prediction as prediction_module
 from mask2former.modeling.losses import class_costs, dice_costs, sigmoid_ce_costs
 from mask2former.modeling.matcher import UNMATCHED, HungarianMatcher
 from mask2former.modeling.prediction import QueryPrediction
@@ -48,7 +48,7 @@ def fix_points(monkeypatch: pytest.MonkeyPatch, num_points: int = 64) -> Tensor:
 def test_matcher_costs_equal_those_of_full_masks(
     monkeypatch: pytest.MonkeyPatch, frames: int, block_values: int
 ) -> None:
-    monkeypatch.setattr(matcher_module, "_BLOCK_VALUES", block_values)
+    monkeypatch.setattr(prediction_module, "_BLOCK_VALUES", block_values)
     layers, target = random_layers(2, frames=frames), random_target(4, frames=frames)
     points_xy = fix_points(monkeypatch)
     costs = matcher().costs(layers, 1, target)
@@ -116,3 +116,14 @@ def test_matcher_names_the_non_finite_tensor(field: str, name: str) -> None:
 def test_matcher_needs_a_cost() -> None:
     with pytest.raises(ValueError, match="all zero"):
         HungarianMatcher(class_weight=0, mask_weight=0, dice_weight=0, num_points=4)
+
+
+def test_more_targets_than_queries_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    matching, layers = matcher(), random_layers(2, queries=3)
+    for _ in range(2):
+        table = matching(layers, [random_target(2), random_target(5)])
+        assert (table == UNMATCHED).sum(1).tolist() == [2, 2, 2]
+    (record,) = caplog.records
+    assert "5 objects and the model 3 queries" in record.message
+    assert "the 2 costliest" in record.message
+    assert "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES" in record.message

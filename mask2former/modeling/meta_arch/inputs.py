@@ -69,6 +69,8 @@ def pad_targets(
 ) -> list[dict[str, Tensor]]:
     """For each sample `labels` (N,) and `masks` (N, T, *size) bool, padded with background; T is 1 for an image.
 
+    Where a sample has `ignore_mask` (H, W) bool, or one for each frame: `ignored` (T, *size). Padding is not ignored.
+
     Raises:
         DatasetError: a class id is out of range, or a mask is larger than its padded image.
     """
@@ -80,12 +82,23 @@ def pad_targets(
         frames = sample["instances"] if is_clip(sample) else [sample["instances"]]
         labels, masks = _stack_frames(frames)
         _check_labels(labels, num_classes, name)
-        height, width = masks.shape[-2:]
-        _check_size((height, width), size, name)
-        padded = torch.zeros((*masks.shape[:2], *size), dtype=torch.bool, device=device)
-        padded[..., :height, :width] = masks.to(device, non_blocking=True)
-        targets.append({"labels": labels.to(device), "masks": padded})
+        _check_size((masks.shape[-2], masks.shape[-1]), size, name)
+        target = {"labels": labels.to(device), "masks": _padded(masks, size, device)}
+        if sample.get("ignore_mask") is not None:
+            ignored = torch.stack(list(sample["ignore_mask"])) if is_clip(sample) else sample["ignore_mask"][None]
+            if ignored.shape != masks.shape[1:]:
+                expected, found = tuple(masks.shape[1:]), tuple(ignored.shape)
+                raise DatasetError(f"{name}: expected an 'ignore_mask' like masks {expected}, found {found}")
+            target["ignored"] = _padded(ignored, size, device)
+        targets.append(target)
     return targets
+
+
+def _padded(masks: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
+    height, width = masks.shape[-2:]
+    padded = torch.zeros((*masks.shape[:-2], *size), dtype=torch.bool, device=device)
+    padded[..., :height, :width] = masks.to(device, non_blocking=True)
+    return padded
 
 
 def pad_label_maps(
