@@ -31,8 +31,9 @@ def add_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--read",
-        choices=("coco-instances", "coco-panoptic"),
-        help="which to read where a folder holds both (coco-instances)",
+        choices=sorted(_names()),
+        metavar="FORMAT",
+        help="which to read where a folder holds several, as COCO instances and panoptic (the first)",
     )
     parser.add_argument("--classes", metavar="FILE", help="class names, one a line: the first is class 0; or ID: NAME")
     parser.add_argument(

@@ -43,7 +43,6 @@ _CONFIGS_OF = {
     "instance": "configs/coco/instance-segmentation/maskformer2_R50_bs16_50ep.yaml",
     "panoptic": "configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml",
 }
-_FORMAT_FOR = {"instance": COCO_INSTANCES, "panoptic": COCO_PANOPTIC, "semantic": COCO_PANOPTIC}
 _TEST_KEYS = {"panoptic": "PANOPTIC_ON", "instance": "INSTANCE_ON", "semantic": "SEMANTIC_ON"}
 # Of MODEL.MASK_FORMER, where published numbers need not be met: what is unknown trains nothing, and losses do not
 # depend on the number of processes.
@@ -87,7 +86,7 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     """
     task = preset_of(cfg).target
     request = _unpacked(request, cfg.OUTPUT_DIR, task)
-    dataset = read_own_data(request.path, preferred=_FORMAT_FOR[task])
+    dataset = read_own_data(request.path, task=task)
     _check_task(task, dataset)
     names = None if request.classes_file is None else read_class_names(request.classes_file)
     ignored = parse_ignored(request.ignored, dataset)

@@ -55,7 +55,7 @@ def test_names_by_line_or_by_id_name_the_classes(tmp_path: Path) -> None:
 
 
 def test_ids_out_of_range_are_refused_with_file_names(tmp_path: Path) -> None:
-    dataset = read_own_data(trees.write_png_tree(tmp_path / "tree", num_train=9))
+    dataset = read_own_data(trees.write_png_tree(tmp_path / "tree", num_train=40))
     names = read_class_names(names_file(tmp_path, *"abcd"))
     with pytest.raises(DatasetError) as caught:
         training_classes(dataset, names, ignored=frozenset([255]))

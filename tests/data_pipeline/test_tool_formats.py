@@ -9,21 +9,18 @@ import numpy as np
 import pytest
 
 from mask2former.commands.cli import main
-from mask2former.config import get_cfg
+from mask2former.config import CfgNode, get_cfg
 from mask2former.data import DatasetCatalog, MetadataCatalog
 from mask2former.data.mapper import DatasetMapper
 from mask2former.data.own_data import (
     OwnDataset,
     convert_own_data,
-    format_named,
     hold_out,
-    own_names,
     read_own_data,
     register_own_data,
     segment_masks,
-    training_classes,
-    write_index,
 )
+from mask2former.engine.own_data import OwnDataRequest, resolve_own_data
 from mask2former.errors import DatasetError
 from tests.data_pipeline import own_data_trees as trees
 from tests.data_pipeline import tool_trees as tools
@@ -54,16 +51,12 @@ def test_layout_of_a_tool_is_read_and_maps_to_training_samples(layout: str, tmp_
     assert objects_of(dataset) == [EXPECTED] * 3
     hold_out(dataset)
     assert sorted(map(len, dataset.parts.values())) == [1, 2]
+    has_box = name in ("cvat", "label_studio")
+    assert any("have no mask" in note or "has no mask" in note for note in dataset.notes) == has_box
     assert dataset.root == (path.parent if path.is_file() else path)  # where a run looks for its files
 
-    cfg = get_cfg()
-    own, classes = cfg.DATASETS.OWN, training_classes(dataset)
-    own.PATH, own.INDEX, own.FORMAT = str(path), str(tmp_path / "index"), format_named(name).index_form
-    own.TASK, own.CLASSES = "instance", [[entry.id, entry.name, entry.is_thing] for entry in classes]
-    cfg.INPUT.DATASET_MAPPER_NAME, cfg.INPUT.IMAGE_SIZE = "coco_instance_lsj", 32
-    write_index(dataset, classes, Path(own.INDEX))
-    register_own_data(cfg)
-    train, valid = own_names(own.PATH, classes)
+    cfg, _ = trained(path, "instance", tmp_path)
+    (train,), (valid,) = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
     records = DatasetCatalog.get(train)
     sample = DatasetMapper.from_config(cfg)(records[0], np.random.default_rng(0))
     assert len(records) == 2
@@ -71,6 +64,46 @@ def test_layout_of_a_tool_is_read_and_maps_to_training_samples(layout: str, tmp_
     assert set(MetadataCatalog.get(train).thing_classes) >= set(tools.NAMES)
     assert sample["image"].shape[-2:] == sample["instances"].gt_masks.shape[-2:]
     assert len(sample["instances"]) > 0
+
+
+def trained(path: Path, task: str, tmp_path: Path) -> tuple[CfgNode, OwnDataset]:
+    """The config of a run on the data, its index written and its parts registered; and the data."""
+    cfg = get_cfg()
+    mapper = {"instance": "coco_instance_lsj", "semantic": "mask_former_semantic"}[task]
+    cfg.INPUT.DATASET_MAPPER_NAME, cfg.OUTPUT_DIR, cfg.INPUT.IMAGE_SIZE = mapper, str(tmp_path / "out"), 32
+    resolved = resolve_own_data(cfg, OwnDataRequest(str(path), cfg))
+    register_own_data(resolved)
+    return resolved, read_own_data(path, task=task)
+
+
+@pytest.mark.parametrize("layout", tools.SEMANTIC_LAYOUTS)
+def test_label_maps_of_a_layout_are_read_and_train(layout: str, tmp_path: Path) -> None:
+    make, name = tools.SEMANTIC_LAYOUTS[layout]
+    cfg, dataset = trained(make(tmp_path / "data"), "semantic", tmp_path)
+    assert dataset.format == name
+    names = {entry.id: entry.name for entry in dataset.classes}
+    expected = tools.label_map()
+    for image in dataset.images():
+        masks = segment_masks(image)
+        for segment, mask in zip(image.segments, masks, strict=True):
+            if segment.class_id not in dataset.void_ids and names[segment.class_id] in tools.NAMES:
+                np.testing.assert_array_equal(mask, expected == 1 + tools.NAMES.index(names[segment.class_id]))
+    record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
+    sample = DatasetMapper.from_config(cfg)(record, np.random.default_rng(0))
+    assert {cfg.DATASETS.OWN.CLASSES[i][1] for i in sample["instances"].gt_classes.tolist()} >= {"dog"}
+
+
+@pytest.mark.parametrize("name", sorted({name for _, name in tools.SEMANTIC_LAYOUTS.values()}))
+def test_label_maps_are_written_and_read_back(name: str, tmp_path: Path) -> None:
+    source = tools.voc(tmp_path / "source")
+    convert_own_data(source, tmp_path / "written", target=name, preferred="voc_semantic")
+    back = read_own_data(tmp_path / "written", task="semantic")
+    assert back.format == name
+    names = {entry.id: entry.name for entry in back.classes}
+    for image in back.images():
+        found = {names.get(s.class_id): m for s, m in zip(image.segments, segment_masks(image), strict=True)}
+        for number, class_name in enumerate(tools.NAMES, start=1):
+            np.testing.assert_array_equal(found[class_name], tools.label_map() == number)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -110,6 +143,50 @@ def spoil_supervisely(root: Path) -> Path:
     return path
 
 
+def spoil_voc(root: Path) -> Path:
+    path = tools.cvat_masks(root)
+    classes = tools.in_colours(tools.label_map())
+    classes[0, 0] = (1, 2, 3)
+    trees.write_mask(root / "SegmentationClass/0.png", classes)
+    numbers = tools.object_map()
+    numbers[0, :3] = 3
+    trees.write_mask(root / "SegmentationObject/1.png", tools.in_colours(numbers))
+    return path
+
+
+def spoil_voc_files(root: Path) -> Path:
+    path = tools.voc(root)
+    (root / "VOCdevkit/VOC2012/JPEGImages/1.jpg").unlink()
+    (root / "VOCdevkit/VOC2012/SegmentationObject/2.png").unlink()
+    return path
+
+
+def spoil_cvat(root: Path) -> Path:
+    path = tools.cvat_xml(root)
+    text = (root / "annotations.xml").read_text()
+    text = (
+        text.replace('label="cat"', 'label="horse"', 1)
+        .replace('rle="', 'rle="5, ', 2)
+        .replace("28.00,3.00", "28.00", 1)
+    )
+    (root / "annotations.xml").write_text(text)
+    (root / "images/2.jpg").unlink()
+    return path
+
+
+def spoil_label_studio(root: Path) -> Path:
+    path = tools.label_studio(root)
+
+    def change(tasks: list) -> None:
+        tasks[0]["annotations"][0]["result"][0]["value"]["points"] = [[1, 2]]
+        tasks[0]["annotations"][0]["result"][2]["value"]["rle"] = [0, 0, 1]
+        tasks[1]["annotations"].append(tasks[1]["annotations"][0])
+        tasks[2]["data"]["image"] = "/data/upload/1/other.jpg"
+
+    tools.edit_json(next(root.glob("*.json")), change)
+    return path
+
+
 WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "yolo": (
         spoil_yolo,
@@ -122,6 +199,23 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         spoil_supervisely,
         ("0.jpg.json: 2 faults", "object 0: class 'horse' is not in meta.json", "object 1: missing 'exterior'",
          "1.jpg.json: object 0: 'data' must be a PNG"),
+    ),
+    "voc": (
+        spoil_voc,
+        ("SegmentationClass/0.png: 1 colours stand for no class, for instance [(1, 2, 3)]",
+         "SegmentationObject/1.png: object 3 covers the classes ['background', 'dog']"),
+    ),
+    "voc files": (spoil_voc_files, ("JPEGImages/1.jpg", "SegmentationObject/2.png")),
+    "cvat": (
+        spoil_cvat,
+        ("annotations.xml: 4 faults", "image 0.jpg, mask 2: label 'horse' is none of the task's",
+         "image 0.jpg, polygon 0: a polygon needs an x and a y", "image 1.jpg, mask 2: the runs of rle sum to",
+         "image 2.jpg not found"),
+    ),
+    "label studio": (
+        spoil_label_studio,
+        (".json: 4 faults", "task 1, result p0: a polygon needs at least 3 points", "task 1, result b: brush 'rle'",
+         "task 2: 2 annotations of one image", "task 3: image /data/upload/1/other.jpg not found"),
     ),
 }  # fmt: skip
 

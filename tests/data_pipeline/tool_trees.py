@@ -10,6 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +175,171 @@ def roboflow_coco(root: Path) -> Path:
     return root
 
 
+def label_map() -> np.ndarray:
+    """Class ids (H, W): 0 background, 1 cat, 2 dog."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for name, mask in OBJECTS:
+        labels[mask] = 1 + NAMES.index(name)
+    return labels
+
+
+def object_map() -> np.ndarray:
+    """Numbers of the objects (H, W), from 1 on."""
+    numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for number, (_, mask) in enumerate(OBJECTS, start=1):
+        numbers[mask] = number
+    return numbers
+
+
+VOC_COLOURS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]  # of the indices 0..3
+BORDER = (224, 224, 192)
+
+
+def in_colours(numbers: np.ndarray) -> np.ndarray:
+    colours = np.array([*VOC_COLOURS, BORDER], np.uint8)
+    return colours[np.where(numbers == 255, len(VOC_COLOURS), numbers)]
+
+
+def with_border(numbers: np.ndarray) -> np.ndarray:
+    """255 in a row that no object has."""
+    numbers = numbers.copy()
+    numbers[0] = 255
+    return numbers
+
+
+def _voc_images(root: Path) -> None:
+    for number in range(3):
+        trees.write_image(root / "JPEGImages" / f"{number}.jpg", seed=number)
+
+
+def voc(root: Path) -> Path:
+    """VOC 2012 in VOCdevkit/VOC2012: palettes, borders of 255, the twenty classes (8 is cat, 12 dog)."""
+    place = root / "VOCdevkit/VOC2012"
+    _voc_images(place)
+    classes = np.array([0, 8, 12], np.uint8)[label_map()]
+    for number in range(3):
+        trees.write_mask(place / "SegmentationClass" / f"{number}.png", with_border(classes), "P")
+        trees.write_mask(place / "SegmentationObject" / f"{number}.png", with_border(object_map()), "P")
+    for part, names in (("train", "0\n1\n"), ("val", "2\n"), ("trainval", "0\n1\n2\n")):
+        _write(place / "ImageSets/Segmentation" / f"{part}.txt", names)
+    return root
+
+
+def cvat_masks(root: Path) -> Path:
+    """CVAT 2.20, "Segmentation mask 1.1": masks in colours, labelmap.txt, the one list default.txt."""
+    _voc_images(root)
+    for number in range(3):
+        trees.write_mask(root / "SegmentationClass" / f"{number}.png", in_colours(label_map()))
+        trees.write_mask(root / "SegmentationObject" / f"{number}.png", in_colours(object_map()))
+    _write(root / "ImageSets/Segmentation/default.txt", "0\n1\n2\n")
+    _write(
+        root / "labelmap.txt",
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\n",
+    )
+    return root
+
+
+def labelme_voc(root: Path) -> Path:
+    """labelme 5, examples/instance_segmentation/labelme2voc.py: class_names.txt, no lists."""
+    _voc_images(root)
+    for number in range(3):
+        trees.write_mask(root / "SegmentationClass" / f"{number}.png", label_map(), "P")
+        trees.write_mask(root / "SegmentationObject" / f"{number}.png", object_map(), "P")
+    _write(root / "class_names.txt", "__ignore__\n_background_\ncat\ndog\n")
+    return root
+
+
+def cvat_xml(root: Path) -> Path:
+    """CVAT 2.20, "CVAT for images 1.1", saved with images: polygons, brush masks, and a box, which has no mask."""
+    cat = CAT_MASK[2:12, 2:14].reshape(-1)
+    ends = np.flatnonzero(np.diff(cat)) + 1
+    runs = ", ".join(map(str, [0, *np.diff([0, *ends.tolist(), cat.size]).tolist()]))
+    images = []
+    for number in range(3):
+        trees.write_image(root / "images" / f"{number}.jpg", seed=number)
+        polygons = "".join(
+            f'<polygon label="dog" source="manual" occluded="0" points="{";".join(f"{x:.2f},{y:.2f}" for x, y in dog)}"'
+            ' z_order="0"></polygon>'
+            for dog in DOGS
+        )
+        images.append(
+            f'<image id="{number}" name="{number}.jpg" width="{WIDTH}" height="{HEIGHT}">{polygons}'
+            f'<mask label="cat" source="manual" occluded="0" rle="{runs}" left="2" top="2" width="12" height="10"'
+            ' z_order="0"></mask><box label="dog" occluded="0" xtl="1" ytl="1" xbr="5" ybr="5" z_order="0"></box>'
+            "</image>"
+        )
+    labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in NAMES)
+    _write(
+        root / "annotations.xml",
+        '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><job><labels>'
+        f"{labels}</labels></job></meta>{''.join(images)}</annotations>",
+    )
+    return root
+
+
+def brush(mask: np.ndarray) -> list[int]:
+    """As label-studio-converter 0.0.59 encodes a mask: literals and runs of RGBA values."""
+    values = np.repeat(mask.reshape(-1).astype(int) * 255, 4)
+    bits = f"{len(values):032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    for begin, end in pairwise(edges):
+        if end - begin <= 8:  # as literals
+            bits += f"0{0:02b}{end - begin - 1:03b}" + "".join(f"{value:08b}" for value in values[begin:end])
+        else:
+            bits += f"1{3:02b}{end - begin - 1:016b}{values[begin]:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def label_studio(root: Path) -> Path:
+    """Label Studio 1.13, "JSON": polygons in percent, a brush, a rectangle, which has no mask; names of uploads."""
+    tasks = []
+    for number in range(3):
+        trees.write_image(root / "images" / f"{number}.jpg", seed=number)
+        size = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
+        results: list[dict[str, Any]] = [
+            {
+                **size,
+                "id": f"p{i}",
+                "type": "polygonlabels",
+                "value": {
+                    "points": [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in dog],
+                    "closed": True,
+                    "polygonlabels": ["dog"],
+                },
+            }
+            for i, dog in enumerate(DOGS)
+        ]
+        value = {"format": "rle", "rle": brush(CAT_MASK), "brushlabels": ["cat"]}
+        results.append({**size, "id": "b", "type": "brushlabels", "value": value})
+        box = {"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 0, "rectanglelabels": ["dog"]}
+        results.append({**size, "id": "r", "type": "rectanglelabels", "value": box})
+        annotations = [{"id": 1, "was_cancelled": False, "result": results}]
+        data = {"image": f"/data/upload/1/{number:08x}-{number}.jpg"}
+        tasks.append({"id": number + 1, "annotations": annotations, "predictions": [], "data": data})
+    trees.write_json(root / "project-1-at-2024-05-01.json", tasks)
+    return root
+
+
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "YOLO, ultralytics": (yolo_ultralytics, "yolo"),
     "YOLO, lists": (yolo_lists, "yolo"),
     "YOLO, Roboflow": (yolo_roboflow, "yolo"),
+    "Pascal VOC": (voc, "voc"),
+    "Pascal VOC, CVAT": (cvat_masks, "voc"),
+    "Pascal VOC, labelme": (labelme_voc, "voc"),
+    "CVAT for images": (cvat_xml, "cvat"),
+    "Label Studio": (label_studio, "label_studio"),
     "Supervisely": (supervisely, "supervisely"),
     "COCO, CVAT": (cvat_coco, "coco_instances"),
     "COCO, Label Studio": (label_studio_coco, "coco_instances"),
     "COCO, FiftyOne": (fiftyone_coco, "coco_instances"),
     "COCO, Roboflow": (roboflow_coco, "coco_instances"),
+}
+
+SEMANTIC_LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "Pascal VOC": (voc, "voc_semantic"),
+    "Pascal VOC, CVAT": (cvat_masks, "voc_semantic"),
 }
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mask2former.data.own_data.dataset import PNG_TREE, DataClass, OwnDataset
+from mask2former.data.own_data.dataset import DataClass, OwnDataset
+from mask2former.data.own_data.png_tree import VOID_ID
 from mask2former.data.own_data.scanning import refuse
 from mask2former.errors import DatasetError
 
-PNG_IGNORE_LABEL = 255  # unless said otherwise; other formats say of each pixel or object what it is
 NO_IGNORE_LABEL = "none"
 _MAX_UNNAMED_CLASSES = 256
 _RARE = 1e-4  # share of pixels
@@ -51,13 +51,13 @@ def read_class_names(path: str | Path) -> ClassNames:
 
 
 def parse_ignored(values: Sequence[str] | None, dataset: OwnDataset) -> frozenset[int]:
-    """Ids that do not train: numbers, or names of the data set's classes; None: 255 for PNG masks, else no id.
+    """Ids that do not train: numbers, or names of the data set's classes; None: the data set's void ids.
 
     Raises:
         DatasetError: a value is neither a number nor a class.
     """
     if values is None:
-        return frozenset([PNG_IGNORE_LABEL] if dataset.format == PNG_TREE else [])
+        return dataset.void_ids
     id_of = {entry.name: entry.id for entry in dataset.classes}
     ids = set()
     for value in values:
@@ -80,7 +80,7 @@ def training_classes(
     Raises:
         DatasetError: an id or class has no name in ``names``, or nothing remains to be trained.
     """
-    if dataset.format == PNG_TREE:
+    if dataset.has_label_maps:
         classes = _png_classes(dataset, names, ignored)
     else:
         known = dataset.classes if names is None else _ordered(dataset.classes, names)
@@ -94,7 +94,7 @@ def training_classes(
 def _png_classes(dataset: OwnDataset, names: ClassNames | None, ignored: frozenset[int]) -> list[DataClass]:
     found = [entry.id for entry in dataset.classes]
     trained = [class_id for class_id in found if class_id not in ignored]
-    if trained == [0] and PNG_IGNORE_LABEL in found and PNG_IGNORE_LABEL in ignored:
+    if trained == [0] and VOID_ID in found and VOID_ID in ignored:
         raise DatasetError(
             f"{dataset.root}: the masks hold the values 0 and 255 alone, and 255 marks pixels that do not train. "
             "If 255 is a class (binary masks), pass --ignore-label none, and --classes with the lines "
@@ -113,7 +113,7 @@ def _unnamed(dataset: OwnDataset, trained: Sequence[int]) -> list[DataClass]:
             f"{dataset.root}: the masks hold {len(trained)} different ids ({trained[0]}..{trained[-1]}), "
             f"for instance {_worst_file(dataset)}. Are they class ids? If so, name them with --classes"
         )
-    return [DataClass(class_id, f"class_{class_id}", is_thing=False) for class_id in trained]
+    return [entry for entry in dataset.classes if entry.id in trained]
 
 
 def _worst_file(dataset: OwnDataset) -> str:
@@ -123,7 +123,7 @@ def _worst_file(dataset: OwnDataset) -> str:
 
 def rare_ids_note(dataset: OwnDataset, classes: Sequence[DataClass]) -> str | None:
     """A warning where most ids of masks cover next to nothing, as those do that smoothing leaves at edges."""
-    if dataset.format != PNG_TREE or len(classes) < 8:
+    if not dataset.has_label_maps or len(classes) < 8:
         return None
     pixels = dict.fromkeys((entry.id for entry in classes), 0.0)
     for image in dataset.images():

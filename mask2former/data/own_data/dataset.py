@@ -70,13 +70,18 @@ class DataClass:
 
 @dataclass
 class OwnDataset:
-    """A data set as its files have it; ``parts`` has the images of ``TRAIN`` and, where there is one, ``VALID``."""
+    """A data set as its files have it; ``parts`` has the images of ``TRAIN`` and, where there is one, ``VALID``.
+
+    With ``has_label_maps`` each pixel is of one class; the ids ``void_ids`` are then of none, unless told otherwise.
+    """
 
     format: str
     root: Path
     classes: list[DataClass]
     parts: dict[str, list[ImageEntry]]
     notes: list[str] = field(default_factory=list)  # what a reader decided or left out
+    has_label_maps: bool = False
+    void_ids: frozenset[int] = frozenset()
 
     def images(self) -> Iterator[ImageEntry]:
         """The images of all parts."""

@@ -103,16 +103,19 @@ def all_formats() -> list[DataFormat]:
     return sorted((data_format() for _, data_format in FORMAT_REGISTRY), key=lambda f: f.rank)
 
 
-def read_own_data(path: str | Path, *, preferred: str | None = None, num_workers: int | None = None) -> OwnDataset:
+def read_own_data(
+    path: str | Path, *, preferred: str | None = None, task: str | None = None, num_workers: int | None = None
+) -> OwnDataset:
     """The data set that ``path`` holds, its format found by what lies there.
 
-    ``preferred`` is the format to take where a folder holds several of one rank, as COCO's.
+    ``preferred`` is the format to take where a folder holds several of one rank, as COCO's; after it come those that
+    ``task`` is learned from.
 
     Raises:
         DatasetError: nothing is there, it is of none of the formats, or what is there is wrong.
     """
     location = Path(path).expanduser()
-    formats = sorted(all_formats(), key=lambda f: (f.rank, f.name != preferred))
+    formats = sorted(all_formats(), key=lambda f: (f.rank, f.name != preferred, task not in f.tasks))
     expected = ", ".join(data_format.expected or data_format.title for data_format in formats)
     if not location.exists():
         raise DatasetError(f"{path}: no such file or folder; expected {expected}")

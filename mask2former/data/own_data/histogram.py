@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mask2former.data.own_data.dataset import PNG_TREE, TRAIN, VALID, DataClass, OwnDataset
+from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, OwnDataset
 
 _IGNORED = "-"
 
@@ -19,7 +19,7 @@ def format_own_histogram(dataset: OwnDataset, classes: Sequence[DataClass], *, i
     name_of = {entry.id: entry.name for entry in [*dataset.classes, *classes]}
     parts = [part for part in (TRAIN, VALID) if part in dataset.parts]
     counts = {part: count_ids(dataset, part) for part in parts}
-    unit = "pixels" if dataset.format == PNG_TREE else "objects"
+    unit = "pixels" if dataset.has_label_maps else "objects"
     header = ["raw id", "train id", "name", *(f"{part} {word}" for part in parts for word in (unit, "images"))]
     rows = [header]
     present = {class_id for amounts, _ in counts.values() for class_id in amounts}
@@ -42,7 +42,7 @@ def count_ids(dataset: OwnDataset, part: str) -> tuple[Counter[int], Counter[int
     """(pixels or objects, images) by id in a part."""
     amounts: Counter[int] = Counter()
     images: Counter[int] = Counter()
-    counts_pixels = dataset.format == PNG_TREE
+    counts_pixels = dataset.has_label_maps
     for image in dataset.parts[part]:
         segments = [segment for segment in image.segments if not segment.is_crowd]
         for segment in segments:

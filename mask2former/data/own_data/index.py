@@ -22,8 +22,10 @@ from mask2former.data.own_data.dataset import (
     ImageEntry,
     OwnDataset,
     Segment,
+    segment_masks,
 )
 from mask2former.data.own_data.formats import format_named
+from mask2former.data.own_data.png_tree import VOID_ID
 from mask2former.files.atomic import write_json
 from mask2former.files.panoptic import read_panoptic_ids
 from mask2former.files.pictures import write_picture
@@ -68,8 +70,13 @@ def _below(file: Path, root: Path) -> str:
 
 
 def _label_map(image: ImageEntry, segments: Sequence[Segment], root: Path, target: Path) -> list[dict[str, Any]]:
-    assert image.mask_file is not None
-    return [{"image_id": image.image_id, "file_name": _below(image.mask_file, root)}]
+    file = image.mask_file
+    if file is None:  # masks in colours, or of other forms: a map is made of them
+        file, labels = target, np.full((image.height, image.width), VOID_ID, dtype=np.int32)
+        for segment, mask in zip(segments, segment_masks(image, segments), strict=True):
+            labels[mask] = segment.class_id
+        write_picture(labels.astype(np.uint8 if labels.max() <= VOID_ID else np.uint16), file)
+    return [{"image_id": image.image_id, "file_name": _below(file, root)}]
 
 
 def _instances(image: ImageEntry, segments: Sequence[Segment], root: Path, target: Path) -> list[dict[str, Any]]:

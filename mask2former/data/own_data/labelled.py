@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,14 +110,14 @@ class ImageFinder:
         raise DatasetError(f"image {name} not found below {self.root}")
 
 
-def stated_size(file: Path, stated: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of an image.
+def stated_size(file: Path, stated: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of an image; ``stated`` is None where annotations do not say it.
 
     Raises:
         DatasetError: it cannot be read, or annotations state another size.
     """
     size = read_image_size(file)
-    if size != stated:
+    if stated is not None and size != stated:
         raise DatasetError(f"{file} has (height, width) = {size}, annotations say {stated}{exif_note(file)}")
     return size
 
@@ -126,6 +126,28 @@ def part_folders(root: Path) -> dict[str, Path]:
     """The folders ``train`` and ``valid`` (or ``val``); where no ``train`` is, the whole folder is for training."""
     folders = {p: root / name for p, names in PART_FOLDERS.items() for name in names if (root / name).is_dir()}
     return {part: folders[part] for part in (TRAIN, VALID) if part in folders} if TRAIN in folders else {TRAIN: root}
+
+
+def part_files(path: Path, suffix: str, is_ours: Callable[[Path], bool]) -> dict[str, Path]:
+    """The file of each part: ``path`` itself, or of its folders ``train`` and ``valid``, else the one in the folder.
+
+    Raises:
+        DatasetError: a folder holds several.
+    """
+    if path.is_file():
+        return {TRAIN: path} if path.suffix.lower() == suffix and is_ours(path) else {}
+    for folders in (part_folders(path), {TRAIN: path}):
+        found = {}
+        for part, folder in folders.items():
+            files = [file for file in sorted(folder.glob(f"*{suffix}")) if is_ours(file)]
+            if len(files) > 1:
+                names = f"{files[0].name} or {files[1].name}"
+                raise DatasetError(f"{folder}: which file is for {part}, {names}? Keep one, or give its path")
+            if files:
+                found[part] = files[0]
+        if TRAIN in found:
+            return found
+    return {}
 
 
 def outline_without_holes(

@@ -25,6 +25,7 @@ from mask2former.files.images import exif_note, read_image_size
 from mask2former.files.label_maps import read_label_map
 
 PART_FOLDERS = {TRAIN: ("train", "training"), VALID: ("valid", "val", "validation")}
+VOID_ID = 255  # of pixels that are of no class, unless said otherwise
 _MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")  # without loss: a JPEG would invent ids
 
 
@@ -45,7 +46,7 @@ def read_png_tree(root: Path, *, num_workers: int | None = None) -> OwnDataset:
         raise DatasetError(f"{root}: expected the folders train/images and train/masks")
     ids = sorted({segment.class_id for images in parts.values() for image in images for segment in image.segments})
     classes = [DataClass(class_id, f"class_{class_id}", is_thing=False) for class_id in ids]
-    return OwnDataset(PNG_TREE, root, classes, parts)
+    return OwnDataset(PNG_TREE, root, classes, parts, has_label_maps=True, void_ids=frozenset([VOID_ID]))
 
 
 def _part_folder(root: Path, part: str) -> Path | None:
