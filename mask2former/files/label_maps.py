@@ -43,6 +43,8 @@ def read_coloured_map(path: PathLike, id_of: Mapping[Colour, int]) -> tuple[np.n
     channels = pixels[..., :3].astype(np.int32)
     codes, places = np.unique(channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2], return_inverse=True)
     colours = [(code >> 16, code >> 8 & 255, code & 255) for code in codes.tolist()]
+    if not id_of:
+        raise DatasetError(f"{path}: a picture of {len(colours)} colours, and no table says which classes these are")
     unknown = [colour for colour in colours if colour not in id_of]
     if unknown:
         raise DatasetError(f"{path}: {len(unknown)} colours stand for no class, for instance {unknown[:3]}")

@@ -115,7 +115,7 @@ def test_format_is_written_where_it_can_be(tmp_path: Path) -> None:
 
 def test_unknown_format_is_refused_with_the_known_ones() -> None:
     options = {data_format.option for data_format in all_formats()}
-    tools = {"cvat", "label-studio", "supervisely", "voc", "voc-semantic", "yolo"}
+    tools = {"cvat", "label-studio", "mask-tree", "supervisely", "via", "voc", "voc-semantic", "yolo"}
     assert options == {"png", "coco-instances", "coco-panoptic", "labelme", "datasets", *tools}
     with pytest.raises(
         ConfigError, match=r"expected one of .*labelme.*; found 'label_me'; did you mean labelme or label_studio\?"

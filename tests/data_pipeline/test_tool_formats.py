@@ -15,10 +15,14 @@ from mask2former.data.mapper import DatasetMapper
 from mask2former.data.own_data import (
     OwnDataset,
     convert_own_data,
+    format_named,
     hold_out,
+    parse_ignored,
+    read_class_names,
     read_own_data,
     register_own_data,
     segment_masks,
+    training_classes,
 )
 from mask2former.engine.own_data import OwnDataRequest, resolve_own_data
 from mask2former.errors import DatasetError
@@ -82,6 +86,9 @@ def test_label_maps_of_a_layout_are_read_and_train(layout: str, tmp_path: Path) 
     cfg, dataset = trained(make(tmp_path / "data"), "semantic", tmp_path)
     assert dataset.format == name
     names = {entry.id: entry.name for entry in dataset.classes}
+    if layout == "images and masks":  # no table: ids are the names
+        assert names == {0: "class_0", 1: "class_1", 2: "class_2"}
+        names = dict(enumerate(("background", *tools.NAMES)))
     expected = tools.label_map()
     for image in dataset.images():
         masks = segment_masks(image)
@@ -90,7 +97,9 @@ def test_label_maps_of_a_layout_are_read_and_train(layout: str, tmp_path: Path) 
                 np.testing.assert_array_equal(mask, expected == 1 + tools.NAMES.index(names[segment.class_id]))
     record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
     sample = DatasetMapper.from_config(cfg)(record, np.random.default_rng(0))
-    assert {cfg.DATASETS.OWN.CLASSES[i][1] for i in sample["instances"].gt_classes.tolist()} >= {"dog"}
+    found = {names[cfg.DATASETS.OWN.CLASSES[i][0]] for i in sample["instances"].gt_classes.tolist()}
+    assert "dog" in found
+    assert ("background" in found) == (0 not in dataset.void_ids)
 
 
 @pytest.mark.parametrize("name", sorted({name for _, name in tools.SEMANTIC_LAYOUTS.values()}))
@@ -100,6 +109,13 @@ def test_label_maps_are_written_and_read_back(name: str, tmp_path: Path) -> None
     back = read_own_data(tmp_path / "written", task="semantic")
     assert back.format == name
     names = {entry.id: entry.name for entry in back.classes}
+    if name == "mask_tree":
+        names = {
+            c.id: c.name
+            for c in training_classes(
+                back, read_class_names(tmp_path / "written/classes.txt"), ignored=parse_ignored(None, back)
+            )
+        }
     for image in back.images():
         found = {names.get(s.class_id): m for s, m in zip(image.segments, segment_masks(image), strict=True)}
         for number, class_name in enumerate(tools.NAMES, start=1):
@@ -187,6 +203,35 @@ def spoil_label_studio(root: Path) -> Path:
     return path
 
 
+def spoil_via(root: Path) -> Path:
+    path = tools.via_json(root)
+
+    def change(content: dict) -> None:
+        first, second, third = content.values()
+        first["regions"][0]["shape_attributes"]["all_points_x"].pop()
+        first["regions"][1]["region_attributes"]["type"] = ""
+        second["regions"][0]["shape_attributes"]["name"] = "star"
+        third["filename"] = "other.jpg"
+
+    tools.edit_json(root / "via_region_data.json", change)
+    return path
+
+
+def spoil_masks(root: Path) -> Path:
+    path = tools.camvid(root)
+    (root / "class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\ncat,128,0\ndog,0,0,0\n")
+    return path
+
+
+def spoil_mask_files(root: Path) -> Path:
+    path = tools.ade20k(root)
+    labels = tools.label_map()
+    labels[0, 0] = 77
+    trees.write_mask(root / "annotations/training/0.png", labels)
+    trees.write_mask(root / "annotations/training/1.png", tools.in_colours(tools.label_map()))
+    return path
+
+
 WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "yolo": (
         spoil_yolo,
@@ -217,6 +262,17 @@ WRONG: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
         (".json: 4 faults", "task 1, result p0: a polygon needs at least 3 points", "task 1, result b: brush 'rle'",
          "task 2: 2 annotations of one image", "task 3: image /data/upload/1/other.jpg not found"),
     ),
+    "via": (
+        spoil_via,
+        (".json: 4 faults", "image 0.jpg, region 0: malformed",
+         "image 0.jpg, region 1: region attribute 'type' must name",
+         "image 1.jpg, region 0: shape must be polygon", "image other.jpg not found"),
+    ),
+    "colour table": (
+        spoil_masks,
+        ("class_dict.csv: 2 faults", "line 3: expected a name and three", "line 4: the colour"),
+    ),
+    "masks": (spoil_mask_files, ("0.png: ids [77] have no name", "1.png: a picture of 3 colours, and no table")),
 }  # fmt: skip
 
 
@@ -246,3 +302,12 @@ def test_images_without_a_label_file_hold_no_object_which_is_said(tmp_path: Path
     assert [len(image.segments) for image in dataset.images()] == [3, 0, 3, 0]
     assert any("1 of 2 train images have no label file" in note for note in dataset.notes)
     assert np.array_equal(segment_masks(dataset.parts["train"][0])[0], tools.CAT_MASK)
+
+
+def test_every_layout_stands_in_the_table_of_file_formats() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/files.md").read_text(encoding="utf-8")
+    table = page.partition("### Exports of labelling tools")[2].partition("###")[0]
+    missing = [layout for layout in {**tools.LAYOUTS, **tools.SEMANTIC_LAYOUTS} if layout not in table]
+    options = [format_named(name).option for _, name in {**tools.LAYOUTS, **tools.SEMANTIC_LAYOUTS}.values()]
+    assert missing == []
+    assert all(f"| `{option}` |" in table for option in options)

@@ -6,6 +6,7 @@ Each function says the tool and the version whose layout it follows.
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import zlib
@@ -321,6 +322,103 @@ def label_studio(root: Path) -> Path:
     return root
 
 
+def _via_entries(root: Path) -> dict[str, Any]:
+    """A cat with a hole as one outline: VIA has no holes, so that people draw the way there and back."""
+    outlines = [("cat", [*CAT, CAT[0], *HOLE, HOLE[0]]), ("dog", DOGS[0]), ("dog", DOGS[1])]
+    entries = {}
+    for number in range(3):
+        image = trees.write_image(root / f"{number}.jpg", seed=number)
+        regions = []
+        for name, points in outlines:
+            shape = {"name": "polygon", "all_points_x": [x for x, _ in points], "all_points_y": [y for _, y in points]}
+            regions.append({"shape_attributes": shape, "region_attributes": {"type": name}})
+        size = image.stat().st_size
+        entry = {"filename": image.name, "size": size, "regions": regions, "file_attributes": {}}
+        entries[f"{image.name}{size}"] = entry
+    return entries
+
+
+def via_json(root: Path) -> Path:
+    """VIA 2.0.12, "Export Annotations (as json)"."""
+    trees.write_json(root / "via_region_data.json", _via_entries(root))
+    return root
+
+
+def via_project(root: Path) -> Path:
+    """VIA 2.0.12, a project."""
+    content = {
+        "_via_settings": {},
+        "_via_img_metadata": _via_entries(root),
+        "_via_attributes": {"region": {}, "file": {}},
+    }
+    trees.write_json(root / "via_project_1May2024.json", content)
+    return root / "via_project_1May2024.json"
+
+
+def via_csv(root: Path) -> Path:
+    """VIA 2.0.12, "Export Annotations (as csv)"."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    names = "filename file_size file_attributes region_count region_id region_shape_attributes region_attributes"
+    writer.writerow(names.split())
+    for entry in _via_entries(root).values():
+        for number, region in enumerate(entry["regions"]):
+            shape, labels = json.dumps(region["shape_attributes"]), json.dumps(region["region_attributes"])
+            writer.writerow([entry["filename"], entry["size"], "{}", len(entry["regions"]), number, shape, labels])
+    _write(root / "via_region_data.csv", buffer.getvalue())
+    return root
+
+
+def _mask_tree(root: Path, places: Sequence[tuple[str, str]], *, ending: str = "", in_colour: bool = False) -> Path:
+    """Images and masks in these pairs of folders: two in the first, one in the second."""
+    labels = in_colours(label_map()) if in_colour else label_map()
+    numbers = iter(range(3))
+    for (images, masks), count in zip(places, (2, 1) if len(places) > 1 else (3,), strict=True):
+        for _ in range(count):
+            number = next(numbers)
+            trees.write_image(root / images / f"{number}.jpg", seed=number)
+            trees.write_mask(root / masks / f"{number}{ending}.png", labels)
+    return root
+
+
+def mmseg(root: Path) -> Path:
+    """mmsegmentation 1.2: data/my_dataset/{img_dir,ann_dir}/{train,val}, masks with an ending (seg_map_suffix)."""
+    root = _mask_tree(
+        root, [("img_dir/train", "ann_dir/train"), ("img_dir/val", "ann_dir/val")], ending="_labelTrainIds"
+    )
+    return _named(root)
+
+
+def _named(root: Path) -> Path:
+    """The names of the ids come with ADE20K's table."""
+    rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName", "1\t0.1\t2\t1\t0\tcat, feline", "2\t0.1\t2\t1\t0\tdog"]
+    _write(root / "objectInfo150.txt", "\n".join(rows) + "\n")
+    return root
+
+
+def ade20k(root: Path) -> Path:
+    """ADE20K, SceneParsing release of 2016: 0 is what no class has."""
+    places = [("images/training", "annotations/training"), ("images/validation", "annotations/validation")]
+    return _named(_mask_tree(root, places))
+
+
+def flat_masks(root: Path) -> Path:
+    """images and masks alone, masks called a_mask.png, as many scripts write them."""
+    return _mask_tree(root, [("images", "masks")], ending="_mask")
+
+
+def camvid(root: Path) -> Path:
+    """CamVid as published on Kaggle: train, train_labels with _L, colours in class_dict.csv."""
+    _write(root / "class_dict.csv", "name,r,g,b\nbackground,0,0,0\ncat,128,0,0\ndog,0,128,0\n")
+    return _mask_tree(root, [("train", "train_labels"), ("val", "val_labels")], ending="_L", in_colour=True)
+
+
+def colour_masks(root: Path) -> Path:
+    """train/images and train/masks in colours, with CVAT's labelmap.txt."""
+    _write(root / "labelmap.txt", "background:0,0,0::\ncat:128,0,0::\ndog:0,128,0::\n")
+    return _mask_tree(root, [("train/images", "train/masks"), ("valid/images", "valid/masks")], in_colour=True)
+
+
 LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "YOLO, ultralytics": (yolo_ultralytics, "yolo"),
     "YOLO, lists": (yolo_lists, "yolo"),
@@ -330,6 +428,9 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "Pascal VOC, labelme": (labelme_voc, "voc"),
     "CVAT for images": (cvat_xml, "cvat"),
     "Label Studio": (label_studio, "label_studio"),
+    "VIA, JSON": (via_json, "via"),
+    "VIA, project": (via_project, "via"),
+    "VIA, CSV": (via_csv, "via"),
     "Supervisely": (supervisely, "supervisely"),
     "COCO, CVAT": (cvat_coco, "coco_instances"),
     "COCO, Label Studio": (label_studio_coco, "coco_instances"),
@@ -340,6 +441,11 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 SEMANTIC_LAYOUTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "Pascal VOC": (voc, "voc_semantic"),
     "Pascal VOC, CVAT": (cvat_masks, "voc_semantic"),
+    "mmsegmentation": (mmseg, "mask_tree"),
+    "ADE20K": (ade20k, "mask_tree"),
+    "images and masks": (flat_masks, "mask_tree"),
+    "CamVid": (camvid, "mask_tree"),
+    "masks in colours": (colour_masks, "mask_tree"),
 }
 
 

@@ -6,7 +6,9 @@ Each format (`formats.DataFormat`) returns an ``OwnDataset``.
 from mask2former.data.own_data import builtin_formats as builtin_formats
 from mask2former.data.own_data import cvat as cvat
 from mask2former.data.own_data import label_studio as label_studio
+from mask2former.data.own_data import mask_trees as mask_trees
 from mask2former.data.own_data import supervisely as supervisely
+from mask2former.data.own_data import via as via
 from mask2former.data.own_data import voc as voc
 from mask2former.data.own_data import yolo as yolo
 from mask2former.data.own_data.classes import parse_ignored, rare_ids_note, read_class_names, training_classes

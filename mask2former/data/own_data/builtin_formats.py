@@ -21,6 +21,7 @@ from mask2former.data.own_data.dataset import (
 from mask2former.data.own_data.datasets_library import is_datasets_folder, write_splits
 from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.labelme import read_labelme
+from mask2former.data.own_data.mask_trees import TABLES
 from mask2former.data.own_data.png_tree import is_png_tree, read_png_tree
 from mask2former.errors import DatasetError
 
@@ -33,7 +34,8 @@ class PngTree(DataFormat):
     expected, option, rank = "a folder with train/images and train/masks", "png", 1
 
     def detect(self, path: Path) -> bool:
-        return is_png_tree(path)
+        has_table = any((path / name).is_file() for name in TABLES)  # of colours or names: not ids alone
+        return is_png_tree(path) and not has_table
 
     def read(self, path: Path, *, num_workers: int | None = None) -> OwnDataset:
         return read_png_tree(path, num_workers=num_workers)

@@ -45,7 +45,7 @@ class LabelStudio(DataFormat):
     """Tasks with the results of their annotations."""
 
     name, title, tasks = "label_studio", "a Label Studio export", ("instance",)
-    expected, rank = "Label Studio's JSON or its folder", 1
+    expected, rank = "Label Studio's JSON or its folder", 3  # after COCO, whose files may be large
 
     def detect(self, path: Path) -> bool:
         return bool(_json_files(path))

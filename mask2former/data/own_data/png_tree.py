@@ -26,7 +26,7 @@ from mask2former.files.label_maps import read_label_map
 
 PART_FOLDERS = {TRAIN: ("train", "training"), VALID: ("valid", "val", "validation")}
 VOID_ID = 255  # of pixels that are of no class, unless said otherwise
-_MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")  # without loss: a JPEG would invent ids
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")  # without loss: a JPEG would invent ids
 
 
 def is_png_tree(root: Path) -> bool:
@@ -59,9 +59,9 @@ def _part_folder(root: Path, part: str) -> Path | None:
 
 def _read_part(folder: Path, num_workers: int | None) -> list[ImageEntry]:
     images = files_by_stem(folder / "images", IMAGE_SUFFIXES)
-    masks = files_by_stem(folder / "masks", _MASK_SUFFIXES)
+    masks = files_by_stem(folder / "masks", MASK_SUFFIXES)
     if not images or not masks:
-        empty, suffixes = ("images", IMAGE_SUFFIXES) if not images else ("masks", _MASK_SUFFIXES)
+        empty, suffixes = ("images", IMAGE_SUFFIXES) if not images else ("masks", MASK_SUFFIXES)
         raise DatasetError(f"{folder / empty}: no file found (looked for {', '.join(suffixes)})")
     check_pairs(images, masks, folder / "masks")
     pairs = [(stem, image, masks[stem]) for stem, image in images.items()]

@@ -19,7 +19,7 @@ from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, FileMask,
 from mask2former.data.own_data.exporting import write_image
 from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.labelled import LabelledImage, Objects, labelled_dataset, stated_size
-from mask2former.data.own_data.png_tree import count_values
+from mask2former.data.own_data.png_tree import VOID_ID, count_values
 from mask2former.data.own_data.samples import Region, Sample
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, files_by_stem, refuse, scan
 from mask2former.errors import DatasetError
@@ -31,24 +31,30 @@ from mask2former.structures import bitmasks_to_rles
 
 _CLASS, _OBJECT, _IMAGES, _SETS = "SegmentationClass", "SegmentationObject", "JPEGImages", "ImageSets/Segmentation"
 _ROOTS = ("VOCdevkit/VOC20*", "VOC20*")
-_VOID, _BACKGROUND = 255, 0
+_VOID, _BACKGROUND = VOID_ID, 0
+_VOIDS = frozenset([_VOID])
 _NAMES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
     "pottedplant sheep sofa train tvmonitor"
 ).split()
-_NAME_FILES = ("labelmap.txt", "class_names.txt")
+LABEL_TABLE = "labelmap.txt"
+_NAME_FILES = (LABEL_TABLE, "class_names.txt")
 _NO_CLASS_NAMES = ("__ignore__",)
 
 
-class _Pair(NamedTuple):
+class MaskPair(NamedTuple):
+    """An image, its map of classes and, where there is one, of objects."""
+
     image: Path
     classes: Path
     objects: Path | None
 
 
-class _Labels(NamedTuple):
+class Labels(NamedTuple):
+    """Classes by the ids of maps, and the ids of colours."""
+
     names: dict[int, str]
-    ids: dict[Colour, int]  # for masks in colours
+    ids: dict[Colour, int]
 
 
 class _Voc(DataFormat):
@@ -103,13 +109,13 @@ class VocSemantic(_Voc):
 
     def read(self, path: Path, *, num_workers: int | None = None) -> OwnDataset:
         labels, pairs = _open(path, with_objects=False)
-        function = partial(_read_classes, labels=labels)
+        function = partial(read_class_map, labels=labels, voids=_VOIDS)
         parts = {
             part: scan(function, found, description=f"masks of {part}", num_workers=num_workers)
             for part, found in pairs.items()
         }
         classes = [DataClass(number, name, is_thing=False) for number, name in labels.names.items()]
-        return OwnDataset(self.name, path, classes, parts, has_label_maps=True, void_ids=frozenset([_VOID]))
+        return OwnDataset(self.name, path, classes, parts, has_label_maps=True, void_ids=_VOIDS)
 
 
 def voc_colours() -> dict[Colour, int]:
@@ -133,7 +139,7 @@ def _root(path: Path, folder: str) -> Path | None:
     return found[0] if found and (found[0] / _CLASS).is_dir() else None
 
 
-def _open(path: Path, *, with_objects: bool) -> tuple[_Labels, dict[str, list[_Pair]]]:
+def _open(path: Path, *, with_objects: bool) -> tuple[Labels, dict[str, list[MaskPair]]]:
     root = _root(path, _CLASS)
     assert root is not None
     images = files_by_stem(root / _IMAGES, IMAGE_SUFFIXES) if (root / _IMAGES).is_dir() else {}
@@ -144,7 +150,7 @@ def _open(path: Path, *, with_objects: bool) -> tuple[_Labels, dict[str, list[_P
         missing += [f"{root / _CLASS / stem}.png" for stem in stems if stem not in classes]
         missing += [f"{root / _IMAGES / stem}.jpg" for stem in stems if stem not in images]
         missing += [f"{root / _OBJECT / stem}.png" for stem in stems if with_objects and stem not in objects]
-        pairs[part] = [_Pair(images[s], classes[s], objects.get(s)) for s in stems if s in images and s in classes]
+        pairs[part] = [MaskPair(images[s], classes[s], objects.get(s)) for s in stems if s in images and s in classes]
     refuse(missing, f"{root}: files that {_SETS} or masks call for are missing")
     if not pairs.get(TRAIN):
         raise DatasetError(f"{root}: no image for training found")
@@ -171,15 +177,24 @@ def _lines(file: Path) -> list[str]:
         raise DatasetError(f"{file}: expected a text file with one name a line") from error
 
 
-def _labels(root: Path) -> _Labels:
+def _labels(root: Path) -> Labels:
     """Names and colours: of labelmap.txt or class_names.txt, else those of VOC."""
     file = next((root / name for name in _NAME_FILES if (root / name).is_file()), None)
     ids = voc_colours()
     if file is None:
-        return _Labels(dict(enumerate(_NAMES)), ids)
+        return Labels(dict(enumerate(_NAMES)), ids)
+    if file.name == LABEL_TABLE:
+        return read_label_table(file)
+    return Labels(dict(enumerate(name for name in _lines(file) if name not in _NO_CLASS_NAMES)), ids)
+
+
+def read_label_table(file: Path) -> Labels:
+    """Classes and colours of CVAT's labelmap.txt, a line ``NAME:R,G,B:parts:actions`` each; ids count the lines.
+
+    Raises:
+        DatasetError: lines are wrong; all are named.
+    """
     lines = [line for line in _lines(file) if not line.startswith("#")]
-    if file.name != "labelmap.txt":
-        return _Labels(dict(enumerate(name for name in lines if name not in _NO_CLASS_NAMES)), ids)
     faults, names, stated = Faults(file), dict[int, str](), dict[Colour, int]()
     for number, line in enumerate(lines):
         name, _, rest = line.partition(":")
@@ -192,17 +207,20 @@ def _labels(root: Path) -> _Labels:
             faults.add(f"line {line!r}: the colour is that of {names[stated[red, green, blue]]!r}")
         names[number], stated[red, green, blue] = name, number
     faults.refuse()
-    void = next(colour for colour, index in ids.items() if index == _VOID)
-    return _Labels(names, {void: _VOID, **stated})
+    void = next(colour for colour, index in voc_colours().items() if index == _VOID)
+    return Labels(names, {void: _VOID, **stated})
 
 
-def _class_map(pair: _Pair, labels: _Labels) -> tuple[np.ndarray, bool]:
+def _class_map(pair: MaskPair, labels: Labels | None, voids: frozenset[int]) -> tuple[np.ndarray, bool]:
     """Class ids (H, W), and whether the file itself holds them."""
-    found, is_coded = read_coloured_map(pair.classes, labels.ids)
+    found, is_coded = read_coloured_map(pair.classes, {} if labels is None else labels.ids)
     _check_size(found, pair.classes, pair.image)
-    wrong = sorted(set(count_values(found)) - set(labels.names) - {_VOID})
+    known = set(count_values(found)) if labels is None else {*labels.names, *voids}
+    wrong = sorted(set(count_values(found)) - known)
     if wrong:
-        raise DatasetError(f"{pair.classes}: ids {wrong[:10]} have no name; classes have ids 0..{max(labels.names)}")
+        raise DatasetError(
+            f"{pair.classes}: ids {wrong[:10]} have no name; classes have ids {sorted(known - voids)[:20]}"
+        )
     return found, is_coded
 
 
@@ -213,8 +231,13 @@ def _check_size(found: np.ndarray, mask: Path, image: Path) -> None:
         raise DatasetError(f"{mask}: {error}") from error
 
 
-def _read_classes(pair: _Pair, *, labels: _Labels) -> ImageEntry:
-    found, is_coded = _class_map(pair, labels)
+def read_class_map(pair: MaskPair, *, labels: Labels | None, voids: frozenset[int]) -> ImageEntry:
+    """The image with a segment for each class in its map; without ``labels`` every id is a class.
+
+    Raises:
+        DatasetError: a file cannot be read, sizes differ, or an id or colour is none of a class.
+    """
+    found, is_coded = _class_map(pair, labels, voids)
     segments = tuple(
         Segment(
             number,
@@ -222,15 +245,15 @@ def _read_classes(pair: _Pair, *, labels: _Labels) -> ImageEntry:
             area=count,
         )
         for number, count in count_values(found).items()
-        if is_coded or number != _VOID
+        if is_coded or number not in voids
     )
     height, width = found.shape
     return ImageEntry(pair.image, height, width, pair.image.stem, segments, pair.classes if is_coded else None)
 
 
-def _read_objects(pair: _Pair, *, labels: _Labels) -> LabelledImage:
+def _read_objects(pair: MaskPair, *, labels: Labels) -> LabelledImage:
     assert pair.objects is not None
-    classes, _ = _class_map(pair, labels)
+    classes, _ = _class_map(pair, labels, _VOIDS)
     numbers, _ = read_coloured_map(pair.objects, voc_colours())
     _check_size(numbers, pair.objects, pair.image)
     faults = Faults(pair.objects)
