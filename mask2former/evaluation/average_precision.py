@@ -52,7 +52,7 @@ class PrecisionTally:
         return sum(len(matches.scores) for matches in self._matches.values())
 
     def average_precision(self, category_ids: Iterable[int]) -> AveragePrecision:
-        """AP over the categories and of each."""
+        """Return AP over the categories and of each."""
         category_ids = sorted(category_ids)
         precision = self.precision(category_ids)
         summary = {
@@ -67,7 +67,7 @@ class PrecisionTally:
         return AveragePrecision(summary, by_category)
 
     def precision(self, category_ids: Sequence[int]) -> np.ndarray:
-        """Precision (T, R, K, A) at each recall level, -1 where there is no true instance."""
+        """Return the precision (T, R, K, A) at each recall level, -1 where there is no true instance."""
         precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), len(category_ids), len(AREA_RANGES)), _NOT_MEASURED)
         if not self._matches:
             return precision
@@ -91,7 +91,7 @@ class PrecisionTally:
 def compute_average_precision(
     truth: CocoGroundTruth, detections: Sequence[Mapping[str, Any]], *, iou_type: IouType
 ) -> AveragePrecision:
-    """AP of detections: ``image_id``, ``category_id``, ``score`` and ``segmentation`` (RLE) or ``bbox`` (xywh).
+    """Return AP of detections: ``image_id``, ``category_id``, ``score`` and ``segmentation`` (RLE) or ``bbox`` (xywh).
 
     "boundary" compares masks by the lesser of mask IoU and boundary IoU. Detections are taken to be valid.
     """
@@ -109,7 +109,7 @@ def _in_order(image_id: Any) -> tuple[bool, Any]:
 
 
 def _precision_at_recalls(is_matched: np.ndarray, is_ignored: np.ndarray, num_true: int) -> np.ndarray:
-    """Precision (T, R) at the recall levels, of detections (T, N) that are sorted by score."""
+    """Return the precision (T, R) at the recall levels, of detections (T, N) that are sorted by score."""
     true_positives = np.cumsum(is_matched & ~is_ignored, axis=1).astype(np.float64)
     false_positives = np.cumsum(~is_matched & ~is_ignored, axis=1).astype(np.float64)
     recall = true_positives / num_true

@@ -16,12 +16,15 @@ BOUNDARY_RATIO = 0.02  # width of the boundary as a share of the image diagonal 
 
 
 def boundary_width(size: tuple[int, int]) -> int:
-    """Pixels that the boundary of a mask reaches inwards, in an image of ``size`` (height, width); at least 1."""
+    """Return how many pixels a mask's boundary reaches inwards in an image of ``size`` (height, width); at least 1."""
     return max(1, round(BOUNDARY_RATIO * float(np.hypot(*size))))
 
 
 def mask_boundary(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask (H, W) bool within the boundary's width of its contour; the image's edge is contour too."""
+    """Return the pixels (H, W) bool of a mask (H, W) bool within the boundary width of its contour.
+
+    The edge of the image counts as contour.
+    """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     boundary = np.zeros_like(mask)
     if not len(rows):
@@ -37,9 +40,10 @@ def mask_boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def label_boundary(labels: np.ndarray, is_ignored: np.ndarray) -> np.ndarray:
-    """The pixels (H, W) bool of a label map (H, W) that ``mask_boundary`` finds in the mask of their label.
+    """Return the pixels (H, W) bool of a label map (H, W) that ``mask_boundary`` finds in the mask of their label.
 
-    Ignored pixels are in no boundary, and an edge towards them is no contour: what lies there is not known.
+    Ignored pixels belong to no boundary, and an edge towards them is no contour, because the class behind it is
+    unknown.
     """
     reach = boundary_width((labels.shape[0], labels.shape[1]))
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
@@ -52,14 +56,14 @@ def label_boundary(labels: np.ndarray, is_ignored: np.ndarray) -> np.ndarray:
 
 
 def boundary_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """IoU in 0..1 of the boundaries of two masks (H, W) bool; NaN where both are empty."""
+    """Return IoU in 0..1 of the boundaries of two masks (H, W) bool; NaN where both are empty."""
     a, b = mask_boundary(a), mask_boundary(b)
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else float("nan")
 
 
 def boundary_rle(rle: dict[str, Any]) -> dict[str, Any]:
-    """The run-length code of a mask's boundary, of the mask's own."""
+    """Return the run-length code of a mask's boundary, given that of the mask."""
     return coco_mask.encode(np.asfortranarray(mask_boundary(coco_mask.decode(rle).astype(bool))).astype(np.uint8))
 
 
@@ -71,7 +75,10 @@ def pairwise_boundary_aware_iou(
     true_boundaries: Sequence[dict[str, Any]],
     is_crowd: Sequence[int],
 ) -> np.ndarray:
-    """The lesser of mask IoU and boundary IoU (P, N) of run-length codes; a crowd's union is the prediction alone."""
+    """Return the lesser of mask IoU and boundary IoU (P, N) of run-length codes.
+
+    For a crowd the union is the area of the prediction alone.
+    """
     mask_ious = coco_mask.iou(list(predicted), list(true), list(is_crowd))
     boundary_ious = coco_mask.iou(list(predicted_boundaries), list(true_boundaries), list(is_crowd))
     return np.minimum(mask_ious, boundary_ious)

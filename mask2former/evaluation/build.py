@@ -1,6 +1,6 @@
-"""Which evaluators a data set and a config ask for, by registered names.
+"""Build the evaluators that a data set and a config name.
 
-A data set names those of its `evaluator_type`, TEST.EVALUATORS further ones:
+The data set's ``evaluator_type`` names its own evaluators, TEST.EVALUATORS further ones:
 
     @EVALUATOR_REGISTRY.register()
     class PixelCount(DatasetEvaluator):
@@ -38,12 +38,12 @@ _INSTANCES_OF_PANOPTIC = ("mapillary_vistas_panoptic_seg", "panoptic_seg")
 
 
 class BuildEvaluator(Protocol):
-    """What is registered: a class, or a function; with `from_config`, that is called in its place."""
+    """A registered class or function that returns evaluators; a ``from_config`` of it is called instead."""
 
     def __call__(
         self, cfg: Any, dataset_name: str, output_dir: Path, /
     ) -> DatasetEvaluator | Sequence[DatasetEvaluator]:
-        """Evaluators of a data set, which may write what they keep below ``output_dir``."""
+        """Return the evaluators of a data set; they may write below ``output_dir``."""
 
 
 EVALUATOR_REGISTRY = Registry("evaluator", key="TEST.EVALUATORS")
@@ -56,10 +56,13 @@ def build_evaluator(
     *,
     others: Sequence[BuildEvaluator] = (),
 ) -> DatasetEvaluator:
-    """The evaluator for the data set's ``evaluator_type`` and the tasks that cfg.MODEL.MASK_FORMER.TEST switches on.
+    """Return the evaluator for the data set's ``evaluator_type`` and the tasks of cfg.MODEL.MASK_FORMER.TEST.
 
-    ``output_dir`` is where predictions are written (default cfg.OUTPUT_DIR/inference). Those of TEST.EVALUATORS and
-    ``others`` see the same images.
+    Args:
+        cfg: the config; TEST.EVALUATORS names evaluators that run in addition.
+        dataset_name: a registered data set.
+        output_dir: where predictions are written; by default cfg.OUTPUT_DIR/inference.
+        others: further evaluators for the same images.
 
     Raises:
         ConfigError: the type is unknown, a package that it needs is not installed, or the config switches off every
@@ -141,7 +144,7 @@ def _panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEval
 
 @EVALUATOR_REGISTRY.register(name="cityscapes_panoptic_seg")
 def _cityscapes_panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
-    """PQ by ourselves, the rest by cityscapesscripts; where it is not installed, mean IoU by ourselves and no AP."""
+    """Return our own PQ, and cityscapesscripts for the rest; without that package, our own mean IoU and no AP."""
     test = cfg.MODEL.MASK_FORMER.TEST
     evaluators: list[DatasetEvaluator] = []
     if test.PANOPTIC_ON:

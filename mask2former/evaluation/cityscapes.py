@@ -36,9 +36,9 @@ _IMAGE_SUFFIX = "_leftImg8bit.png"
 
 
 class _CityscapesEvaluator(DatasetEvaluator):
-    """What both have in common: the package, the images seen, and the files of the ground truth.
+    """Common part of both evaluators: the package, the images seen, and the ground-truth files.
 
-    With ``predictions_dir`` the files that are compared, in the form of Cityscapes' server, stay there.
+    With ``predictions_dir`` the predictions stay there, in the format of the Cityscapes server.
     """
 
     module_name: str
@@ -58,11 +58,11 @@ class _CityscapesEvaluator(DatasetEvaluator):
         self._images: list[str] = []
 
     def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
-        """Compare each image with the ground truth, which is found by its file name.
+        """Compare each image with its ground truth, which is found by file name.
 
         Raises:
-            InputError: an output is missing, or of another size or an unknown class.
-            DatasetError: a file of the ground truth is missing, or cityscapesscripts cannot use it.
+            InputError: an output is missing, has another size, or names an unknown class.
+            DatasetError: a ground-truth file is missing, or cityscapesscripts cannot use it.
         """
         for image, output in zip(inputs, outputs, strict=True):
             with self._folder() as folder, _errors_of(self._module, f"{image['file_name']}"):
@@ -100,7 +100,10 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
     """IoU and iIoU of classes and of categories ("sup").
 
     Takes ``outputs[i]["sem_seg"]``, scores (19, H, W) or labels (H, W), for the image ``inputs[i]["file_name"]`` and
-    reads ``gt_dir`` of the data set's metadata. Raises ConfigError where cityscapesscripts is not installed.
+    reads ``gt_dir`` of the data set's metadata.
+
+    Raises:
+        ConfigError: cityscapesscripts is not installed.
     """
 
     module_name = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
@@ -146,7 +149,7 @@ class CityscapesSemSegEvaluator(_CityscapesEvaluator):
         self._module.evaluatePair(str(prediction), str(truth), self._confusion, self._instances, {}, self._args)
 
     def _sum_instances(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The counts of all processes, entry by entry."""
+        """Return the counts of all processes, entry by entry."""
         total = self._module.generateInstanceStats(self._args)
         for kind, names in total.items():
             for name, entry in names.items():
@@ -160,7 +163,9 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
 
     Takes ``outputs[i]["instances"]`` with scores, pred_classes (places in ``thing_classes``) and pred_masks (N, H, W)
     for the image ``inputs[i]["file_name"]``; reads ``gt_dir`` and ``thing_classes`` of the data set's metadata.
-    Raises ConfigError where cityscapesscripts is not installed.
+
+    Raises:
+        ConfigError: cityscapesscripts is not installed.
     """
 
     module_name = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
@@ -225,7 +230,7 @@ def _mean(values: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _errors_of(module: ModuleType, name: str) -> Iterator[None]:
-    """cityscapesscripts prints what is wrong and exits the process: it becomes an error, as everywhere."""
+    """Turn the exit of cityscapesscripts, which prints its error and ends the process, into an exception."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):

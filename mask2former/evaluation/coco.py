@@ -142,7 +142,7 @@ class COCOEvaluator(DatasetEvaluator):
         return entries
 
     def _select(self, scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Ascending indices of the instances of an image that can count."""
+        """Return ascending indices of the instances of an image that can count."""
         return _best_of_each_class(scores, classes)
 
     def _check(self, instances: Instances, scores: torch.Tensor, classes: torch.Tensor, name: str) -> None:
@@ -181,13 +181,18 @@ def evaluate_coco(
     tasks: Sequence[IouType] = ("segm", "bbox"),
     as_pycocotools: bool = False,
 ) -> Results:
-    """AP of saved detections in COCO's results format (dataset category ids).
+    """Return AP of saved detections in COCO's results format (dataset category ids).
 
-    An image without an entry has no detection. ``as_pycocotools`` takes stated areas as they are, and never counts the
-    annotation of id 0 as found.
+    An image without an entry has no detections.
+
+    Args:
+        gt_json: a COCO instances json.
+        results_json: a list of detections.
+        tasks: any of "segm", "bbox" and "boundary".
+        as_pycocotools: take stated areas as they are, and never count the annotation of id 0 as found.
 
     Raises:
-        InputError: a detection is incomplete, of an unknown image or category, or of another size than its image.
+        InputError: a detection is incomplete, names an unknown image or category, or has another size than its image.
         DatasetError: the ground truth is missing or wrong.
     """
     tasks = _checked_tasks(tasks)
@@ -220,7 +225,7 @@ def _report(precisions: Mapping[IouType, AveragePrecision], names: Mapping[int, 
 
 
 def _class_names(metadata: Metadata, mapping: Mapping[int, int], truth: CocoGroundTruth) -> dict[int, str]:
-    """Names by dataset id, in the order of the contiguous ids."""
+    """Return names by dataset id, in the order of the contiguous ids."""
     if missing := sorted(set(mapping) - set(truth.category_names)):
         raise DatasetError(f"{truth.json_file}: no categories with ids {missing[:10]}, which {metadata.name!r} names")
     dataset_ids = sorted(mapping, key=lambda dataset_id: mapping[dataset_id])
@@ -241,7 +246,10 @@ def _checked_tasks(tasks: Sequence[IouType]) -> tuple[IouType, ...]:
 
 
 def _best_of_each_class(scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Ascending indices of the instances that can count: the first 100 by score (ties by position) of each class."""
+    """Return, ascending, the indices of the instances that can count.
+
+    These are the first 100 of each class by score, ties by position.
+    """
     order = np.argsort(-scores.numpy(), kind="stable")
     ordered_classes = classes.numpy()[order]
     kept = [order[ordered_classes == label][:MAX_DETECTIONS] for label in np.unique(ordered_classes)]

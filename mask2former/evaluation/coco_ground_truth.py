@@ -52,7 +52,7 @@ class CocoGroundTruth:
             logger.warning("%s: %s", json_file, note)
 
     def image_id_of(self, given: Any) -> Any:
-        """The image id as the json has it; it may be given as number or text.
+        """Return the image id as the json has it, given as number or text.
 
         Raises:
             InputError: there is no such image.
@@ -63,7 +63,7 @@ class CocoGroundTruth:
         return image_id
 
     def annotations_of(self, image_id: Any) -> list[dict[str, Any]]:
-        """Annotations with id, bbox and area; masks, where a task compares them, as run-length codes."""
+        """Return annotations with id, bbox and area; masks, where a task compares them, as run-length codes."""
         annotations = self._annotations_of[image_id]
         if image_id not in self._prepared:  # only once: training evaluates a data set again and again
             self._prepared.add(image_id)
@@ -111,7 +111,7 @@ class CocoGroundTruth:
         faults.refuse()
 
     def _number(self) -> None:
-        """Give ids to annotations that have none, and to that of id 0, which matching takes for no match."""
+        """Give ids to annotations without one, and a new one to id 0, which matching reads as "no match"."""
         annotations = [a for found in self._annotations_of.values() for a in found]
         taken = {a["id"] for a in annotations if "id" in a}
         free = 1
@@ -130,7 +130,7 @@ class CocoGroundTruth:
 
 
 def read_detections(path: PathLike, truth: CocoGroundTruth, tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """Entries of a coco_instances_results.json, masks as run-length codes.
+    """Return entries of a coco_instances_results.json, masks as run-length codes.
 
     Raises:
         InputError: entries are incomplete, name an unknown image or category, or have another size than their image.
@@ -170,7 +170,7 @@ def _checked_detection(entry: Any, truth: CocoGroundTruth, tasks: Sequence[str])
 
 
 def checked_score(score: Any) -> float:
-    """A finite number.
+    """Return a score that is a finite number.
 
     Raises:
         DatasetError: it is something else.
@@ -181,5 +181,5 @@ def checked_score(score: Any) -> float:
 
 
 def needs_masks(tasks: Sequence[str]) -> bool:
-    """Whether one of the tasks compares masks."""
+    """Return whether one of the tasks compares masks."""
     return any(task in tasks for task in ("segm", "boundary"))

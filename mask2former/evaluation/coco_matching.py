@@ -44,10 +44,11 @@ class ImageMatches(NamedTuple):
 def match_image(
     true_instances: Sequence[Mapping[str, Any]], detections: Sequence[Mapping[str, Any]], *, iou_type: IouType
 ) -> ImageMatches:
-    """Match what was found in an image with what is there, category by category.
+    """Match the detections of an image with its true instances, category by category.
 
-    True instances have id, category_id, area, iscrowd, and a ``segmentation`` as run-length code or a ``bbox`` (xywh);
-    detections category_id, score and the same. "boundary" takes the lesser of mask IoU and boundary IoU.
+    True instances have ``id``, ``category_id``, ``area``, ``iscrowd``, and a ``segmentation`` as run-length code or a
+    ``bbox`` (xywh); detections have ``category_id``, ``score`` and the same. "boundary" takes the lesser of mask IoU
+    and boundary IoU.
     """
     found = _best_by_category(detections)
     is_outside = _is_outside(_areas_of(found, iou_type))
@@ -81,7 +82,7 @@ def _best_by_category(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[s
 def _match_category(
     ious: np.ndarray, true_instances: Sequence[Mapping[str, Any]], is_matched: np.ndarray, is_ignored: np.ndarray
 ) -> None:
-    """Write what follows from IoUs (D, G) of one category into ``is_matched`` and ``is_ignored`` (D, A, T)."""
+    """Fill ``is_matched`` and ``is_ignored`` (D, A, T) of one category from its IoUs (D, G)."""
     candidates = np.flatnonzero(ious.max(axis=1) >= IOU_THRESHOLDS[0])
     if not len(candidates):
         return
@@ -97,7 +98,7 @@ def _match_category(
 
 
 def _assign(ious: np.ndarray, is_crowd: np.ndarray, is_ignored: np.ndarray) -> np.ndarray:
-    """The true instance (D, A, T) that each detection matches, -1 for none.
+    """Return the true instance (D, A, T) that each detection matches, -1 for none.
 
     Each takes, in order, the instance of greatest IoU (D, G) that is not taken, the last among equals; an ignored one
     (A, G) only if no other is left. Crowds (G,) are never taken.
@@ -119,7 +120,7 @@ def _assign(ious: np.ndarray, is_crowd: np.ndarray, is_ignored: np.ndarray) -> n
 
 
 def _is_outside(areas: np.ndarray) -> np.ndarray:
-    """Whether areas (N,) are outside the ranges: (N, A)."""
+    """Return which areas (N,) are outside each range: (N, A)."""
     return (areas[:, None] < AREA_RANGES[:, 0]) | (areas[:, None] > AREA_RANGES[:, 1])
 
 

@@ -1,4 +1,4 @@
-"""Running a model over a data set and handing what it gives to evaluators."""
+"""Run a model over a data set and pass its results to evaluators."""
 
 from __future__ import annotations
 
@@ -30,12 +30,18 @@ def inference_on_dataset(
     *,
     progress: bool | None = None,
 ) -> Results | None:
-    """Run the model, in evaluation mode and without gradients, over all batches and evaluate.
+    """Run the model, in evaluation mode and without gradients, over all batches, and evaluate its results.
 
-    The mode of every submodule is restored afterwards. ``progress``: draw a bar; by default where stderr is a terminal,
-    with log lines elsewhere. Without an evaluator the model runs for its speed alone.
+    The mode of every submodule is restored afterwards.
 
-    Returns metrics by task on the main process, None on others (and without an evaluator).
+    Args:
+        model: takes a batch, a list of dicts, and returns a list of results.
+        data_loader: yields batches.
+        evaluator: None only measures speed.
+        progress: whether to draw a bar; by default where stderr is a terminal, with log lines elsewhere.
+
+    Returns:
+        Metrics by task on the main process, None on others and without an evaluator.
     """
     if evaluator is None or isinstance(evaluator, Sequence):
         evaluator = DatasetEvaluators(list(evaluator or []))

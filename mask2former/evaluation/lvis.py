@@ -27,7 +27,10 @@ class LVISEvaluator(COCOEvaluator):
     """AP of masks and boxes over all, rare (APr), common (APc) and frequent (APf) categories.
 
     Reads and takes what COCOEvaluator does, the json being LVIS'. TEST.DETECTIONS_PER_IMAGE should be 300 for it.
-    Tasks are "segm" and "bbox". Raises ConfigError where the package ``lvis`` is not installed.
+    Tasks are "segm" and "bbox".
+
+    Raises:
+        ConfigError: the package ``lvis`` is not installed.
     """
 
     def __init__(self, dataset_name: str, output_dir: Any = None, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation packages that are installed only where wanted, and made to work with the numpy at hand."""
+"""Evaluation packages that are optional, adapted to the installed numpy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _REMOVED_FROM_NUMPY = {"in1d": np.isin, "float": float}
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported, found without importing it."""
+    """Return whether a package can be imported, found without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
 def import_optional(module: str, *, extra: str) -> ModuleType:
-    """A module that `pip install mask2former[extra]` brings; its `np` is given back what numpy has dropped.
+    """Import a module that ``pip install mask2former[extra]`` installs; its ``np`` gets the names numpy has dropped.
 
     Raises:
-        ConfigError: it is not installed, or something that it needs is not.
+        ConfigError: the module, or something that it needs, is not installed.
     """
     try:
         imported = importlib.import_module(module)
@@ -38,7 +38,7 @@ def import_optional(module: str, *, extra: str) -> ModuleType:
 
 
 class _CompleteNumpy(ModuleType):
-    """numpy as that one module sees it; numpy itself stays as it is."""
+    """numpy with its dropped names, for one module only; numpy itself is not changed."""
 
     def __getattr__(self, name: str) -> Any:
         if name in _REMOVED_FROM_NUMPY and name not in np.__dict__:

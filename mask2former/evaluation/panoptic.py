@@ -49,7 +49,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         save_pngs: bool = False,
         truth: PanopticGroundTruth | None = None,
     ) -> None:
-        """``truth`` is what the metadata name, where it has been read for another evaluator."""
+        """``truth`` is the ground truth that the metadata name, if another evaluator has read it."""
         if save_pngs and output_dir is None:
             raise ValueError("save_pngs needs an output_dir")
         metadata = MetadataCatalog.get(dataset_name)
@@ -134,7 +134,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
 
 
 def evaluate_panoptic(gt_json: PathLike, gt_folder: PathLike, pred_json: PathLike, pred_folder: PathLike) -> Results:
-    """PQ, SQ and RQ of saved predictions in COCO panoptic format (dataset category ids).
+    """Return PQ, SQ and RQ of saved predictions in COCO panoptic format (dataset category ids).
 
     Raises:
         InputError: a prediction is missing, unreadable, of another size, of an unknown image or category.

@@ -26,7 +26,7 @@ _NUM_KEPT = 8  # images whose ids are kept for the next evaluator: those of a ba
 
 
 class PanopticGroundTruth:
-    """Annotations by image id, categories, and the PNGs: read once, for all the evaluators that share this."""
+    """Annotations by image id, categories, and PNGs, read once and shared by evaluators."""
 
     def __init__(self, json_file: PathLike, png_folder: PathLike) -> None:
         self.json_file, self.png_folder = Path(json_file), Path(png_folder)
@@ -47,7 +47,7 @@ class PanopticGroundTruth:
             logger.warning("%s: %s", json_file, note)
 
     def annotation_of(self, image_id: Any) -> Mapping[str, Any]:
-        """The annotation of an image; an id may be given as number or text.
+        """Return the annotation of an image, whose id is a number or text.
 
         Raises:
             InputError: there is none.
@@ -58,11 +58,11 @@ class PanopticGroundTruth:
         return self.annotations[known]  # type: ignore[index]
 
     def position_of(self, image_id: Any) -> int:
-        """Where the image of that id comes in the json."""
+        """Return the position of an image id in the json."""
         return self._positions[self.annotation_of(image_id)["image_id"]]
 
     def read(self, annotation: Mapping[str, Any]) -> tuple[np.ndarray, Sequence[Mapping[str, Any]], str]:
-        """Ids (H, W), segments, and a name for errors."""
+        """Return ids (H, W), segments, and a name for error messages."""
         name = f"{self.png_folder / annotation['file_name']} (image {annotation['image_id']!r})"
         return self._ids_at(self._positions[annotation["image_id"]]), annotation["segments_info"], name
 
@@ -82,7 +82,7 @@ class PanopticGroundTruth:
 
 
 def panoptic_truth(metadata: Metadata, evaluator: str) -> PanopticGroundTruth:
-    """The ground truth that ``panoptic_json`` and ``panoptic_root`` name; ``evaluator`` is what an error calls itself.
+    """Return the ground truth that ``panoptic_json`` and ``panoptic_root`` name; errors mention ``evaluator``.
 
     Raises:
         DatasetError: the metadata lack one of them, or the json is wrong.

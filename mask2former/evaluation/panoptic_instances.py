@@ -17,7 +17,7 @@ from mask2former.structures.metadata import Metadata
 
 
 class PanopticInstanceEvaluator(COCOEvaluator):
-    """As COCOEvaluator, but the true instances are the segments of things in ``panoptic_json`` and ``panoptic_root``.
+    """COCOEvaluator whose true instances are the thing segments of ``panoptic_json`` and ``panoptic_root``.
 
     A segment's ``iscrowd`` is that of the instance. Each process reads the PNGs of the images it predicts.
     """
@@ -25,7 +25,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
     def __init__(
         self, dataset_name: str, output_dir: Any = None, *, truth: PanopticGroundTruth | None = None, **options: Any
     ) -> None:
-        """``truth`` is what the metadata name, where it has been read for another evaluator."""
+        """``truth`` is the ground truth that the metadata name, if another evaluator has read it."""
         self._given = truth
         super().__init__(dataset_name, output_dir, **options)
 

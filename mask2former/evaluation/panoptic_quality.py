@@ -1,6 +1,6 @@
 """Panoptic quality (Kirillov et al., "Panoptic Segmentation", CVPR 2019), with COCO's rules for void and crowds.
 
-Numbers equal panopticapi's. One histogram of pairs of ids (`ops/panoptic_maps.py`) holds every intersection.
+Numbers equal panopticapi's. One histogram of pairs of ids (``ops/panoptic_maps.py``) holds every intersection.
 
 G: ground-truth segments, P: predicted segments of one image, K: categories.
 """
@@ -56,7 +56,7 @@ class PanopticTally:
         return self
 
     def quality_per_category(self) -> np.ndarray:
-        """PQ, SQ, RQ (3, K) in percent; NaN where a category occurred neither in truth nor in prediction."""
+        """Return PQ, SQ, RQ (3, K) in percent; NaN where a category occurred neither in truth nor in prediction."""
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         with np.errstate(invalid="ignore", divide="ignore"):
             pq, rq = self.iou_sum / weight, self.tp / weight
@@ -73,10 +73,10 @@ class PanopticTally:
 
 
 class PanopticScorer:
-    """Adds images to a tally. Categories are dataset ids; their order is that of the tally."""
+    """Add images to a tally. Categories are dataset ids; their order is that of the tally."""
 
     def __init__(self, category_ids: Sequence[int], *, takes_unlisted: bool = True) -> None:
-        """``takes_unlisted``: truth may have pixels of ids that no segment lists, which panopticapi passes over."""
+        """``takes_unlisted``: accept pixels of the truth whose id no segment lists, as panopticapi does."""
         self._takes_unlisted = takes_unlisted
         self.tally = PanopticTally.zeros(len(category_ids))
         self._category_index = {category_id: index for index, category_id in enumerate(category_ids)}
@@ -196,7 +196,7 @@ def _check_range(ids: np.ndarray, name: str, error: type[InputError]) -> None:
 def _areas_on_crowd(
     intersections: np.ndarray, truth_classes: np.ndarray, is_crowd: np.ndarray, predicted_classes: np.ndarray
 ) -> np.ndarray:
-    """Pixels (P,) of each prediction on the crowd of its category."""
+    """Return pixels (P,) of each prediction on the crowd of its category."""
     areas = np.zeros(len(predicted_classes), dtype=np.int64)
     for row in np.flatnonzero(is_crowd):
         # Parity: of several crowds of a category the last one counts; test_scorer_counts_last_crowd_of_category.

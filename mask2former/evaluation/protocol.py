@@ -1,4 +1,4 @@
-"""What an evaluator is: it reduces each image as it comes and says its metrics at the end."""
+"""The evaluator protocol: process each batch of images, then return metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Results = dict[str, dict[str, float]]
 
 
 def metadata_field(metadata: Metadata, key: str, evaluator: str) -> Any:
-    """A metadata value that an evaluator cannot do without.
+    """Return a metadata value that an evaluator needs.
 
     Raises:
         DatasetError: it is missing or None.
@@ -33,11 +33,11 @@ class DatasetEvaluator:
         """Forget all images."""
 
     def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
-        """Take in a batch: what the model was given and what it gave, one dict an image."""
+        """Add a batch: the inputs and the outputs of the model, one dict an image each."""
         raise NotImplementedError
 
     def evaluate(self) -> Results | None:
-        """Metrics by task, ``{"panoptic_seg": {"PQ": 52.1, …}}``, in percent; None off the main process.
+        """Return metrics by task, ``{"panoptic_seg": {"PQ": 52.1, …}}``, in percent; None off the main process.
 
         A metric without anything to measure (no object of that size, …) is NaN.
         """
@@ -59,10 +59,10 @@ class DatasetEvaluators(DatasetEvaluator):
             evaluator.process(inputs, outputs)
 
     def evaluate(self) -> Results | None:
-        """The results of all.
+        """Return the results of all evaluators.
 
         Raises:
-            ValueError: two evaluators speak of the same task.
+            ValueError: two evaluators return the same task.
         """
         merged: Results = {}
         # Every evaluator gathers from all processes, so each must be asked everywhere.

@@ -1,4 +1,4 @@
-"""Reading files in threads a little before they are asked for."""
+"""Read files in threads shortly before they are needed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MAX_THREADS = 4
 
 
 class ReadAhead(Generic[T]):
-    """The items of a sequence; while they are asked for in order, the next ones are being read.
+    """The items of a sequence, in order; the next ones are read in threads meanwhile.
 
-    ``read`` is called with a position, in threads of which each should spend its time outside of Python (decoding).
-    What it raises is raised where that item is asked for. Memory: ``num_ahead`` items.
+    ``read`` is called with a position, in threads, and should spend its time outside of Python (decoding). What it
+    raises is raised when that item is requested. ``num_ahead`` items are kept in memory.
     """
 
     def __init__(self, read: Callable[[int], T], length: int, *, num_ahead: int = 2 * _MAX_THREADS) -> None:

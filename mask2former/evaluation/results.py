@@ -1,4 +1,4 @@
-"""Results: a check that percentages are percentages, comparison with expected values, tables for the log."""
+"""Check that percentages are percentages, compare results with expected values, and format tables for the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROUNDING = 1e-6
 
 
 def check_percentages(results: Results) -> Results:
-    """The results themselves, once every value is known to lie in 0..100 or to be NaN (nothing to measure).
+    """Return the results after checking that every value lies in 0..100 or is NaN (nothing to measure).
 
     Raises:
         InputError: a value lies outside: ground truth or predictions contradict themselves.
@@ -63,7 +63,7 @@ def _parse_expectation(entry: Any) -> tuple[str, str, float, float]:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in plain text, columns aligned; fractions with two decimals, a dash for NaN."""
+    """Return a table in plain text, columns aligned; fractions with two decimals, a dash for NaN."""
     cells = [list(header)] + [[_format_cell(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 

@@ -46,7 +46,7 @@ class SemSegEvaluator(DatasetEvaluator):
     def __init__(
         self, dataset_name: str, output_dir: PathLike | None = None, *, truth: PanopticGroundTruth | None = None
     ) -> None:
-        """``truth`` is what ``panoptic_json`` names, where it has been read for another evaluator."""
+        """``truth`` is the ground truth that ``panoptic_json`` names, if another evaluator has read it."""
         metadata = MetadataCatalog.get(dataset_name)
         self._class_names: list[str] = list(metadata_field(metadata, "stuff_classes", "SemSegEvaluator"))
         self._ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
@@ -69,7 +69,7 @@ class SemSegEvaluator(DatasetEvaluator):
         """Add each image to the confusion matrices.
 
         Raises:
-            InputError: a prediction has another size than its ground truth or a class that does not exist.
+            InputError: a prediction has another size than its ground truth, or an unknown class.
             DatasetError: a ground-truth file is missing, corrupt or holds a label out of range.
         """
         for image, output in zip(inputs, outputs, strict=True):
@@ -108,7 +108,7 @@ class SemSegEvaluator(DatasetEvaluator):
         return _report(confusion, self._class_names)
 
     def _read_truth(self, image: Mapping[str, Any]) -> tuple[Path, np.ndarray]:
-        """The file of the ground truth, and its labels (H, W)."""
+        """Return the file of the ground truth, and its labels (H, W)."""
         if self._panoptic is not None and "sem_seg_file_name" not in image:
             return self._derive_truth(self._panoptic, image.get("image_id"))
         gt_file = self._gt_file_of(image)
@@ -193,7 +193,10 @@ def read_label_pairs(
     ignore_label: int = DEFAULT_IGNORE_LABEL,
     dataset_id_to_contiguous_id: Mapping[int, int] | None = None,
 ) -> Iterator[LabelPair]:
-    """The checked label maps of every image below ``gt_dir``; arguments and errors are those of evaluate_sem_seg."""
+    """Yield the checked label maps of every image below ``gt_dir``.
+
+    Arguments and errors are those of ``evaluate_sem_seg``.
+    """
     gt_files = _label_maps_below(Path(gt_dir), DatasetError)
     if Path(predictions).is_dir():
         predicted_files = _label_maps_below(Path(predictions), InputError)
@@ -249,7 +252,7 @@ def _checked_pair(
 
 
 def _label_maps_below(folder: Path, error: type[InputError]) -> dict[str, Path]:
-    """Files by their path below the folder, without suffix."""
+    """Return files by their path below the folder, without suffix."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _LABEL_MAP_SUFFIXES)
     if not files:
         raise error(f"{folder}: no label maps ({', '.join(_LABEL_MAP_SUFFIXES)}) found")

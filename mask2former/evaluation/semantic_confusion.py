@@ -1,8 +1,8 @@
-"""Confusion matrices of label maps and counts of their boundaries, and the metrics that follow from them.
+"""Confusion matrices of label maps, counts of their boundary pixels, and the metrics computed from them.
 
-K: classes. Boundary IoU: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", 2021.
-BIoU is that. BoundaryIoU is what the published evaluator calls so, of differences between label numbers: not to be read
-as a quality, a class that is nowhere found may well reach 90.
+K: classes. Boundary IoU: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", 2021, is
+BIoU here. BoundaryIoU is the value of that name in the published evaluator, which compares differences of label
+numbers; it is no measure of quality: a class that is never predicted can reach 90.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_CLASSES_WITH_BOUNDARY = 254
 class SemanticConfusion:
     """Counts of pixels and of boundary values, (K + 1, K + 1) int64 each: row predicted, column true, K for ignored.
 
-    And of the pixels in the boundaries of each class, (3, K) int64: in both, predicted, true.
+    Also counts the pixels in the boundaries of each class, (3, K) int64: in both, predicted, true.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -50,7 +50,7 @@ class SemanticConfusion:
         return self
 
     def metrics(self, class_names: Sequence[str]) -> dict[str, float]:
-        """mIoU, fwIoU, mACC, pACC, mBIoU and IoU, ACC, BIoU, BoundaryIoU by class, in percent.
+        """Return mIoU, fwIoU, mACC, pACC, mBIoU and IoU, ACC, BIoU, BoundaryIoU by class, in percent.
 
         NaN where there is nothing to measure. BoundaryIoU is left out (with a log line) for more than 254 classes.
         """
@@ -100,7 +100,7 @@ class SemanticConfusion:
 
 
 def _boundary_values(labels: np.ndarray) -> np.ndarray:
-    """Each label (H, W) minus the least label within the boundary's width, the outside of the image counting as 0.
+    """Return each label (H, W) minus the least label within the boundary width; outside the image counts as 0.
 
     Parity: the published evaluator erodes the label map rather than the mask of each class, so that the value of a
     boundary pixel is a difference of label numbers and counts for the class of that number;

@@ -57,7 +57,10 @@ def evaluate_semantic_pq(
 
 
 def _segments(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Ids (H, W) and segments of a label map whose value `num_classes` is void; a segment's id is its class + 1."""
+    """Return ids (H, W) and segments of a label map in which ``num_classes`` is void.
+
+    A segment's id is its class + 1.
+    """
     ids = np.where(labels == num_classes, VOID_ID, labels + 1)
     present = np.flatnonzero(np.bincount(ids.reshape(-1), minlength=num_classes + 1)[1:])
     return ids, [{"id": label + 1, "category_id": label} for label in present.tolist()]

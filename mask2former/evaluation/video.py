@@ -1,4 +1,4 @@
-"""Evaluation of instances in videos by average precision over space and time, and the results file to submit."""
+"""Average precision of instances in videos, over space and time, and the results file to submit."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class YTVISEvaluator(DatasetEvaluator):
 
 
 def evaluate_video(gt_json: PathLike, results_json: PathLike) -> Results:
-    """AP and AR of a saved results file (dataset category ids). A video without an entry has no detection.
+    """Return AP and AR of a saved results file (dataset category ids). A video without an entry has no detection.
 
     Raises:
         InputError: a result is incomplete, of an unknown video or category, or does not fit its video; or the videos
@@ -159,7 +159,7 @@ def _report(truth: VideoGroundTruth, detections: Sequence[dict[str, Any]], *, na
 
 
 def _encode_frames(masks: Any) -> list[dict[str, Any] | None]:
-    """Run-length codes of masks (T, H, W), None for a frame without a pixel."""
+    """Return run-length codes of masks (T, H, W), None for a frame without a pixel."""
     if isinstance(masks, MaskTrack):  # of a long video, encoded already
         return [rle if coco_mask.area(rle) else None for rle in masks.to_rles()]
     bitmaps = torch.as_tensor(masks)

@@ -41,7 +41,7 @@ def compute_video_average_precision(
     video_ids: Sequence[Any],
     category_ids: Sequence[int],
 ) -> VideoAveragePrecision:
-    """AP and AR of ``detections`` against ``tracks``, both as ``video_ground_truth.joined`` gives them.
+    """Return AP and AR of ``detections`` against ``tracks``, both as ``video_ground_truth.joined`` gives them.
 
     Every one has ``video_id``, ``category_id``, ``mask`` (the code of ``join_frames``) and ``area``; detections have a
     ``score``, tracks ``iscrowd``.
@@ -64,7 +64,7 @@ def compute_video_average_precision(
 
 
 def join_frames(segmentations: Sequence[Rle | None], size: tuple[int, int]) -> Rle:
-    """One run-length code (H, TW) of T masks of ``size`` (H, W) side by side; None is an empty mask.
+    """Return one run-length code (H, TW) of T masks of ``size`` (H, W) side by side; None is an empty mask.
 
     Raises:
         InputError: the video has more pixels than can be counted.
@@ -87,13 +87,13 @@ def join_frames(segmentations: Sequence[Rle | None], size: tuple[int, int]) -> R
 
 
 def mean_visible_area(areas: Sequence[float | None]) -> float:
-    """Mean over the frames that show the object; 0 where none does."""
+    """Return the mean over the frames that show the object; 0 where none does."""
     visible = [area for area in areas if area]
     return float(np.mean(visible)) if visible else 0.0
 
 
 def _spans_of(rle: Rle) -> np.ndarray:
-    """Spans (N, 2) int64 of the pixels inside, [begin, end), column by column, of a compressed code."""
+    """Return spans (N, 2) int64 of the pixels inside, [begin, end), column by column, of a compressed code."""
     ends = np.cumsum(run_lengths(rle["counts"]))
     spans = ends[: len(ends) // 2 * 2].reshape(-1, 2)  # runs outside and inside take turns
     return spans[spans[:, 0] < spans[:, 1]]
@@ -129,7 +129,7 @@ def _evaluate(
 
 
 def _index(objects: Sequence[Mapping[str, Any]], video_ids: Sequence[Any], category_ids: Sequence[int]) -> Any:
-    """Objects as pycocotools keeps them; a video stands where it has an image."""
+    """Return objects as pycocotools stores them, with videos in the place of images."""
     from pycocotools.coco import COCO
 
     index = COCO()

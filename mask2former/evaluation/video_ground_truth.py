@@ -51,7 +51,7 @@ class VideoGroundTruth:
                 )
 
     def video_id_of(self, given: Any) -> Any:
-        """The video id as the json has it; it may be given as number or text.
+        """Return the video id as the json has it; it may be given as number or text.
 
         Raises:
             InputError: there is no such video.
@@ -63,7 +63,7 @@ class VideoGroundTruth:
 
 
 def read_video_results(path: PathLike, truth: VideoGroundTruth) -> list[dict[str, Any]]:
-    """Entries of a results file: video_id, category_id, score, segmentations (RLE or null for each frame).
+    """Return entries of a results file: video_id, category_id, score, segmentations (RLE or null for each frame).
 
     Raises:
         InputError: entries are incomplete, name an unknown video or category, or do not fit their video.
@@ -96,7 +96,7 @@ def _checked_result(entry: Any, truth: VideoGroundTruth) -> dict[str, Any]:
 
 
 def joined(entry: Mapping[str, Any], video: Video) -> dict[str, Any]:
-    """A track with ``mask`` and ``area`` in place of its segmentations, which ``check_frames`` returned.
+    """Return a track with ``mask`` and ``area`` in place of its segmentations, which ``check_frames`` returned.
 
     The area is the mean of ``areas`` where the file gives them and the masks can have them, else ``measured``.
     """

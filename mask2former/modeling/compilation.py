@@ -1,7 +1,7 @@
-"""MODEL.COMPILE: what lies between pixels and logits as one graph for `torch.compile`.
+"""MODEL.COMPILE: the computation from pixels to logits as one graph of ``torch.compile``.
 
-Methods of the model are replaced on the instance, no module is wrapped: names of the state dict stay, weights may be
-loaded after. Matching, losses and post-processing, which depend on what an image shows, are left as they are.
+Methods are replaced on the model instance and no module is wrapped, so state-dict names stay and weights can be loaded
+afterwards. Matching, losses and post-processing, which depend on the content of images, are not compiled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 class CompiledStep:
-    """A method that is compiled at its first call, and a few times more, for any size, at the first other sizes.
+    """A method that is compiled at its first call, and again for any size when other sizes come.
 
     Copies and pickles of it compile anew. Within another compilation or an export it is the method itself.
     """
@@ -47,7 +47,7 @@ class CompiledStep:
 
 
 def compile_model(model: nn.Module, mode: str) -> nn.Module:
-    """Has `compiled_steps` of a model compiled; in place, an empty `mode` changes nothing; returns the model.
+    """Compile the ``compiled_steps`` of a model in place and return the model; an empty ``mode`` changes nothing.
 
     Raises:
         ConfigError: an unknown mode, a model without such steps, or a machine without compiler.
@@ -66,7 +66,7 @@ def compile_model(model: nn.Module, mode: str) -> nn.Module:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises ConfigError where `torch.compile` has nothing to make kernels of `device` with."""
+    """Raise ConfigError if ``torch.compile`` has no compiler for ``device``."""
     advice = 'MODEL.COMPILE "" runs without'
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
@@ -80,7 +80,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def _copy_cuda(value: Any, copies: dict[int, Tensor]) -> Any:
-    """The same structure with tensors of their own; what is one tensor stays one."""
+    """Return the same structure with copied tensors; a tensor that occurs twice is copied once."""
     if isinstance(value, Tensor):
         if value.is_cuda and id(value) not in copies:
             copies[id(value)] = value.clone()

@@ -1,10 +1,10 @@
 """The set criterion: match targets with queries, then class, mask and dice losses of every prediction layer.
 
-Mask2Former, section 3.3. All layers are computed together; masks are formed for matched queries alone, and compared at
+Mask2Former, section 3.3. All layers are computed together. Masks are computed for matched queries only and compared at
 points that are drawn for each mask, most of them where its logit is near zero.
 
-Letters: L prediction layers, B batch, T frames, Q queries, N targets of an image, M targets of all images, K classes,
-P points, H W size.
+Letters: L prediction layers, B batch, T frames, Q queries, N targets of an image, M targets of all images, K classes, P
+points, H W size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LAYER = re.compile(r"_\d+$")  # suffix of the losses of earlier layers
 
 @CRITERION_REGISTRY.register()
 class SetCriterion(nn.Module):
-    """Unweighted losses of all prediction layers: cross-entropy of classes, and those of `losses`, of masks."""
+    """Unweighted losses of all prediction layers: cross-entropy of classes, and the mask losses of ``losses``."""
 
     empty_weight: Tensor
 
@@ -51,10 +51,10 @@ class SetCriterion(nn.Module):
         losses: Mapping[str, Loss] | None = None,
         loss_norm: str = PER_PROCESS,
     ) -> None:
-        """`loss_weights` says how much each loss counts: `loss_ce`, and `loss_NAME` for each of `losses`.
+        """``loss_weights`` holds the weight of ``loss_ce``, and of ``loss_NAME`` for each of ``losses``.
 
-        `losses`: by default mask and dice.
-        `loss_norm`: what several processes divide their losses by, see `_norms`.
+        ``losses``: by default mask and dice.
+        ``loss_norm``: what several processes divide their losses by, see ``_norms``.
         """
         super().__init__()
         if loss_norm not in LOSS_NORMS:
@@ -73,7 +73,7 @@ class SetCriterion(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, matcher: Matcher) -> dict[str, Any]:
-        """Weights and point counts of MODEL.MASK_FORMER, and the registered losses that LOSSES adds with theirs."""
+        """Return weights and point counts of MODEL.MASK_FORMER, and the registered losses of LOSSES."""
         options = cfg.MODEL.MASK_FORMER
         weights = {
             "ce": options.CLASS_WEIGHT,
@@ -96,10 +96,10 @@ class SetCriterion(nn.Module):
     def forward(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Scalar losses `loss_ce`, `loss_mask`, … of the last layer, and with suffix `_0`, … of the others.
+        """Scalar losses ``loss_ce``, ``loss_mask``, … of the last layer, and with suffix ``_0``, … of the others.
 
-        Targets, one for each image: `labels` (N,) in 0..K-1 and `masks` (N, [T,] H, W) bool, padded alike; where there
-        are pixels that train nothing, `ignored` (T, H, W) bool.
+        Targets, one for each image: ``labels`` (N,) in 0..K-1 and ``masks`` (N, [T,] H, W) bool, padded alike; where
+        there are pixels that train nothing, ``ignored`` (T, H, W) bool.
         """
         targets = [{**target, "masks": with_frames(target["masks"])} for target in targets]
         device = predictions[0].class_logits.device
@@ -119,7 +119,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def weight(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each loss times its weight; the layer suffix does not matter."""
+        """Return each loss times its weight; a layer suffix is ignored."""
         return {name: loss * self.loss_weights[_LAYER.sub("", name)] for name, loss in losses.items()}
 
     def _match(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
@@ -131,7 +131,7 @@ class SetCriterion(nn.Module):
             raise
 
     def _norms(self, class_weights: Tensor, num_masks: int) -> tuple[Tensor, Tensor]:
-        """What class losses (L,) and mask losses, a scalar, are divided by; all processes must call this alike.
+        """Return what class losses (L,) and mask losses, a scalar, are divided by; all processes must call this alike.
 
         Per process: the class losses by this process's sum of weights, masks by the mean number over processes, at
         least 1. Global: both by means over processes, so that the mean of their losses is the loss of one process
@@ -148,7 +148,10 @@ class SetCriterion(nn.Module):
     def class_losses(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sums (L,) over all queries of weighted cross-entropies, and of their weights; "no object" if unmatched."""
+        """Return sums (L,) over all queries of weighted cross-entropies, and of their weights.
+
+        Unmatched queries have the class "no object".
+        """
         logits = torch.stack([prediction.class_logits for prediction in predictions]).float()  # (L, B, Q, K + 1)
         num_layers, num_batch, num_queries = logits.shape[:3]
         labels = torch.cat([target["labels"] for target in targets])
@@ -168,7 +171,10 @@ class SetCriterion(nn.Module):
 
     @torch.no_grad()
     def _cover_ignored(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
-        """Whether the mask of a query lies mostly on ignored pixels, (L, B, Q): it may be right, no one knows."""
+        """Return whether the mask of a query lies mostly on ignored pixels, (L, B, Q).
+
+        It may be right, no one knows.
+        """
         columns = []
         for image, target in enumerate(targets):
             if "ignored" in target:
@@ -181,14 +187,17 @@ class SetCriterion(nn.Module):
     def masks_at_points(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]], table: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits of matched masks, labels of their targets and weights at the same points, each (L, M, T, P)."""
+        """Return logits of matched masks, labels of their targets and weights at the same points, each (L, M, T, P)."""
         queries = table.clamp(min=0).split([len(target["labels"]) for target in targets], dim=1)
         logits = chosen_mask_logits(predictions, queries)
         masks = torch.cat([target["masks"] for target in targets])  # (M, T, H, W)
         return self._at_points(torch.cat(logits, 1).float(), masks, ignored_by_target(targets))
 
     def _at_points(self, logits: Tensor, masks: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits (L, M, T, h, w), labels of targets (M, T, H, W), weights, each at points of its own: (L, M, T, P)."""
+        """Return logits (L, M, T, h, w), labels of targets (M, T, H, W), weights, each at points of its own.
+
+        (L, M, T, P).
+        """
         shape = (*logits.shape[:3], self.num_points)
         maps = logits.flatten(0, 2)[:, None]  # (LMT, 1, h, w)
         if len(maps) == 0:  # the empty product keeps the gradients of all parameters connected
@@ -213,7 +222,7 @@ class SetCriterion(nn.Module):
 
 
 def parse_losses(entries: Sequence[Any]) -> dict[str, float]:
-    """Weights by name of MODEL.MASK_FORMER.LOSSES.
+    """Return the weights of MODEL.MASK_FORMER.LOSSES by name.
 
     Raises:
         ConfigError: an entry is not [name, weight], or a name ends like those of earlier layers' losses.
@@ -229,5 +238,5 @@ def parse_losses(entries: Sequence[Any]) -> dict[str, float]:
 
 
 def with_frames(masks: Tensor) -> Tensor:
-    """Masks (N, T, H, W) of masks (N, T, H, W) or (N, H, W)."""
+    """Return masks (N, T, H, W), adding T = 1 to (N, H, W)."""
     return masks.unsqueeze(1) if masks.ndim == 3 else masks

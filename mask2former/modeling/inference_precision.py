@@ -1,7 +1,7 @@
-"""MODEL.PRECISION: the type that inference computes in.
+"""MODEL.PRECISION: the dtype of inference.
 
-Autocast chooses by operator. Float32 whatever the type are: places and weights of deformable attention, every softmax,
-norms' statistics, matching, losses and everything behind the logits.
+Autocast chooses by operator. Always float32: locations and weights of deformable attention, every softmax, statistics
+of norms, matching, losses and everything after the logits.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PRECISIONS = tuple(_DTYPES)
 
 
 def parse_precision(name: str, device: torch.device | None = None) -> torch.dtype | None:
-    """The type that MODEL.PRECISION names; None is float32 throughout.
+    """Return the dtype that MODEL.PRECISION names; None is float32 throughout.
 
     Raises:
-        ConfigError: an unknown name, or float16 on a `device` without kernels for it.
+        ConfigError: an unknown name, or float16 on a ``device`` without kernels for it.
     """
     if name not in _DTYPES:
         raise ConfigError(f"MODEL.PRECISION: expected one of {', '.join(PRECISIONS)}; found {name!r}")

@@ -1,7 +1,7 @@
-"""What the exchangeable parts of the model promise each other.
+"""Protocols of the exchangeable parts of the model.
 
-Letters: L prediction layers, B batch, T frames, Q queries, N targets of an image, M targets of all images, K classes,
-C channels, P points, H W size.
+Letters: L prediction layers, B batch, T frames, Q queries, N targets of an image, M targets of all images, K classes, C
+channels, P points, H W size.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ Targets = Sequence[dict[str, Tensor]]
 
 
 class PixelDecoder(Protocol):
-    """Brings the maps of a backbone to one width, and makes mask features of them."""
+    """Brings the maps of a backbone to one width and computes mask features from them."""
 
     def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Maps (N, C, h, w) by name -> mask features (N, C, H, W), the encoder's map if any, maps that queries see."""
+        """Return mask features (N, C, H, W), the encoder's map or None, and the maps that queries attend to.
+
+        ``features`` are the backbone's maps (N, C, h, w) by name.
+        """
 
 
 class TransformerDecoder(Protocol):
@@ -33,33 +36,36 @@ class TransformerDecoder(Protocol):
     num_queries: int
 
     def __call__(self, inputs: Any, mask_features: Tensor, *, num_frames: int = 1) -> list[QueryPrediction]:
-        """What queries look at (tensors (BT, C, h, w)) and mask features (BT, C, H, W) -> one prediction a layer."""
+        """Return one prediction per layer.
+
+        ``inputs`` are the maps that queries attend to, tensors (BT, C, h, w); ``mask_features`` (BT, C, H, W).
+        """
 
 
 class Matcher(Protocol):
-    """Gives every target a query."""
+    """Assigns a query to every target."""
 
     def __call__(self, predictions: Sequence[QueryPrediction], targets: Targets) -> Tensor:
-        """The query of each target in each layer: (L, M) int64 on the host, -1 for a target without one."""
+        """Return the query of each target in each layer: (L, M) int64 on the host, -1 for a target without one."""
 
 
 class Criterion(Protocol):
-    """Compares predictions with targets. It is a module of the model, so that its buffers move along."""
+    """Compares predictions with targets. It is a module of the model, so that its buffers move with it."""
 
     def __call__(self, predictions: Sequence[QueryPrediction], targets: Targets) -> dict[str, Tensor]:
-        """Unweighted scalars by name; those of earlier layers have the suffixes `_0`, …"""
+        """Return unweighted scalars by name; those of earlier layers have the suffixes ``_0``, …"""
 
     def weight(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each loss times its weight; what is returned is summed and differentiated."""
+        """Return each loss times its weight; their sum is differentiated."""
 
 
 @dataclass(frozen=True)
 class Matched:
     """What a loss is computed from: predictions beside the targets they were matched with.
 
-    `table` (L, M) is the query of each target, negative without one. `point_logits` and `point_labels` (L, M, T, P) are
-    the masks of these queries and of their targets at the same points. `num_masks` is the mean over processes.
-    `point_weights` (L, M, T, P): 0 at points that train nothing, else 1; None: all train.
+    ``table`` (L, M) is the query of each target, negative without one. ``point_logits`` and ``point_labels`` (L, M, T,
+    P) are the masks of these queries and of their targets at the same points. ``num_masks`` is the mean over processes.
+    ``point_weights`` (L, M, T, P): 0 at points that train nothing, else 1; None: all train.
     """
 
     predictions: Sequence[QueryPrediction]
@@ -71,7 +77,7 @@ class Matched:
     point_weights: Tensor | None = None
 
     def mean(self, values: Tensor) -> Tensor:
-        """Means (L,) over matched masks of values (L, M, T), whose frames add up."""
+        """Return means (L,) over matched masks of values (L, M, T), summed over frames."""
         is_matched = (self.table >= 0).to(values.dtype)
         return (values.sum(-1) * is_matched).sum(1) / self.num_masks
 
@@ -80,11 +86,11 @@ class Loss(Protocol):
     """One term of the criterion."""
 
     def __call__(self, matched: Matched) -> Tensor:
-        """The unweighted loss of each layer, (L,)."""
+        """Return the unweighted loss of each layer, (L,)."""
 
 
 class PostProcessing(Protocol):
-    """Makes results of what queries say of an image."""
+    """Turns the predictions for an image into results."""
 
     def __call__(
         self,
@@ -95,4 +101,7 @@ class PostProcessing(Protocol):
         options: InferenceOptions,
         thing_ids: Set[int] | None = None,
     ) -> Mapping[str, Any]:
-        """Class logits (Q, K + 1) and mask logits (Q, h, w) -> `sem_seg`, `panoptic_seg`, `instances` as asked for."""
+        """Return ``sem_seg``, ``panoptic_seg`` and ``instances``, those that ``options`` asks for.
+
+        ``class_logits`` (Q, K + 1), ``mask_logits`` (Q, h, w).
+        """

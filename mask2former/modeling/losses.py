@@ -17,7 +17,7 @@ IGNORED = -1  # label of a pixel that trains nothing
 def dice_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Dice losses (..., N) in 0..1 of logits (..., N, P) against targets (..., N, P) in 0..1, smoothed by one point.
 
-    `weights` (..., N, P): 0 where a point does not count, else 1.
+    ``weights`` (..., N, P): 0 where a point does not count, else 1.
     """
     probs = mask_logits.sigmoid()
     if weights is not None:
@@ -29,7 +29,7 @@ def dice_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | None = N
 def sigmoid_ce_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Binary cross-entropies (..., N), means over points, of logits (..., N, P) against targets (..., N, P) in 0..1.
 
-    `weights` (..., N, P): 0 where a point does not count, else 1; the mean is over those that do.
+    ``weights`` (..., N, P): 0 where a point does not count, else 1; the mean is over those that do.
     """
     losses = F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none")
     if weights is None:
@@ -39,39 +39,39 @@ def sigmoid_ce_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | No
 
 @LOSS_REGISTRY.register(name="mask")
 def mask_loss(matched: Matched) -> Tensor:
-    """Binary cross-entropies of matched masks at their points, (L,)."""
+    """Return binary cross-entropies (L,) of matched masks at their points."""
     return matched.mean(sigmoid_ce_losses(matched.point_logits, matched.point_labels, matched.point_weights))
 
 
 @LOSS_REGISTRY.register(name="dice")
 def dice_loss(matched: Matched) -> Tensor:
-    """Dice losses of matched masks at their points, (L,)."""
+    """Return dice losses (L,) of matched masks at their points."""
     return matched.mean(dice_losses(matched.point_logits, matched.point_labels, matched.point_weights))
 
 
 def dice_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice losses (..., Q, M) of every pair of logits (..., Q, P) and targets (M, P)."""
+    """Return dice losses (..., Q, M) of every pair of logits (..., Q, P) and targets (M, P)."""
     probs = mask_logits.sigmoid()
     overlap = probs @ targets.T  # (..., Q, M)
     return 1 - (2 * overlap + 1) / (probs.sum(-1, keepdim=True) + targets.sum(-1) + 1)
 
 
 def sigmoid_ce_costs(mask_logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropies (..., Q, M), means over points, of every pair of logits (..., Q, P) and targets (M, P)."""
+    """Return binary cross-entropies (..., Q, M), means over points, of logits (..., Q, P) and targets (M, P)."""
     # ce(x, t) = softplus(x) - x t: the first term knows no target and the second is one product.
     num_points = max(1, mask_logits.shape[-1])
     return (F.softplus(mask_logits).sum(-1, keepdim=True) - mask_logits @ targets.T) / num_points
 
 
 def class_costs(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """Negated class probabilities (..., Q, M) of logits (..., Q, K + 1) for target classes (M,)."""
+    """Return negative class probabilities (..., Q, M) of logits (..., Q, K + 1) for target classes (M,)."""
     return -class_logits.softmax(-1)[..., labels]
 
 
 def pixel_ce_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, a scalar, of logits (B, K, H', W') against the labels (B, H, W) that are not IGNORED.
+    """Return the mean cross-entropy, a scalar, of logits (B, K, H', W') for labels (B, H, W) that are not IGNORED.
 
-    Logits may reach beyond the labels at right and bottom. Where every label is ignored, the loss is a zero with
+    Logits may be larger than the labels at right and bottom. If every label is ignored, the loss is a zero with
     gradients.
     """
     height, width = labels.shape[-2:]

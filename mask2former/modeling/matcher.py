@@ -45,7 +45,7 @@ class HungarianMatcher:
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        """Weights and points of MODEL.MASK_FORMER, which are those of the losses."""
+        """Return weights and number of points of MODEL.MASK_FORMER, the same as those of the losses."""
         options = cfg.MODEL.MASK_FORMER
         return {
             "class_weight": options.CLASS_WEIGHT,
@@ -56,11 +56,11 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
-        """The query of each target: (L, M) int64 on the host, targets of all images one after another.
+        """Return the query of each target: (L, M) int64 on the host, targets of all images one after another.
 
-        Targets hold `labels` (N,) and `masks` (N, T, H, W), and perhaps `ignored` (T, H, W), pixels at which masks are
-        not compared. No query is given twice in an image; where an image has more targets than queries, the costliest
-        stay `UNMATCHED`, which is said once.
+        Targets hold ``labels`` (N,) and ``masks`` (N, T, H, W), and perhaps ``ignored`` (T, H, W), pixels at which
+        masks are not compared. No query is given twice in an image; where an image has more targets than queries, the
+        costliest stay ``UNMATCHED``, which is said once.
 
         Raises:
             NonFiniteError: a cost is not finite; names the layer, the image of the batch and the tensor.
@@ -89,7 +89,7 @@ class HungarianMatcher:
             )
 
     def costs(self, predictions: Sequence[QueryPrediction], image: int, target: dict[str, Tensor]) -> Tensor:
-        """Costs (L, Q, N) float32 of giving each target of one image to each query."""
+        """Return costs (L, Q, N) float32 of assigning each query to each target of one image."""
         labels, masks = target["labels"], target["masks"]
         class_logits = torch.stack([prediction.class_logits[image] for prediction in predictions]).float()
         if len(labels) == 0:
@@ -106,13 +106,13 @@ class HungarianMatcher:
         return costs + torch.cat(mask_costs).view_as(costs)
 
     def _mask_costs(self, mask_logits: Tensor, mask_targets: Tensor) -> Tensor:
-        """Costs (R, N) of rows of logits (R, TP) for targets (N, TP)."""
+        """Return costs (R, N) of rows of logits (R, TP) for targets (N, TP)."""
         mask_costs = self.mask_weight * sigmoid_ce_costs(mask_logits, mask_targets)
         return mask_costs + self.dice_weight * dice_costs(mask_logits, mask_targets)
 
 
 def _assign(costs: np.ndarray, predictions: Sequence[QueryPrediction], image: int) -> np.ndarray:
-    """The query of each target, (L, N) int64, for the costs (L, Q, N) of one image."""
+    """Return the query of each target, (L, N) int64, for the costs (L, Q, N) of one image."""
     if not np.isfinite(costs).all():
         raise NonFiniteError(_describe_non_finite(costs, predictions, image))
     table = np.full((costs.shape[0], costs.shape[2]), UNMATCHED, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""From the queries' class and mask logits to semantic, panoptic and instance results of an image, and to clip results.
+"""Turn class and mask logits of queries into semantic, panoptic and instance results of an image or a clip.
 
-Queries are chosen by class probability first and only chosen masks are brought to the output size, in one pass over
-strips of the output that feeds all tasks: memory grows with the output, not with queries times pixels.
+Queries are chosen by class probability first and only their masks are resized to the output, in one pass over strips of
+the output for all tasks: memory grows with the output, not with queries times pixels.
 
 Letters: Q queries, G chosen queries, N results, T frames, K classes, H W output size, S rows of a strip, h w size of
 the mask logits.
@@ -33,7 +33,7 @@ NUM_CLIP_RESULTS = 10  # Parity: the published video model keeps ten, whatever t
 
 @dataclass(frozen=True)
 class InferenceOptions:
-    """Which tasks are inferred, and by which thresholds."""
+    """Which tasks are inferred, and their thresholds."""
 
     semantic: bool = True
     semantic_labels: bool = False  # the class of each pixel instead of the scores of all classes
@@ -51,10 +51,10 @@ class _Task(Protocol):
     queries: list[int]
 
     def add(self, strip: slice, seen: MaskStrip) -> None:
-        """Take what a strip of rows shows of the task's queries, (G, S, W)."""
+        """Add a strip of rows of the task's queries, (G, S, W)."""
 
     def result(self) -> Any:
-        """What the model returns under the task's name."""
+        """Return the model's result of this task."""
 
 
 @POSTPROCESSING_REGISTRY.register()
@@ -66,13 +66,13 @@ def infer_image(
     options: InferenceOptions,
     thing_ids: Set[int] | None = None,
 ) -> dict[str, Any]:
-    """`sem_seg`, `panoptic_seg` and `instances` of an image, those that `options` asks for.
+    """Return ``sem_seg``, ``panoptic_seg`` and ``instances`` of an image, those that ``options`` asks for.
 
-    `sem_seg` is scores (K, H, W), or with `semantic_labels` the class of the largest, (H, W) int32.
+    ``sem_seg`` is scores (K, H, W), or with ``semantic_labels`` the class of the largest, (H, W) int32.
 
     Args:
         class_logits: (Q, K + 1), "no object" last.
-        mask_logits: (Q, h, w) at any size that the padded input's is a multiple of.
+        mask_logits: (Q, h, w), at a size of which the padded input's is a multiple.
         geometry: the sizes between these masks and the output.
         options: tasks and thresholds.
         thing_ids: classes that are things; None: all.
@@ -99,7 +99,7 @@ def infer_image(
 def _run(
     tasks: list[_Task], mask_logits: Tensor, geometry: MaskGeometry, *, resize_first: bool, threshold: float
 ) -> None:
-    """Bring the masks that any task needs to size once, strip by strip, and hand them to the tasks."""
+    """Resize the masks that any task needs once, strip by strip, and pass them to the tasks."""
     wanted = sorted({query for task in tasks for query in task.queries})
     positions = {query: position for position, query in enumerate(wanted)}
     rows = [[positions[query] for query in task.queries] for task in tasks]
@@ -120,7 +120,7 @@ class _SemanticTask:
     """Class maps (K, H, W): sums over queries of class probability times mask probability."""
 
     def __init__(self, class_probs: Tensor, *, geometry: MaskGeometry, resize_first: bool) -> None:
-        """Without `resize_first` the sums still have the image's size and are resized to the output."""
+        """Without ``resize_first`` the sums have the image's size and are resized to the output afterwards."""
         self.weights = class_probs[:, :-1].T  # (K, Q)
         self.queries = list(range(len(class_probs)))
         self.geometry = geometry
@@ -137,10 +137,10 @@ class _SemanticTask:
 
 
 class _SemanticLabelTask:
-    """The class of each pixel (H, W) int32 whose map of `_SemanticTask` is the largest, the first of equal ones."""
+    """The class of each pixel (H, W) int32 with the largest value in ``_SemanticTask``, the first of equal ones."""
 
     def __init__(self, class_probs: Tensor, *, geometry: MaskGeometry, resize_first: bool) -> None:
-        """The sums are only kept, at the image's size, where they have to be resized from it to another."""
+        """The sums are stored, at the image's size, only if they must be resized from it to another."""
         self.weights = class_probs[:, :-1].T  # (K, Q)
         self.queries = list(range(len(class_probs)))
         self.sums: _SemanticTask | None = None
@@ -159,9 +159,9 @@ class _SemanticLabelTask:
 
 
 def largest_of_resized(maps: Tensor, geometry: MaskGeometry) -> Tensor:
-    """Which of maps (K, *image) is the largest at the output's size, (H, W) int32, the first of equal ones.
+    """Return which of maps (K, *image), resized to the output, is the largest, (H, W) int32, the first of equal ones.
 
-    Maps are resized a few at a time: memory does not grow with their number.
+    Maps are resized a few at a time, so memory does not grow with their number.
     """
     best = maps.new_full(geometry.output, -math.inf)
     labels = torch.zeros(geometry.output, dtype=torch.int32, device=maps.device)
@@ -174,7 +174,7 @@ def largest_of_resized(maps: Tensor, geometry: MaskGeometry) -> Tensor:
 
 
 class _PanopticTask:
-    """Segments that do not overlap: each pixel goes to the kept query with the largest score times probability."""
+    """Segments without overlap: each pixel goes to the kept query with the largest score times probability."""
 
     def __init__(
         self, class_probs: Tensor, *, size: tuple[int, int], things: Set[int], options: InferenceOptions
@@ -208,7 +208,7 @@ class _PanopticTask:
         self.areas += winners.areas
 
     def result(self) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Ids (H, W) int32 from 1, 0 is void; for each: id, isthing, category_id and score, a probability."""
+        """Return ids (H, W) int32 from 1, 0 is void, and for each its id, isthing, category_id and score."""
         if not self.queries:
             return torch.zeros(self.size, dtype=torch.int32, device=self.weights.device), []
         # One histogram gives, for each kept query, the pixels it won outside and inside its own mask.
@@ -221,7 +221,7 @@ class _PanopticTask:
         return self.winners, segments
 
     def _segments(self, counts: list[list[int]]) -> tuple[list[int], list[dict[str, Any]]]:
-        """The segment id of each kept query, 0 for none, and the segments."""
+        """Return the segment id of each kept query, 0 for none, and the segments."""
         segment_of = [0] * len(counts)
         segments: list[dict[str, Any]] = []
         stuff: dict[int, dict[str, Any]] = {}
@@ -270,7 +270,7 @@ class _InstanceTask:
         self.sums += torch.stack((seen.inside_sums, seen.areas))
 
     def result(self) -> Instances:
-        """N instances by falling score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
+        """Return N instances by descending score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
         boxes_xyxy = masks_to_boxes_xyxy(self.masks[: len(self.queries)])
         mask_scores = self.sums[0] / (self.sums[1] + _AREA_EPSILON)
         scores = self.scores * mask_scores[self.members]
@@ -287,7 +287,7 @@ class _InstanceTask:
 
 
 def _rearranged(masks: Tensor, members: Tensor) -> Tensor:
-    """masks[members] of masks (N, H, W), written over where they are large, so that there is no second copy of them."""
+    """Return masks[members] of masks (N, H, W), in place if they are large, to avoid a second copy of them."""
     if masks.numel() <= _SMALL_MASKS:
         return masks[members]
     source_of = {place: source for place, source in enumerate(members.tolist()) if place != source}
@@ -307,7 +307,7 @@ def _rearranged(masks: Tensor, members: Tensor) -> Tensor:
 
 
 def _turn_ring(masks: Tensor, source_of: dict[int, int]) -> None:
-    """Move the masks of places that wait for one another in a ring, and take them off `source_of`."""
+    """Move masks whose places depend on each other in a cycle, and remove them from ``source_of``."""
     start = place = next(iter(source_of))
     kept = masks[start].clone()
     while (source := source_of.pop(place)) != start:
@@ -317,7 +317,10 @@ def _turn_ring(masks: Tensor, source_of: dict[int, int]) -> None:
 
 
 def best_pairs(class_probs: Tensor, num_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, classes and queries (N,) of the best pairs by probability (Q, K + 1), falling; never "no object"."""
+    """Return scores, classes and queries (N,) of the best pairs by probability (Q, K + 1), in descending order.
+
+    "No object" is never among them.
+    """
     num_classes = class_probs.shape[-1] - 1
     pair_probs = class_probs[:, :-1].flatten()  # (QK,)
     scores, pairs = pair_probs.topk(min(num_pairs, len(pair_probs)))
@@ -325,14 +328,15 @@ def best_pairs(class_probs: Tensor, num_pairs: int) -> tuple[Tensor, Tensor, Ten
 
 
 def infer_clip(prediction: QueryPrediction, *, geometry: MaskGeometry) -> dict[str, Any]:
-    """The ten best pairs of query and class in a clip, by falling score, on the host.
+    """Return the ten best pairs of query and class in a clip, by descending score, on the host.
 
     Args:
         prediction: that of one clip (B = 1).
         geometry: sizes of every frame.
 
     Returns:
-        `image_size` (H, W), `pred_scores` and `pred_labels` lists of numbers, `pred_masks` a list of (T, H, W) bool.
+        ``image_size`` (H, W), ``pred_scores`` and ``pred_labels`` lists of numbers, ``pred_masks`` a list of (T, H, W)
+            bool.
     """
     scores, labels, queries = best_pairs(prediction.class_logits[0].float().softmax(-1), NUM_CLIP_RESULTS)
     unique, member = queries.unique(return_inverse=True)
@@ -347,12 +351,12 @@ def infer_clip(prediction: QueryPrediction, *, geometry: MaskGeometry) -> dict[s
 
 
 def clip_masks(prediction: QueryPrediction, queries: Tensor, *, geometry: MaskGeometry) -> Iterator[Tensor]:
-    """Masks (T, H, W) bool of each of N queries in one clip (B = 1), at output size, on the host."""
+    """Yield masks (T, H, W) bool of each of N queries in one clip (B = 1), at output size, on the host."""
     logits = multiply_masks(prediction.mask_embed[:, queries], prediction.mask_features)[0]  # (N, T, h, w)
     for frames in logits:
         yield (geometry.resize(frames) > 0).cpu()
 
 
 def _select(maps: Tensor, rows: list[int]) -> Tensor:
-    """Rows of maps (G, ...) without a copy where all are wanted."""
+    """Return rows of maps (G, ...), without a copy if all are selected."""
     return maps if len(rows) == len(maps) else maps[torch.tensor(rows, dtype=torch.long, device=maps.device)]

@@ -1,7 +1,7 @@
-"""What one prediction layer says: class logits, and masks in factored form.
+"""The prediction of one layer: class logits, and masks in factored form.
 
 A mask is the product of a query's mask embedding with per-pixel mask features (Mask2Former, section 3.2). The product
-is formed only where somebody asks: full maps of all queries are by far the largest tensors of the model.
+is computed only where it is needed: full maps of all queries are by far the largest tensors of the model.
 
 Letters: L prediction layers, B batch, T frames, Q queries, M chosen queries, K classes, C channels,
 P points, H W size.
@@ -28,12 +28,15 @@ class QueryPrediction(NamedTuple):
     mask_features: Tensor
 
     def mask_logits(self) -> Tensor:
-        """Logits (B, Q, T, H, W) of every query's mask."""
+        """Return the mask logits (B, Q, T, H, W) of all queries."""
         return multiply_masks(self.mask_embed, self.mask_features)
 
     @classmethod
     def from_logits(cls, class_logits: Tensor, mask_logits: Tensor) -> QueryPrediction:
-        """Class logits (B, Q, K + 1) and full mask logits (B, Q, [T,] H, W), which become features of Q channels."""
+        """Return a prediction from class logits (B, Q, K + 1) and full mask logits (B, Q, [T,] H, W).
+
+        The mask logits become mask features of Q channels.
+        """
         if mask_logits.ndim == 4:
             mask_logits = mask_logits.unsqueeze(2)
         num_batch, num_queries = mask_logits.shape[:2]
@@ -42,19 +45,19 @@ class QueryPrediction(NamedTuple):
 
 
 def multiply_masks(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
-    """Mask logits (B, Q, T, H, W) of embeddings (B, Q, C) and features (B, T, C, H, W)."""
+    """Return the mask logits (B, Q, T, H, W) of embeddings (B, Q, C) and features (B, T, C, H, W)."""
     height, width = mask_features.shape[-2:]
     logits = multiply_maps(mask_embed[:, None], mask_features.flatten(3))  # (B, T, Q, HW)
     return logits.transpose(1, 2).unflatten(-1, (height, width))  # (B, Q, T, H, W)
 
 
 def share_features(predictions: Sequence[QueryPrediction]) -> bool:
-    """Whether all layers multiply with the same mask features, so that work on these is done once."""
+    """Return whether all layers have the same mask features, so that they need to be processed only once."""
     return all(prediction.mask_features is predictions[0].mask_features for prediction in predictions)
 
 
 def chosen_mask_logits(predictions: Sequence[QueryPrediction], queries: Sequence[Tensor]) -> list[Tensor]:
-    """Of each image mask logits (L, M, T, H, W) of its queries (L, M), which are chosen in every layer."""
+    """Yield for each image the mask logits (L, M, T, H, W) of its chosen queries (L, M) in every layer."""
     num_layers = 1 if share_features(predictions) else len(predictions)
     # By images at once: the gradients of slices would each be written into zeros of the size of the whole.
     features = [prediction.mask_features.split(1) for prediction in predictions[:num_layers]]

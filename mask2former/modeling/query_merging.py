@@ -1,10 +1,10 @@
-"""The mean of several predictions of one image, of copies of other sizes and mirrored ones.
+"""Average several predictions of one image, made from copies of other sizes and mirrored ones.
 
 A query need not stand for the same object in every copy. So the queries of each copy are assigned to those of the first
-one, by the overlap of masks times the likeness of class probabilities, and class probabilities and mask logits of what
-is assigned are averaged: logits, because they do not saturate and are what is resized afterwards. A query of the first
-copy whose mask no query of a copy shares is not touched by that copy: it says nothing of this mask. The number of
-queries, and with it memory, does not grow with the number of copies, and equal copies change nothing, bit by bit.
+copy, by mask overlap times class similarity, and class probabilities and mask logits of assigned queries are averaged:
+logits, because they do not saturate and are what is resized afterwards. A query of the first copy whose mask overlaps
+no mask of another copy is not changed by that copy. The number of queries, and with it memory, does not grow with the
+number of copies, and equal copies change nothing, bit by bit.
 
 Letters: Q queries, N assigned queries, K classes, H W size of the first copy's mask logits, h w of another copy's.
 """
@@ -23,7 +23,7 @@ _TINY = 1e-12
 
 
 class QueryMean:
-    """The running mean; its queries, and the frame of its masks, are those of the first prediction."""
+    """The running mean; its queries and the frame of its masks are those of the first prediction."""
 
     def __init__(self, class_logits: Tensor, mask_logits: Tensor, *, geometry: MaskGeometry) -> None:
         """The first copy's class logits (Q, K + 1), "no object" last, and mask logits (Q, H, W) of the padded input."""
@@ -34,7 +34,7 @@ class QueryMean:
         self.counts = torch.ones(len(class_logits), device=class_logits.device)
 
     def add(self, class_logits: Tensor, mask_logits: Tensor, *, geometry: MaskGeometry, is_mirrored: bool) -> None:
-        """Take in class logits (Q, K + 1) and mask logits (Q, h, w) of another copy, mirrored left to right or not."""
+        """Add class logits (Q, K + 1) and mask logits (Q, h, w) of another copy, mirrored left to right or not."""
         class_probs = class_logits.float().softmax(-1)
         size = (int(self.mask_logits.shape[-2]), int(self.mask_logits.shape[-1]))
         moved = move_masks(
@@ -49,13 +49,13 @@ class QueryMean:
         self.mean_mask_logits[own] = self.mean_mask_logits[own].lerp(moved[theirs], weights[..., None])
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Class logits (Q, K + 1) and mask logits (Q, H, W) of the mean probabilities, in the first copy's frame."""
+        """Return class logits (Q, K + 1) and mask logits (Q, H, W) of the mean, in the first copy's frame."""
         is_same = (self.mean_class_probs == self.class_probs).all(-1, keepdim=True)
         class_logits = self.class_logits.where(is_same, self.mean_class_probs.clamp(min=_TINY).log())
         return class_logits, self.mean_mask_logits
 
     def _assign(self, class_probs: Tensor, mask_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (N,) of the first prediction, and (N,) of the other whose masks are the same."""
+        """Return queries (N,) of the first prediction, and those (N,) of the other that are assigned to them."""
         height, width = self.mask_probs.shape[-2:]
         rows = -(-self.geometry.image[0] * height // self.geometry.padded[0])  # without the padding
         columns = -(-self.geometry.image[1] * width // self.geometry.padded[1])
@@ -70,9 +70,9 @@ class QueryMean:
 
 
 def soft_overlap(first: Tensor, second: Tensor) -> Tensor:
-    """The Tanimoto coefficient (N, M) of mask probabilities (N, P) and (M, P): intersection over union of binary ones.
+    """Return the Tanimoto coefficient (N, M) of mask probabilities (N, P) and (M, P): IoU if they are binary.
 
-    It is 1 for equal masks alone, however soft they are, and 0 where both are empty.
+    It is 1 only for equal masks, however soft they are, and 0 where both are empty.
     """
     products = first @ second.T
     squares = first.square().sum(1)[:, None] + second.square().sum(1)  # (N, M)
@@ -82,9 +82,9 @@ def soft_overlap(first: Tensor, second: Tensor) -> Tensor:
 def move_masks(
     mask_logits: Tensor, *, size: tuple[int, int], source: MaskGeometry, target: MaskGeometry, is_mirrored: bool
 ) -> Tensor:
-    """Mask logits (Q, h, w) of one copy of an image as (Q, *size) in the frame of another, bilinearly.
+    """Map mask logits (Q, h, w) of one copy of an image to (Q, *size) in the frame of another, bilinearly.
 
-    Both cover padded inputs; what lies outside the first copy is continued from its border.
+    Both cover padded inputs; outside the first copy its border is continued.
     """
     is_same_frame = (source.padded, source.image) == (target.padded, target.image)
     if is_same_frame and not is_mirrored and tuple(mask_logits.shape[-2:]) == size:

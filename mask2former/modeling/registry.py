@@ -1,7 +1,7 @@
-"""Registries of the exchangeable model parts: they hold the names that configs in the world use.
+"""Registries of the exchangeable model parts, by the names that published configs use.
 
-A registered component takes keyword arguments and knows nothing of the config; its `from_config(cls, cfg, ...)`
-translates a config into those arguments. What each kind promises is in `interfaces`.
+A registered component takes keyword arguments and knows nothing of the config; its ``from_config(cls, cfg, ...)``
+translates a config into those arguments. The protocol of each kind is in ``interfaces``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ POSTPROCESSING_REGISTRY = Registry("post-processing", key="MODEL.MASK_FORMER.POS
 
 
 def takes_clips(name: str) -> bool:
-    """Whether the meta-architecture called `name` is one of videos: trained on clips; False where there is none."""
+    """Return whether the meta-architecture ``name`` is trained on clips; False if there is none of that name."""
     return name in META_ARCH_REGISTRY and bool(getattr(META_ARCH_REGISTRY.get(name), "takes_clips", False))
 
 

@@ -1,9 +1,9 @@
-"""Videos of any length: inference in overlapping windows, and instances carried from one window to the next.
+"""Videos of any length: inference in overlapping windows, and matching of instances from one window to the next.
 
-A window's masks become run-length codes as it is done; memory grows with the window, not with the video. Each
-frame's masks are those of one window, so that a video which one window covers has the results of the whole clip.
-Instances of two windows are the same where their masks agree in the frames that both saw, and their queries' mask
-embeddings are alike; where both are hidden in all of these frames, by the embeddings alone.
+A window's masks become run-length codes when it is done; memory grows with the window, not with the video. Each frame's
+masks come from one window, so a video that fits into one window has the results of the whole clip. Instances of two
+windows are the same if their masks agree in the shared frames and their queries' mask embeddings are similar; if both
+are hidden in all of these frames, the embeddings alone decide.
 
 Letters: N M instances, Q queries, K classes, C channels, T frames, H W size.
 """
@@ -37,7 +37,7 @@ Rle = dict[str, Any]
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """`length` frames are inferred together, 0: all; successive windows share at least `overlap` of them."""
+    """Infer ``length`` frames together, 0: all; successive windows share at least ``overlap`` frames."""
 
     length: int = 0
     overlap: int = 1
@@ -50,13 +50,13 @@ class WindowOptions:
             )
 
     def covers(self, num_frames: int) -> bool:
-        """Whether one window covers so many frames."""
+        """Return whether one window covers that many frames."""
         return not self.length or num_frames <= self.length
 
 
 @dataclass(frozen=True)
 class Window(Generic[Frame]):
-    """Frames `start` and following of a video."""
+    """Frames of a video from ``start`` on."""
 
     start: int
     frames: list[Frame]
@@ -64,7 +64,7 @@ class Window(Generic[Frame]):
 
 
 def split_windows(frames: Iterable[Frame], options: WindowOptions) -> Iterator[Window[Frame]]:
-    """Windows over frames that are read as they are needed, one ahead; the last is moved back rather than shortened."""
+    """Yield windows over frames, which are read as needed, one ahead; the last window is moved back, not shortened."""
     remaining = iter(frames)
     held = list(islice(remaining, options.length or None))
     start = 0
@@ -88,7 +88,7 @@ class WindowPrediction:
 
 
 def infer_window(prediction: QueryPrediction, *, geometry: MaskGeometry) -> WindowPrediction:
-    """The queries that a clip's results are made of, from the prediction of one window (B = 1)."""
+    """Return the queries of a clip's results from the prediction of one window (B = 1)."""
     class_probs = prediction.class_logits[0].float().softmax(-1)
     chosen = best_pairs(class_probs, NUM_CLIP_RESULTS)[2].unique()
     embeddings = prediction.mask_embed[0, chosen]
@@ -105,7 +105,7 @@ def infer_window(prediction: QueryPrediction, *, geometry: MaskGeometry) -> Wind
 
 @dataclass
 class TrackPart:
-    """One instance in the frames that a window settles: mean class_probs (K + 1,) so far, and codes by frame."""
+    """One instance in the frames that a window decides: mean class_probs (K + 1,) so far, and codes by frame."""
 
     track_id: int
     class_probs: Tensor
@@ -113,14 +113,14 @@ class TrackPart:
 
     @property
     def best(self) -> tuple[float, int]:
-        """Probability and contiguous id of the likeliest class."""
+        """Return probability and contiguous id of the most probable class."""
         score, label = self.class_probs[:-1].max(0)
         return float(score), int(label)
 
 
 @dataclass(frozen=True)
 class SettledFrames:
-    """Frames `start` to `stop` (excluded), and the instances that their window found."""
+    """Frames ``start`` to ``stop`` (excluded), and the instances that their window found."""
 
     start: int
     stop: int
@@ -134,14 +134,14 @@ class _Track:
     num_frames: int = 0
 
     def update(self, class_probs: Tensor, num_frames: int) -> None:
-        """Running mean over the frames of the windows that found the instance."""
+        """Update the mean over the frames of the windows that found the instance."""
         self.num_frames += num_frames
         self.class_probs = self.class_probs + (class_probs - self.class_probs) * (num_frames / self.num_frames)
 
 
 @dataclass
 class WindowStitcher:
-    """Gives the instances of successive windows numbers from 1 that stay. Holds the last window alone."""
+    """Assigns lasting track ids, from 1, to the instances of successive windows. Keeps only the last window."""
 
     overlap: int
     _num_tracks: int = 0
@@ -151,7 +151,7 @@ class WindowStitcher:
     _last: WindowPrediction | None = None
 
     def add(self, prediction: WindowPrediction, *, start: int, is_last: bool) -> SettledFrames:
-        """Take the window that begins at frame `start`; the second half of its end overlap is the next window's."""
+        """Add the window that begins at frame ``start``; the next window decides the second half of their overlap."""
         stop = start + len(prediction.rles[0])
         until = stop if is_last else stop - self.overlap // 2
         self._tracks = self._continue(prediction, start=start)
@@ -165,7 +165,7 @@ class WindowStitcher:
         return settled
 
     def _continue(self, prediction: WindowPrediction, *, start: int) -> list[_Track]:
-        """The track of each instance of the window: one of the last window, or a new one."""
+        """Return the track of each instance of the window: one of the last window, or a new one."""
         same = {} if self._last is None else match_windows(self._last, prediction, num_shared=self._stop - start)
         tracks = []
         for index, class_probs in enumerate(prediction.class_probs):
@@ -178,9 +178,9 @@ class WindowStitcher:
 
 
 def match_windows(last: WindowPrediction, following: WindowPrediction, *, num_shared: int) -> dict[int, int]:
-    """For instances of the `following` window (M) the same instance of the `last` one (N), where there is one.
+    """Return for instances (M) of the ``following`` window the same instance (N) of the ``last`` one, if any.
 
-    The last `num_shared` frames of the one are the first of the other.
+    The last ``num_shared`` frames of the one are the first of the other.
     """
     intersections, unions = track_ious(
         [rles[-num_shared:] for rles in last.rles], [rles[:num_shared] for rles in following.rles]
@@ -198,7 +198,7 @@ def match_windows(last: WindowPrediction, following: WindowPrediction, *, num_sh
 def instances_of_frame(
     settled: SettledFrames, frame: int, *, image_size: tuple[int, int], score_threshold: float
 ) -> Instances:
-    """What is to be seen in one of the frames, by falling score: each instance once, with the class that leads so far.
+    """Return the instances of one frame, by descending score, each once with its most probable class so far.
 
     Fields are those of an image's instances, and track_ids (N,).
     """
@@ -219,7 +219,7 @@ def instances_of_frame(
 
 
 def join_settled(settled: Iterable[SettledFrames], *, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Results of the whole video: those of a clip, with masks as MaskTrack, and at least every instance once."""
+    """Return the results of the whole video: those of a clip, with masks as MaskTrack, each instance at least once."""
     rles: dict[int, dict[int, Rle]] = {}
     class_probs: dict[int, Tensor] = {}
     num_frames = 0

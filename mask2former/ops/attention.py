@@ -19,7 +19,7 @@ _MIN_TOKENS = 64  # below, torch's attention is as fast
 
 
 def is_attention_faster(query: Tensor, key: Tensor, num_heads: int) -> bool:
-    """Whether `masked_attention` has a faster way than torch for queries (B, Q, M D) and keys (B, S, M D)."""
+    """Return whether ``masked_attention`` is faster than torch for queries (B, Q, M D) and keys (B, S, M D)."""
     if not native.is_eager_cpu_inference(query) or query.dtype not in native.MAP_DTYPES or key.dtype != query.dtype:
         return False
     if query.shape[-1] // num_heads % _CHANNEL_MULTIPLE or key.shape[1] < _MIN_TOKENS or not query.numel():
@@ -30,9 +30,9 @@ def is_attention_faster(query: Tensor, key: Tensor, num_heads: int) -> bool:
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None = None, *, num_heads: int
 ) -> Tensor:
-    """Softmax attention: queries (B, Q, M D), keys and values (B, S, M D) -> (B, Q, M D) float32.
+    """Compute softmax attention: queries (B, Q, M D), keys and values (B, S, M D) -> (B, Q, M D) float32.
 
-    Only where `is_attention_faster`. Scores and sums are float32, whatever the type of the arguments is.
+    Only where ``is_attention_faster``. Scores and sums are float32, whatever the type of the arguments is.
 
     Args:
         query: projected queries, the channels of each head side by side.

@@ -1,8 +1,8 @@
-"""Compiles the native kernels: `python -m mask2former.ops.build` does it in place, setup.py for an installation.
+"""Compile the native kernels: ``python -m mask2former.ops.build`` in place, setup.py for an installation.
 
-Standard library only: it runs where torch is not installed. The environment chooses:
+Uses the standard library only, so it runs without torch. Environment variables:
     CXX                      C++ compiler (default: the first of c++, g++, clang++)
-    CUDACXX, CUDA_HOME       nvcc, or the toolkit it lies in (default: nvcc on PATH)
+    CUDACXX, CUDA_HOME       nvcc, or its toolkit (default: nvcc on PATH)
     MASK2FORMER_BUILD_CUDA   0 never builds the CUDA library, 1 fails without it (default: where nvcc is found)
 """
 
@@ -48,7 +48,11 @@ class BuildError(RuntimeError):
 
 
 def build_cpu(target_dir: Path) -> Path:
-    """Compiles the CPU library into a folder and returns its path. Raises BuildError."""
+    """Compile the CPU library into a folder and return its path.
+
+    Raises:
+        BuildError: the compiler is missing or failed.
+    """
     compiler = find_cxx()
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     common = [*compiler, *_CXX_FLAGS, *(["-DM2F_X86"] if is_x86 else [])]
@@ -65,7 +69,11 @@ def build_cpu(target_dir: Path) -> Path:
 
 
 def build_cuda(target_dir: Path) -> Path:
-    """Compiles the CUDA library into a folder and returns its path. Raises BuildError."""
+    """Compile the CUDA library into a folder and return its path.
+
+    Raises:
+        BuildError: the compiler is missing or failed.
+    """
     nvcc = find_nvcc()
     if nvcc is None:
         raise BuildError("nvcc not found (PATH, CUDACXX, CUDA_HOME)")
@@ -80,9 +88,10 @@ def build_cuda(target_dir: Path) -> Path:
 
 
 def build_available(target_dir: Path) -> bool:
-    """Builds what the machine has compilers for and prints a line about each; whether the CPU library was built.
+    """Build what the machine has compilers for, print a line for each, and return whether the CPU library was built.
 
-    Raises BuildError only where MASK2FORMER_BUILD_CUDA=1 asks for a CUDA library that cannot be built.
+    Raises:
+        BuildError: MASK2FORMER_BUILD_CUDA=1 asks for a CUDA library that cannot be built.
     """
     is_built = _build_and_report("CPU", build_cpu, target_dir)
     wanted = os.environ.get(CUDA_SWITCH, "")
@@ -96,7 +105,7 @@ def build_available(target_dir: Path) -> bool:
 
 
 def find_cxx() -> list[str]:
-    """The C++ compiler's command: $CXX (which may hold flags or a launcher) or the first known one on PATH."""
+    """Return the C++ compiler's command: $CXX (which may hold flags or a launcher) or the first known one on PATH."""
     if chosen := os.environ.get("CXX"):
         return shlex.split(chosen)
     for name in ("c++", "g++", "clang++"):
@@ -106,7 +115,7 @@ def find_cxx() -> list[str]:
 
 
 def find_nvcc() -> str | None:
-    """Path of nvcc, or None."""
+    """Return the path of nvcc, or None."""
     candidates = [os.environ.get("CUDACXX"), "nvcc"]
     candidates += [str(Path(home) / "bin/nvcc") for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
     return next((found for name in candidates if name and (found := shutil.which(name))), None)
@@ -144,7 +153,7 @@ def _run(command: list[str]) -> str:
 
 
 def _move_into_place(library: Path, target_dir: Path) -> Path:
-    """Replaces the library in one step: a process that has the old one loaded keeps it whole."""
+    """Replace the library in one step, so that a process that has loaded the old one keeps it."""
     target_dir.mkdir(parents=True, exist_ok=True)
     target = target_dir / library.name
     partial = target.with_suffix(f".{os.getpid()}.partial")
@@ -154,7 +163,7 @@ def _move_into_place(library: Path, target_dir: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Builds into the package; exit status 0 when the CPU library was built."""
+    """Build into the package; return 0 when the CPU library was built."""
     parser = argparse.ArgumentParser(prog="python -m mask2former.ops.build", description=__doc__.splitlines()[0])
     parser.parse_args(arguments)
     try:

@@ -39,14 +39,14 @@ class WinogradWeight:
     """Keeps the transform of the weight used last, of four times its size. Copies and pickles of it are empty.
 
     It compares the weight's values, 0.4 ms per million, so that whatever changes them is noticed: version counters miss
-    what goes through `.data`, and tensors of inference mode have none.
+    what goes through ``.data``, and tensors of inference mode have none.
     """
 
     def __init__(self) -> None:
         self._entry: tuple[Tensor, Tensor] | None = None  # replaced as a whole: threads may share a model
 
     def get(self, weight: Tensor) -> Tensor:
-        """The transform (36, I, O) of a float32 weight (O, I, 3, 3)."""
+        """Return the transform (36, I, O) of a float32 weight (O, I, 3, 3)."""
         bits = weight.detach().view(torch.int32)  # as integers NaN equals itself
         entry = self._entry
         if entry is None or not torch.equal(entry[0], bits):
@@ -58,7 +58,7 @@ class WinogradWeight:
 
 
 def is_winograd_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` has a faster way than the direct convolution for x (N, I, H, W) and weight (O, I, 3, 3).
+    """Return whether ``conv3x3`` is faster than the direct convolution for x (N, I, H, W) and weight (O, I, 3, 3).
 
     Never where a gradient or a graph of the operators may be wanted: it is no operator that torch could see.
     """
@@ -66,7 +66,7 @@ def is_winograd_faster(x: Tensor, weight: Tensor) -> bool:
 
 
 def is_trained_winograd_faster(x: Tensor, weight: Tensor) -> bool:
-    """The same of `trained_conv3x3`, whose gradients torch sees."""
+    """Return whether ``trained_conv3x3``, whose gradients torch sees, is faster than the direct convolution."""
     if not native.is_eager_cpu(x) or not torch.is_grad_enabled() or x.ndim != 4 or weight.ndim != 4:
         return False
     num_weights = max(weight.shape[0] * weight.shape[1], 1)
@@ -96,10 +96,18 @@ def conv3x3(
     relu: bool = False,
     kept: WinogradWeight | None = None,
 ) -> Tensor:
-    """Convolution of stride 1 and padding 1, times `scale` plus `shift` (O,), then ReLU if wanted.
+    """Compute a convolution of stride 1 and padding 1, times ``scale`` plus ``shift`` (O,), then ReLU if wanted.
 
-    x: (N, I, H, W); weight: (O, I, 3, 3); kept: where the weight's transform is kept from call to call.
-    Returns (N, O, H, W).
+    Args:
+        x: (N, I, H, W).
+        weight: (O, I, 3, 3).
+        scale: (O,), or None.
+        shift: (O,), or None.
+        relu: whether ReLU follows.
+        kept: where the weight's transform is kept between calls.
+
+    Returns:
+        (N, O, H, W).
     """
     for name, factor in (("scale", scale), ("shift", shift)):
         if factor is not None and (factor.shape != weight.shape[:1] or factor.device != weight.device):
@@ -117,9 +125,9 @@ def conv3x3(
 
 
 def trained_conv3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolution of stride 1 and padding 1 with gradients: (N, I, H, W) -> (N, O, H, W).
+    """Compute a convolution of stride 1 and padding 1 with gradients: (N, I, H, W) -> (N, O, H, W).
 
-    Only where `is_trained_winograd_faster`: all passes together take 40 to 80 % of the direct convolution's time. The
+    Only where ``is_trained_winograd_faster``: all passes together take 40 to 80 % of the direct convolution's time. The
     gradient of x is itself such a convolution.
     """
     if not native.is_eager_cpu(x) or not _is_served(x, weight, min_tiles=1):
@@ -128,7 +136,7 @@ def trained_conv3x3(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _TrainedConvolution(torch.autograd.Function):
-    """Both passes run without gradients, where `conv3x3` is the fast one."""
+    """Both passes run without gradients, where ``conv3x3`` is the fast one."""
 
     @staticmethod
     @custom_fwd(device_type="cpu")
@@ -152,7 +160,7 @@ class _TrainedConvolution(torch.autograd.Function):
 
 
 def transform_weight(weight: Tensor) -> Tensor:
-    """Weight (O, I, 3, 3) -> what transformed tiles are multiplied with (36, I, O)."""
+    """Return the transform (36, I, O) of a weight (O, I, 3, 3), which transformed tiles are multiplied with."""
     # A tensor made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad():
         taps = weight.permute(2, 3, 1, 0).flatten(0, 1)  # (O, I, 3, 3) -> (9, I, O)
@@ -160,7 +168,7 @@ def transform_weight(weight: Tensor) -> Tensor:
 
 
 def _weight_matrix(like: Tensor) -> Tensor:
-    """What the transform of a weight does with its nine taps (36, 9), of the type and device of `like`."""
+    """Return the matrix (36, 9) that transforms the nine taps of a weight, with the type and device of ``like``."""
     norm_p, norm_q = 2 * _P**2 * (_P**2 - _Q**2), 2 * _Q**2 * (_Q**2 - _P**2)
     points = ((_P, norm_p), (-_P, norm_p), (_Q, norm_q), (-_Q, norm_q))
     rows = [(1 / (_P * _Q) ** 2, 0.0, 0.0), *((1 / n, p / n, p**2 / n) for p, n in points), (0.0, 0.0, 1.0)]
@@ -169,7 +177,7 @@ def _weight_matrix(like: Tensor) -> Tensor:
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """Gradient (O, I, 3, 3) of the weight for x (N, I, H, W) and the gradient of the output (N, O, H, W)."""
+    """Return the gradient (O, I, 3, 3) of the weight for x (N, I, H, W) and output gradient (N, O, H, W)."""
     in_channels, out_channels = x.shape[1], grad.shape[1]
     num_tiles = _num_tiles(x)
     strip = _strip_tiles(num_tiles, max(in_channels, out_channels))
@@ -185,7 +193,7 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 
 def _transform_tiles(maps: Tensor, transformed: Tensor, *, first: int, count: int, is_gradient: bool = False) -> None:
-    """Writes tiles [first, first + count) of an input, or of the gradient of an output, (N, C, H, W) to (36, S, C)."""
+    """Write the transform of tiles [first, first + count) of maps (N, C, H, W), inputs or gradients, to (36, S, C)."""
     library = native.cpu_library()
     assert library is not None
     _, channels, height, width = maps.shape
@@ -221,8 +229,10 @@ def _winograd_conv3x3(x: Tensor, transformed: Tensor, *, scale: Tensor, shift: T
 
 
 def _transformed_buffer(num_tiles: int, channels: int) -> Tensor:
-    """(36, S, C), uninitialised; an odd number of cache lines lies between the 36 rows of a tile, which are written
-    together: at a distance of a power of two they would drive each other out of the cache.
+    """Return an uninitialised buffer (36, S, C).
+
+    The 36 rows of a tile are written together; an odd number of cache lines lies between them, because at a distance of
+    a power of two they would evict each other from the cache.
     """
     lines = num_tiles * channels // _CHANNEL_MULTIPLE
     buffer = torch.empty((_NUM_PRODUCTS, (lines | 1) * _CHANNEL_MULTIPLE), dtype=torch.float32, device="cpu")
@@ -234,7 +244,7 @@ def _num_tiles(x: Tensor) -> int:
 
 
 def _strip_tiles(num_tiles: int, channels: int) -> int:
-    """How many tiles to transform at a time: as many in each strip."""
+    """Return how many tiles to transform at a time: as many in each strip."""
     capacity = max(min(_STRIP_TILES, _STRIP_BYTES // (_NUM_PRODUCTS * 4 * channels)), 1)
     num_strips = -(-num_tiles // capacity)
     return -(-num_tiles // num_strips)

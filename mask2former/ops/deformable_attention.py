@@ -1,10 +1,10 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, eq. 3) as two torch operators.
 
-`mask2former::ms_deform_attn` takes places and weights. `mask2former::ms_deform_attn_fused` takes offsets and logits, as
-an encoder layer's linear maps put them out, and forms places and weights inside its kernels. `torch.compile` and
-`torch.export` see both as opaque operators with a backward operator. Behind them: compiled kernels for CPU and CUDA
-where they are built, PyTorch everywhere else.
-Letters: B batch, S tokens of all levels, M heads, D channels of a head, Q queries, L levels, P points.
+``mask2former::ms_deform_attn`` takes sampling locations and attention weights. ``mask2former::ms_deform_attn_fused``
+takes offsets and logits, the outputs of an encoder layer's linear maps, and computes locations and weights inside its
+kernels. ``torch.compile`` and ``torch.export`` see both as opaque operators with a backward operator. They run compiled
+kernels for CPU and CUDA where these are built, else PyTorch. Letters: B batch, S tokens of all levels, M heads, D
+channels of a head, Q queries, L levels, P points.
 """
 
 from __future__ import annotations
@@ -43,17 +43,23 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 def ms_deform_attn(
     value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """For each query and head the weighted sum of bilinear samples of all levels' maps.
+    """Return for each query and head the weighted sum of bilinear samples from the maps of all levels.
 
-    value: (B, S, M, D) float32, float64, bfloat16 or float16; the levels' pixels in row-major order, one level after
-        the other.
-    spatial_shapes: (height, width) of each level, best as Python ints: `[(h, w), …]` or flat; an (L, 2) integer tensor
-        is copied to the host. Their areas sum to S.
-    sampling_locations: (B, Q, M, L, P, 2) as (x, y), 0 to 1 from edge to edge of the level; outside the map is zero.
-        float64 for a float64 value, else float32 (bfloat16 cannot place a point on a map wider than 128).
-    attention_weights: (B, Q, M, L, P), dtype of the locations or half precision.
-    Returns (B, Q, M * D) in the dtype of the value. Accumulates in the dtype of the locations.
-    Raises ValueError for a wrong shape, dtype or device.
+    Args:
+        value: (B, S, M, D) float32, float64, bfloat16 or float16; the pixels of each level in row-major order, one
+            level after the other.
+        spatial_shapes: (height, width) of each level, best as Python ints: ``[(h, w), …]`` or flat. An (L, 2) integer
+            tensor is copied to the host. The areas sum to S.
+        sampling_locations: (B, Q, M, L, P, 2) as (x, y), 0 to 1 from edge to edge of the level; outside the map is
+            zero. float64 for a float64 value, else float32 (bfloat16 cannot represent locations on a map wider than
+            128).
+        attention_weights: (B, Q, M, L, P), in the dtype of the locations or half precision.
+
+    Returns:
+        (B, Q, M * D) in the dtype of the value, accumulated in the dtype of the locations.
+
+    Raises:
+        ValueError: a shape, dtype or device is wrong.
     """
     shapes = flatten_shapes(spatial_shapes)
     weights = promote_weights(attention_weights, sampling_locations)
@@ -63,7 +69,7 @@ def ms_deform_attn(
 def ms_deform_attn_reference(
     value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """The same in plain PyTorch operators, for every device and exporter; arguments as in `ms_deform_attn`."""
+    """Return ``ms_deform_attn`` of the same arguments in plain PyTorch operators, for every device and exporter."""
     shapes = flatten_shapes(spatial_shapes)
     weights = promote_weights(attention_weights, sampling_locations)
     check_arguments(value, shapes, sampling_locations, weights)
@@ -71,7 +77,7 @@ def ms_deform_attn_reference(
 
 
 def _forward_by(kernel: Callable[..., Tensor | None]) -> Callable[..., Tensor]:
-    """The operator by a kernel, and by the reference where that returns None."""
+    """Return the operator that runs a kernel, and the reference where the kernel returns None."""
 
     def forward(
         value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
@@ -138,12 +144,22 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tens
 def ms_deform_attn_fused(
     value: Tensor, spatial_shapes: Sequence[tuple[int, int]], *, centres: Tensor, offsets: Tensor, logits: Tensor
 ) -> Tensor:
-    """`ms_deform_attn` at places around each query's own, weighted by a softmax: what an encoder layer computes.
+    """Return ``ms_deform_attn`` at offsets from each query's centre, with softmax weights, as in an encoder layer.
 
-    value, spatial_shapes, result: as in `ms_deform_attn`.
-    centres: (Q, 2) as (x, y), 0 to 1 from edge to edge of every level, float32 or float64.
-    offsets: (B, Q, M, L, P, 2) in pixels of each level. logits: (B, Q, M, L, P) of a softmax over all points of a head.
-    On CUDA, and on a CPU without gradients, neither locations nor weights are ever stored.
+    On CUDA, and on a CPU without gradients, locations and weights are never stored.
+
+    Args:
+        value: as in ``ms_deform_attn``.
+        spatial_shapes: as in ``ms_deform_attn``.
+        centres: (Q, 2) as (x, y), 0 to 1 from edge to edge of every level, float32 or float64.
+        offsets: (B, Q, M, L, P, 2) in pixels of each level.
+        logits: (B, Q, M, L, P), of a softmax over all points of a head.
+
+    Returns:
+        (B, Q, M * D) in the dtype of the value.
+
+    Raises:
+        ValueError: a shape, dtype or device is wrong.
     """
     is_uniform = _is_uniform(value, offsets, logits) and centres.device == value.device
     if (

@@ -24,7 +24,7 @@ _FIXED_POINT_BITS = 62  # of int64, but for the sign and one to spare
 
 
 def serves_cpu(value: Tensor) -> bool:
-    """Whether the kernels take this case."""
+    """Return whether the CPU kernels support this value."""
     return _cpu_library_for(value) is not None
 
 
@@ -36,7 +36,10 @@ def forward_cpu(
     *,
     centres: Tensor | None = None,
 ) -> Tensor | None:
-    """(B, Q, M * D). With centres, locations are offsets from them in pixels and weights logits, all of one dtype."""
+    """Return (B, Q, M * D).
+
+    With ``centres``, locations are offsets from them in pixels and weights are logits, all of one dtype.
+    """
     library = _cpu_library_for(value)
     if library is None:
         return None
@@ -62,7 +65,7 @@ def forward_cpu(
 def backward_cpu(
     grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The gradients of value, locations and weights."""
+    """Return the gradients of value, locations and weights."""
     library = _cpu_library_for(value)
     if library is None:
         return None
@@ -98,9 +101,10 @@ def forward_cuda(
     *,
     centres: Tensor | None = None,
 ) -> Tensor | None:
-    """(B, Q, M * D). With centres, locations are offsets from them in pixels and weights logits, all of one dtype.
+    """Return (B, Q, M * D).
 
-    Fastest for a value whose memory is head by head: (B, M, S, D), transposed.
+    With ``centres``, locations are offsets from them in pixels and weights are logits, all of one dtype. Fastest for a
+    value whose memory is head by head: (B, M, S, D), transposed.
     """
     with torch.cuda.device(value.device):
         library = _cuda_library_for(value, spatial_shapes)
@@ -134,10 +138,10 @@ def backward_cuda(
     *,
     centres: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The gradients of value, locations and weights, or of offsets and logits.
+    """Return the gradients of value, locations and weights, or of offsets and logits.
 
-    Where torch.use_deterministic_algorithms(True) is set, value's is summed in 64-bit fixed point, which no order of
-    additions changes: slower, twice the memory, and all of it not a number where anything that flows into it is not
+    Under ``torch.use_deterministic_algorithms(True)`` the gradient of the value is summed in 64-bit fixed point, whose
+    sum does not depend on the order: slower, with twice the memory, and NaN everywhere if any input to it is not
     finite.
     """
     with torch.cuda.device(value.device):
@@ -183,19 +187,19 @@ def _cuda_library_for(value: Tensor, spatial_shapes: Sequence[int]) -> ctypes.CD
 
 
 def _dense(value: Tensor) -> Tensor:
-    """`value` if its memory is (B, M, S, D) or (B, S, M, D) without gaps, else a copy that is."""
+    """Return ``value`` if its memory is (B, M, S, D) or (B, S, M, D) without gaps, else a copy that is."""
     return value if value.transpose(1, 2).is_contiguous() else value.contiguous()
 
 
 def _contiguous_as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In one pass, and none where nothing is to be done."""
+    """Return the tensor contiguous and of a dtype, with at most one copy."""
     if tensor.dtype == dtype and tensor.is_contiguous():
         return tensor
     return torch.empty(tensor.shape, dtype=dtype, device=tensor.device).copy_(tensor)
 
 
 def _fixed_point_scaling(grad_output: Tensor, locations: Tensor, weights: Tensor | None) -> Tensor:
-    """(2,): what a number is multiplied with to become fixed point, and its inverse. No sum can overflow."""
+    """Return (2,): the factor from numbers to fixed point, and its inverse. No sum can overflow."""
     bound = grad_output.abs().amax().float()
     if weights is not None:  # those of a softmax are at most 1
         bound = bound * weights.abs().amax()
@@ -218,16 +222,16 @@ def _raise_error(library: ctypes.CDLL, status: int) -> None:
 
 
 def _sizes_of(value: Tensor, sampling_locations: Tensor) -> tuple[int, ...]:
-    """B, S, M, D, Q, L, P as the C functions take them."""
+    """Return B, S, M, D, Q, L, P as C integers."""
     _, queries, _, levels, points, _ = sampling_locations.shape
     return (*value.shape, queries, levels, points)
 
 
 def _is_empty(output: Tensor, locations: Tensor) -> bool:
-    """Whether there is nothing to compute; the kernels need something."""
+    """Return whether there is nothing to compute; the kernels need something."""
     return output.numel() == 0 or locations.numel() == 0
 
 
 def _shape_array(spatial_shapes: Sequence[int]) -> Any:
-    """Integers as C functions take them."""
+    """Return integers as C functions take them."""
     return (ctypes.c_int64 * len(spatial_shapes))(*spatial_shapes)

@@ -20,7 +20,7 @@ _BILINEAR, _ZEROS = 0, 0  # codes of the interpolation and padding mode in aten.
 
 
 def flatten_shapes(spatial_shapes: Shapes) -> list[int]:
-    """Height and width of every level, one after the other."""
+    """Return the height and width of every level, one after the other."""
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.is_floating_point():
             raise ValueError(f"spatial_shapes must hold integers, got a tensor of {spatial_shapes.dtype}")
@@ -36,7 +36,7 @@ def flatten_shapes(spatial_shapes: Shapes) -> list[int]:
 
 
 def promote_weights(attention_weights: Tensor, sampling_locations: Tensor) -> Tensor:
-    """Half-precision weights beside float32 locations become float32."""
+    """Return attention weights in float32 if they have half precision and the locations float32."""
     if attention_weights.dtype in _HALF_DTYPES and sampling_locations.dtype == torch.float32:
         return attention_weights.float()
     return attention_weights
@@ -45,7 +45,7 @@ def promote_weights(attention_weights: Tensor, sampling_locations: Tensor) -> Te
 def check_arguments(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> None:
-    """Raises ValueError where shapes, dtypes or devices do not fit together."""
+    """Raise ValueError if shapes, dtypes or devices do not fit together."""
     check_shapes(value, spatial_shapes, sampling_locations, attention_weights)
     check_dtypes(value, sampling_locations, attention_weights)
 
@@ -53,7 +53,7 @@ def check_arguments(
 def check_shapes(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> None:
-    """The same for shapes alone; offsets and logits have those of locations and weights."""
+    """Raise ValueError if shapes do not fit together; offsets and logits have those of locations and weights."""
     if value.ndim != 4:
         raise ValueError(f"value must have shape (B, S, M, D), got {tuple(value.shape)}")
     if len(spatial_shapes) < 2 or len(spatial_shapes) % 2:
@@ -73,13 +73,13 @@ def check_shapes(
 
 
 def check_centres(centres: Tensor, offsets: Tensor) -> None:
-    """Raises ValueError where centres (Q, 2) do not fit offsets (B, Q, M, L, P, 2)."""
+    """Raise ValueError if centres (Q, 2) do not fit offsets (B, Q, M, L, P, 2)."""
     if centres.shape != (offsets.shape[1], 2):
         raise ValueError(f"centres must have shape ({offsets.shape[1]}, 2), got {tuple(centres.shape)}")
 
 
 def check_dtypes(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> None:
-    """Raises ValueError where dtypes or devices do not fit together."""
+    """Raise ValueError if dtypes or devices do not fit together."""
     if value.dtype not in (torch.float32, torch.float64, *_HALF_DTYPES):
         raise ValueError(f"value must be float32, float64, bfloat16 or float16, got {value.dtype}")
     expected = torch.float64 if value.dtype == torch.float64 else torch.float32
@@ -91,7 +91,7 @@ def check_dtypes(value: Tensor, sampling_locations: Tensor, attention_weights: T
 
 
 def check_grad_output(grad_output: Tensor, value: Tensor, sampling_locations: Tensor) -> None:
-    """Raises ValueError where the gradient is not like the output."""
+    """Raise ValueError if the gradient differs from the output in shape, dtype or device."""
     batch, _, heads, channels = value.shape
     expected = (batch, sampling_locations.shape[1], heads * channels)
     if grad_output.shape != expected or grad_output.dtype != value.dtype or grad_output.device != value.device:
@@ -102,16 +102,20 @@ def check_grad_output(grad_output: Tensor, value: Tensor, sampling_locations: Te
 
 
 def output_shape(value: Tensor, sampling_locations: Tensor) -> tuple[int, int, int]:
-    """(B, Q, M * D)."""
+    """Return (B, Q, M * D)."""
     return value.shape[0], sampling_locations.shape[1], value.shape[2] * value.shape[3]
 
 
 def reference_forward(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """value (B, S, M, D), flat shapes (2 * L), locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P) → (B, Q, M * D).
+    """Return the attention (B, Q, M * D) in the dtype of the value, computed in that of the locations.
 
-    Computes in the dtype of the locations and returns that of the value.
+    Args:
+        value: (B, S, M, D).
+        spatial_shapes: flat, (2 * L).
+        sampling_locations: (B, Q, M, L, P, 2).
+        attention_weights: (B, Q, M, L, P).
     """
     dtype, weights = value.dtype, _fold_heads(attention_weights)  # (B * M, Q, L, P)
     batch, queries, heads = sampling_locations.shape[:3]
@@ -130,7 +134,7 @@ def reference_backward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of value, locations and weights, each with the shape and dtype of its tensor."""
+    """Return the gradients of value, locations and weights, each with the shape and dtype of its tensor."""
     (batch, tokens, heads, channels), queries = value.shape, sampling_locations.shape[1]
     grad = grad_output.to(sampling_locations.dtype).unflatten(-1, (heads, channels))  # (B, Q, M, D)
     grad = grad.permute(0, 2, 3, 1).reshape(batch * heads, channels, queries, 1)  # (B * M, D, Q, 1)
@@ -153,19 +157,19 @@ def reference_backward(
 
 
 def _fold_heads(per_query: Tensor) -> Tensor:
-    """(B, Q, M, …) → (B * M, Q, …)"""
+    """Map (B, Q, M, …) to (B * M, Q, …)."""
     return per_query.transpose(1, 2).flatten(0, 1)
 
 
 def _unfold_heads(per_head: Tensor, batch: int, heads: int) -> Tensor:
-    """(B * M, Q, …) → (B, Q, M, …)"""
+    """Map (B * M, Q, …) to (B, Q, M, …)."""
     return per_head.unflatten(0, (batch, heads)).transpose(1, 2)
 
 
 def _levels(
     value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each level the map (B * M, D, H, W) and the sampling grid (B * M, Q, P, 2) in [-1, 1]."""
+    """Yield for each level the map (B * M, D, H, W) and the sampling grid (B * M, Q, P, 2) in [-1, 1]."""
     batch, _, heads, channels = value.shape
     grids = _fold_heads(2 * sampling_locations - 1)  # (B * M, Q, L, P, 2)
     start = 0

@@ -1,4 +1,4 @@
-"""How exactly float32 is computed where the hardware offers something faster: TF32 on GPUs, bfloat16 on some CPUs."""
+"""Precision of float32 where the hardware offers something faster: TF32 on GPUs, bfloat16 on some CPUs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _NAMES = ("highest", "high", "medium")
 
 
 def set_float32_precision(name: str) -> None:
-    """Of this process's matrix products and convolutions; "" leaves torch's own choice.
+    """Set the precision of float32 matrix products and convolutions in this process; "" keeps torch's default.
 
-    "highest" also has cuDNN convolve in float32, for which torch by itself takes TF32.
+    "highest" also makes cuDNN convolve in float32; torch's default for it is TF32.
 
     Raises:
         ConfigError: an unknown name.

@@ -1,4 +1,4 @@
-"""Norms, and the sums of a feature pyramid and of residual blocks, written over a map, for inference on the CPU.
+"""Norms, and the sums of a feature pyramid and of residual blocks, computed in place, for inference on the CPU.
 
 A map of 1/4 of an image has 50 MB; each further one costs the time in which the system clears as much memory, several
 times that of the computation. Letters: N batch, C channels, G groups, P pixels, H W size, h w size of a smaller map.
@@ -18,7 +18,7 @@ _CHANNEL_MULTIPLE = 16  # a register of the widest instruction set
 
 
 def is_map_written_over(x: Tensor) -> bool:
-    """Whether the functions below write over x (N, C, H, W): else they leave it as it is."""
+    """Return whether the functions below compute in place on x (N, C, H, W); otherwise they leave it unchanged."""
     if not native.is_eager_cpu_inference(x) or x.dtype not in native.MAP_DTYPES or not x.numel():
         return False
     if x.ndim != 4 or x.shape[1] % _CHANNEL_MULTIPLE or not x.is_contiguous(memory_format=torch.channels_last):
@@ -27,9 +27,10 @@ def is_map_written_over(x: Tensor) -> bool:
 
 
 def group_norm_relu_(x: Tensor, *, num_groups: int, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> Tensor:
-    """Group norm with `weight` and `bias` (C,), then ReLU if wanted, of x (N, C, H, W) that is written over.
+    """Apply group norm with ``weight`` and ``bias`` (C,), then ReLU if wanted, to x (N, C, H, W), in place.
 
-    Raises MemoryError where there is none for the kernel's working space.
+    Raises:
+        MemoryError: there is none for the kernel's working space.
     """
     library = _require_map(x)
     num, channels = x.shape[:2]
@@ -53,9 +54,10 @@ def group_norm_relu_(x: Tensor, *, num_groups: int, weight: Tensor, bias: Tensor
 
 
 def add_resized(x: Tensor, above: Tensor) -> Tensor:
-    """x (N, C, H, W) plus `above` (N, C, h, w) brought to its size, bilinear without aligned corners.
+    """Return x (N, C, H, W) plus ``above`` (N, C, h, w) resized to it, bilinear without aligned corners.
 
-    Raises MemoryError where there is none for the kernel's working space.
+    Raises:
+        MemoryError: there is none for the kernel's working space.
     """
     if (
         above.ndim != 4
@@ -85,9 +87,12 @@ def add_resized(x: Tensor, above: Tensor) -> Tensor:
 
 
 def add_product_relu_(x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """ReLU of x (N, O, H, W), which is written over, plus the 1 x 1 convolution of `factor` (N, I, H, W).
+    """Add the 1 x 1 convolution of ``factor`` (N, I, H, W) to x (N, O, H, W), then apply ReLU, in place.
 
-    weight: (O, I); bias: (O,). All float32. Raises MemoryError where there is none for the kernel's working space.
+    All arguments are float32: ``weight`` (O, I), ``bias`` (O,).
+
+    Raises:
+        MemoryError: there is none for the kernel's working space.
     """
     library = _require_map(x)
     num, channels, height, width = x.shape
@@ -108,9 +113,12 @@ def add_product_relu_(x: Tensor, factor: Tensor, weight: Tensor, bias: Tensor) -
 
 
 def add_layer_norm_(x: Tensor, y: Tensor, *, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm with `weight` and `bias` (C,) of x + y, written over x (B, Q, C) float32, also a view of some tokens.
+    """Write the layer norm of x + y, with ``weight`` and ``bias`` (C,), over x (B, Q, C) float32.
 
-    Only without gradients. Raises MemoryError where there is none for the kernel's working space.
+    x may be a view of some tokens. Only without gradients.
+
+    Raises:
+        MemoryError: there is none for the kernel's working space.
     """
     if x.ndim != 3 or y.shape != x.shape or y.device != x.device or not x.is_floating_point():
         raise ValueError(f"x and y must be (B, Q, C) on one device, got {tuple(x.shape)} and {tuple(y.shape)}")
@@ -133,7 +141,7 @@ def add_layer_norm_(x: Tensor, y: Tensor, *, weight: Tensor, bias: Tensor, eps: 
 
 
 def multiply_maps(embed: Tensor, maps: Tensor) -> Tensor:
-    """Embeddings (..., Q, C) times maps (..., C, S), of which leading dimensions may be spread: (..., Q, S)."""
+    """Return embeddings (..., Q, C) times maps (..., C, S) as (..., Q, S); leading dimensions broadcast."""
     if maps.shape[:-2].numel() == 1 and native.is_eager_cpu_inference(maps):
         # Several matrices in bfloat16 are first copied where channels lie side by side, one matrix is not: a quarter
         # of the time.
@@ -153,7 +161,7 @@ def _require_map(x: Tensor) -> ctypes.CDLL:
 
 
 def _merge_moments(moments: Tensor, *, pixels: int, block: int, width: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance (N, G) over all pixels and the channels of a group, of those of blocks (N, blocks, G, 2)."""
+    """Return mean and variance (N, G) of each group over all pixels, from those of blocks (N, blocks, G, 2)."""
     counts = moments.new_full((moments.shape[1], 1), block)
     counts[-1] = pixels - block * (len(counts) - 1)
     means, spreads = moments.unbind(-1)  # (N, blocks, G)

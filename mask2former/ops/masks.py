@@ -1,4 +1,4 @@
-"""Masks at the output's size from the logits of small maps, strip by strip, and which mask each pixel goes to.
+"""Masks at output size from the logits of small maps, strip by strip, and the mask that each pixel belongs to.
 
 On the CPU, for inference, resizing, sigmoid, decision and sums are one pass per map, which stays in the cache;
 comparison and counts are one pass over the probabilities.
@@ -29,19 +29,19 @@ class MaskStrip(NamedTuple):
 
 
 class Bands(NamedTuple):
-    """An interpolation matrix (target, source): `weights` (target, num_taps) from column `first` (target,) on."""
+    """An interpolation matrix (target, source): ``weights`` (target, num_taps) from column ``first`` (target,) on."""
 
     first: Tensor  # int32
     weights: Tensor
 
     @property
     def num_taps(self) -> int:
-        """How many neighbouring places a target place depends on, at most."""
+        """Return the largest number of source places that a target place depends on."""
         return self.weights.shape[1]
 
 
 def bands_of(matrix: Tensor) -> Bands:
-    """The bands of a matrix (target, source) whose rows are zero but for neighbouring places."""
+    """Return the bands of a matrix (target, source) whose rows are zero but for neighbouring places."""
     used = matrix != 0
     size = matrix.shape[1]
     first = used.long().argmax(1)
@@ -53,12 +53,12 @@ def bands_of(matrix: Tensor) -> Bands:
 
 
 def pixels_at_once(device: torch.device) -> int:
-    """Output pixels of all maps to be formed at a time: on a CPU what its cache holds, on a GPU what keeps it busy."""
+    """Return how many output pixels of all maps to compute at a time: what fits a CPU's cache or keeps a GPU busy."""
     return _CPU_STRIP_PIXELS if device.type == "cpu" else _STRIP_PIXELS
 
 
 def _mask_strip_of(logits: Tensor, *, least_logit: float) -> MaskStrip:
-    """The masks of logits (N, S, W) that have the output's size and are written over."""
+    """Return the masks of logits (N, S, W) of output size; the logits are overwritten."""
     masks = logits > least_logit
     probs = logits.sigmoid_()
     # By way of uint8, whose conversion is several times as fast.
@@ -81,10 +81,18 @@ def mask_strip(
     resize: Callable[[Tensor, slice], Tensor],
     least_logit: float,
 ) -> MaskStrip:
-    """The masks of maps of logits (N, h, w) in the rows `strip` of the output: where logits exceed `least_logit`.
+    """Return the masks of maps of logits (N, h, w) in the rows ``strip`` of the output.
 
-    rows: bands (H, h) and columns: bands (W, w) of what `resize` does where no kernel serves: strips (N, S, W) float32
-    of the maps. Raises MemoryError where there is none for the kernel's working space.
+    Args:
+        maps: logits (N, h, w).
+        strip: the range of rows.
+        rows: bands (H, h) of the resizing.
+        columns: bands (W, w) of the resizing.
+        resize: does the resizing where there is no kernel: returns strips (N, S, W) float32 of the maps.
+        least_logit: pixels with larger logits are inside a mask.
+
+    Raises:
+        MemoryError: there is none for the kernel's working space.
     """
     if not _is_strip_fused(maps):
         return _mask_strip_of(resize(maps, strip), least_logit=least_logit)
@@ -111,7 +119,7 @@ def mask_strip(
 
 
 def _check_bands(name: str, bands: Bands, *, size: int) -> None:
-    """Raises ValueError where a place that is read lies outside of a map of this size."""
+    """Raise ValueError if the bands read outside a map of this size."""
     first, weights = bands
     is_laid_out = first.ndim == 1 and first.is_contiguous() and weights.ndim == 2 and weights.is_contiguous()
     if not is_laid_out or first.dtype != torch.int32 or not first.is_cpu:
@@ -124,7 +132,7 @@ def _check_bands(name: str, bands: Bands, *, size: int) -> None:
 
 
 class MaskWinners(NamedTuple):
-    """Of each pixel (S, W) int32 twice the mask that it goes to, plus 1 where it is inside that mask; and counts."""
+    """For each pixel, (S, W) int32: twice the index of its mask, plus 1 if it lies inside that mask; and counts."""
 
     numbers: Tensor
     won: Tensor  # (2 G,) int64: pixels of each number
@@ -132,9 +140,9 @@ class MaskWinners(NamedTuple):
 
 
 def mask_winners(probs: Tensor, weights: Tensor, *, threshold: float) -> MaskWinners:
-    """Each pixel goes to the first mask with the largest product of probability (G, S, W) and weight (G,).
+    """Assign each pixel to the first mask with the largest product of probability (G, S, W) and weight (G,).
 
-    threshold: the probability from which on a pixel is inside a mask.
+    A pixel is inside a mask from the probability ``threshold`` on.
 
     Raises:
         ValueError: there is no mask, or not one weight for each.

@@ -1,4 +1,4 @@
-"""Loads the compiled kernel libraries (plain C interface, see csrc/); says which are used, and when they may be."""
+"""Load the compiled kernel libraries (plain C interface, see csrc/) and tell which are used."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _JOINT_HISTOGRAM: _Types = [_POINTER, _POINTER, _INT64, _POINTER, _INT64, _POINT
 
 
 def cpu_library() -> ctypes.CDLL | None:
-    """The CPU library, or None when it is missing or unusable; the first such call logs one line that says so."""
+    """Return the CPU library, or None if it is missing or unusable; the first such call logs why."""
     library, problem = _load_cpu_library()
     if library is None:
         _warn_once("CPU", problem)
@@ -62,7 +62,7 @@ def cpu_library() -> ctypes.CDLL | None:
 
 
 def cuda_library() -> ctypes.CDLL | None:
-    """The CUDA library, or None when it is missing or unusable; the first such call logs one line that says so.
+    """Return the CUDA library, or None if it is missing or unusable; the first such call logs why.
 
     Call it with the device to be used as the current one.
     """
@@ -73,7 +73,7 @@ def cuda_library() -> ctypes.CDLL | None:
 
 
 def is_eager_cpu(x: Tensor) -> bool:
-    """Whether `x` is on the CPU and no graph of the operators may be wanted but autograd's."""
+    """Return whether ``x`` is on the CPU and not being traced, compiled or exported."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if torch._C._functorch.is_functorch_wrapped_tensor(x):  # by vmap: a batch that has no memory of its own
@@ -82,12 +82,12 @@ def is_eager_cpu(x: Tensor) -> bool:
 
 
 def is_eager_cpu_inference(x: Tensor) -> bool:
-    """The same where gradients cannot be wanted either."""
+    """Return whether ``is_eager_cpu`` holds and no gradient can be wanted."""
     return not torch.is_grad_enabled() and is_eager_cpu(x)
 
 
 def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> None:
-    """Raises ValueError unless a kernel's argument has this shape, lies on the CPU and is floating, or of this type."""
+    """Raise ValueError unless a kernel's argument has this shape, is on the CPU, and is floating or of this dtype."""
     is_typed = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
     if tuple(tensor.shape) != tuple(shape) or not tensor.is_cpu or not is_typed:
         found = f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
@@ -95,13 +95,13 @@ def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], *, dtype: torc
 
 
 def check_status(status: int) -> None:
-    """Raises MemoryError where a function of the CPU library returned that its working space could not be had."""
+    """Raise MemoryError if a function of the CPU library reports that it could not allocate working space."""
     if status:
         raise MemoryError("not enough memory for the kernel's working space")
 
 
 def kernel_status() -> str:
-    """One line on which implementation of the native operators serves each kind of device."""
+    """Return one line that says which implementation of the native operators is used on each kind of device."""
     library, problem = _load_cpu_library()
     if library is None:
         status = f"CPU: PyTorch reference ({problem}; build the kernels with: {BUILD_COMMAND})"
@@ -178,7 +178,7 @@ def _open_library(path: Path, expected: int) -> tuple[ctypes.CDLL | None, str]:
 
 
 def _torch_gomp_parallel() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that torch is linked with (on Linux GNU, Intel and LLVM have it).
+    """Return the address of GOMP_parallel in the OpenMP runtime that torch uses (GNU, Intel and LLVM on Linux have it).
 
     Running on torch's own threads keeps a second runtime, whose idle threads would spin against torch's, out of the
     process. Opening the library again only returns the one in use; the symbol is looked up in it and what it links.

@@ -1,7 +1,7 @@
-"""Passes over maps of segment ids: the ids that a PNG's filtered bytes say, and the histogram of pairs of ids.
+"""Passes over maps of segment ids: decode the ids from a PNG's filtered bytes, and count pairs of ids.
 
-Both run over whole rows of what is mostly the same value. Where the compiled library is missing, the histogram is
-NumPy's and PNG files are left to an image library; results are the same.
+Both process runs of equal values in a row at once. Without the compiled library the histogram is NumPy's and PNG files
+are decoded by an image library; results are the same.
 
 Letters: H W size, N listed ids of the truth, M of the prediction.
 """
@@ -16,9 +16,10 @@ _MAX_ID = np.iinfo(np.int32).max
 
 
 def unfilter_ids(data: bytes | bytearray, size: tuple[int, int]) -> np.ndarray | None:
-    """Ids (H, W) int32, R + 256 G + 65536 B, of an RGB PNG's inflated data: a byte of filter and 3 W of pixels a row.
+    """Return ids (H, W) int32, R + 256 G + 65536 B, from the inflated data of an RGB PNG.
 
-    None where the data has another length, names a filter that does not exist, or there is no library.
+    A row of the data is a filter byte and 3 W bytes of pixels. None if the data has another length or an unknown
+    filter, or there is no library.
     """
     height, width = size
     library = native.cpu_library()
@@ -32,7 +33,9 @@ def unfilter_ids(data: bytes | bytearray, size: tuple[int, int]) -> np.ndarray |
 def joint_histogram(
     truth: np.ndarray, prediction: np.ndarray, *, truth_ids: np.ndarray, predicted_ids: np.ndarray
 ) -> np.ndarray:
-    """Pixels (1 + N, 1 + M) int64 that have each pair of ids, in the order of the lists; first: ids not listed.
+    """Return the number of pixels (1 + N, 1 + M) int64 with each pair of ids, in the order of the lists.
+
+    The first row and column count ids that are not listed.
 
     Args:
         truth: (H, W) integers that int32 can hold.
@@ -73,7 +76,7 @@ def _check_ids(name: str, ids: np.ndarray, *, is_list: bool) -> None:
 def _joint_histogram_of_runs(
     truth: np.ndarray, prediction: np.ndarray, truth_ids: np.ndarray, predicted_ids: np.ndarray
 ) -> np.ndarray:
-    """The same of flat maps: neighbours with the same pair of ids are counted together, a fiftieth of the pixels."""
+    """Return the histogram of flat maps, counting neighbours with the same pair of ids together."""
     is_start = np.ones(truth.shape, dtype=bool)
     np.not_equal(truth[1:], truth[:-1], out=is_start[1:])
     is_start[1:] |= prediction[1:] != prediction[:-1]
@@ -87,7 +90,7 @@ def _joint_histogram_of_runs(
 
 
 def _positions(ids: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """1 + the place of each id in the list; 0 where it is not there."""
+    """Return 1 + the position of each id in the list; 0 if it is not listed."""
     if not len(listed):
         return np.zeros(len(ids), dtype=np.int64)
     order = np.argsort(listed)

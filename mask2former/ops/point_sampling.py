@@ -15,11 +15,13 @@ _BLOCK_BYTES = 1 << 23  # of candidates at a time on a CPU: memory that is used 
 
 
 def point_sample(input: Tensor, coords_xy: Tensor) -> Tensor:
-    """Bilinear samples (N, C, P) of maps (N, C, H, W) at points (N, P, 2).
+    """Return bilinear samples (N, C, P) of maps (N, C, H, W) at points (N, P, 2).
 
-    coords_xy: (x, y), 0 to 1 from edge to edge, so pixel centres lie at (i + 0.5) / size; outside the map is zero.
-    The result has the dtype of the input; half-precision maps are sampled in the precision of the coordinates.
-    Raises ValueError for a wrong shape.
+    Points are (x, y), 0 to 1 from edge to edge, so pixel centres lie at (i + 0.5) / size; outside the map is zero. The
+    result has the dtype of the input; half-precision maps are sampled in the precision of the coordinates.
+
+    Raises:
+        ValueError: a wrong shape.
     """
     if input.ndim != 4:
         raise ValueError(f"input must have shape (N, C, H, W), got {tuple(input.shape)}")
@@ -42,11 +44,14 @@ def sample_uncertain_points(
     importance_sample_ratio: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Points (N, num_points, 2) as (x, y) in [0, 1] for maps of logits (N, 1, H, W), mostly where these are near zero.
+    """Return points (N, num_points, 2) as (x, y) in [0, 1], mostly where logits (N, 1, H, W) are near zero.
 
     Of int(num_points * oversample_ratio) uniformly random points, int(importance_sample_ratio * num_points) with the
-    smallest |logit| are kept, these first, in its order and NaN last; the rest are fresh random points. Draws from
-    torch's global generator unless one is given. Raises ValueError for a wrong shape or ratio.
+    smallest |logit| come first, in ascending order, NaN last; the rest are fresh random points. Random numbers come
+    from ``generator``, by default torch's global one.
+
+    Raises:
+        ValueError: a wrong shape or ratio.
     """
     if logits.ndim != 4 or logits.shape[1] != 1:
         raise ValueError(f"logits must have shape (N, 1, H, W), got {tuple(logits.shape)}")
@@ -76,14 +81,14 @@ def sample_uncertain_points(
 
 
 def _least_certain(logits: Tensor, candidates: Tensor, num_chosen: int) -> Tensor:
-    """Of points (N, P, 2) the chosen (N, num_chosen, 2) with the smallest |logit|, in its order."""
+    """Return of points (N, P, 2) the (N, num_chosen, 2) with the smallest |logit|, in ascending order."""
     certainty = point_sample(logits, candidates).squeeze(1).abs()  # (N, P)
     chosen = certainty.topk(num_chosen, dim=1, largest=False).indices  # (N, num_chosen)
     return candidates.gather(1, chosen.unsqueeze(2).expand(-1, -1, 2))
 
 
 def _least_certain_in_one_pass(logits: Tensor, candidates: Tensor, num_chosen: int) -> Tensor:
-    """The same of logits and finite coordinates that are contiguous, of float32 and on the CPU."""
+    """Do the same for contiguous logits and finite contiguous coordinates in float32 on the CPU."""
     library = native.cpu_library()
     assert library is not None
     chosen = candidates.new_empty(len(candidates), num_chosen, 2)

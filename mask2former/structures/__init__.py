@@ -1,4 +1,4 @@
-"""Containers that travel between data, model, evaluation and drawing."""
+"""Containers that data, model, evaluation and visualization share."""
 
 from mask2former.structures.boxes import Boxes
 from mask2former.structures.image_list import ImageList

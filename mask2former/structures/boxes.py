@@ -8,7 +8,7 @@ import torch
 
 
 class Boxes:
-    """Boxes (N, 4) float32 as x0, y0, x1, y1 in pixels; x1 and y1 lie outside."""
+    """Boxes (N, 4) float32 as x0, y0, x1, y1 in pixels; x1 and y1 are exclusive."""
 
     def __init__(self, tensor: torch.Tensor | Sequence[Sequence[float]]) -> None:
         boxes_xyxy = torch.as_tensor(tensor, dtype=torch.float32)
@@ -19,18 +19,18 @@ class Boxes:
         self.tensor = boxes_xyxy
 
     def area(self) -> torch.Tensor:
-        """Areas (N,) in square pixels."""
+        """Return areas (N,) in square pixels."""
         sides = (self.tensor[:, 2:] - self.tensor[:, :2]).clamp(min=0)
         return sides.prod(dim=1)
 
     def clip(self, size: tuple[int, int]) -> None:
-        """Move what lies outside an image of ``size`` (height, width) onto its border, in place."""
+        """Clip the boxes to an image of ``size`` (height, width), in place."""
         height, width = size
         limit = self.tensor.new_tensor([width, height, width, height])
         self.tensor = self.tensor.clamp(min=0).minimum(limit)
 
     def nonempty(self, threshold: float = 0.0) -> torch.Tensor:
-        """Which boxes (N,) bool have both sides longer than ``threshold``."""
+        """Return which boxes (N,) bool have both sides longer than ``threshold``."""
         return ((self.tensor[:, 2:] - self.tensor[:, :2]) > threshold).all(dim=1)
 
     def scale(self, scale_x: float, scale_y: float) -> None:
@@ -38,11 +38,11 @@ class Boxes:
         self.tensor = self.tensor * self.tensor.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
     def clone(self) -> Boxes:
-        """A copy that shares no memory."""
+        """Return a copy that shares no memory."""
         return Boxes(self.tensor.clone())
 
     def to(self, device: torch.device | str) -> Boxes:
-        """The same boxes on ``device``."""
+        """Return the same boxes on ``device``."""
         return Boxes(self.tensor.to(device))
 
     @property
@@ -52,11 +52,11 @@ class Boxes:
 
     @classmethod
     def cat(cls, boxes: Sequence[Boxes]) -> Boxes:
-        """The boxes of all parts, in order; no part gives no box."""
+        """Return the boxes of all parts, in order; an empty list gives no boxes."""
         return cls(torch.cat([b.tensor for b in boxes]) if boxes else torch.empty(0, 4))
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> Boxes:
-        """A selection; an integer keeps the first axis."""
+        """Return the selected boxes; an integer keeps the first axis."""
         return Boxes(self.tensor[item].reshape(-1, 4))
 
     def __len__(self) -> int:

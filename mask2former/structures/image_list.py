@@ -42,7 +42,7 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Image ``index`` (C, h, w) without its padding."""
+        """Return the image ``index`` (C, h, w) without its padding."""
         height, width = self.image_sizes[index]
         return self.tensor[index, ..., :height, :width]
 
@@ -52,5 +52,5 @@ class ImageList:
         return self.tensor.device
 
     def to(self, *args: object, **kwargs: object) -> ImageList:
-        """The same batch after ``Tensor.to``."""
+        """Return the same batch after ``Tensor.to``."""
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)  # type: ignore[call-overload]

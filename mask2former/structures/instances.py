@@ -37,19 +37,27 @@ class Instances:
         self._fields[name] = value
 
     def get(self, name: str) -> Any:
-        """The field ``name``; KeyError where there is none."""
+        """Return the field ``name``.
+
+        Raises:
+            KeyError: there is none.
+        """
         return self._fields[name]
 
     def has(self, name: str) -> bool:
-        """Whether there is a field ``name``."""
+        """Return whether there is a field ``name``."""
         return name in self._fields
 
     def remove(self, name: str) -> None:
-        """Drop the field ``name``; KeyError where there is none."""
+        """Remove the field ``name``.
+
+        Raises:
+            KeyError: there is none.
+        """
         del self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
-        """The fields by name; changing the dict changes the instances."""
+        """Return the fields by name; changing the dict changes the instances."""
         return self._fields
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -65,7 +73,7 @@ class Instances:
         return fields[name]
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
-        """The same with every field that can move moved to a device."""
+        """Return a copy whose movable fields are moved to a device."""
         moved = {k: v.to(*args, **kwargs) if hasattr(v, "to") else v for k, v in self._fields.items()}
         return Instances(self._image_size, **moved)
 
@@ -95,10 +103,10 @@ class Instances:
 
     @classmethod
     def cat(cls, instances: Sequence[Instances]) -> Instances:
-        """Instances of one image, given in parts with equal fields, in one.
+        """Return one Instances of several for the same image, with equal fields.
 
         Raises:
-            ValueError: there is no part, or image sizes differ.
+            ValueError: the list is empty, or image sizes differ.
         """
         if not instances:
             raise ValueError("expected at least one part, found none")

@@ -1,4 +1,4 @@
-"""Class ids as label files have them, and as a model trains them."""
+"""Convert class ids of label files to the classes that a model is trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNKNOWN = -1
 
 
 def labels_to_train_ids(labels: np.ndarray, train_ids: Mapping[int, int], *, file_name: str) -> np.ndarray:
-    """``train_ids[label]`` (H, W) int32 for labels (H, W) of any integer type.
+    """Return ``train_ids[label]`` (H, W) int32 for labels (H, W) of any integer type.
 
     Raises:
         DatasetError: a label has no train id; the message begins with ``file_name``.
@@ -32,7 +32,9 @@ def labels_to_train_ids(labels: np.ndarray, train_ids: Mapping[int, int], *, fil
 
 
 def semantic_labels(sem_seg: torch.Tensor | np.ndarray) -> np.ndarray:
-    """The class (H, W) of each pixel of a semantic result: of the largest of scores (K, H, W), or labels (H, W) as is.
+    """Return the class (H, W) of each pixel of a semantic result.
+
+    The result is scores (K, H, W), of which the largest counts, or labels (H, W), returned as they are.
 
     Raises:
         ValueError: the result has neither form.

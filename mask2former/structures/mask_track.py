@@ -21,17 +21,17 @@ class MaskTrack:
     """Masks (T, H, W) bool, kept as one run-length code a frame and decoded one frame at a time."""
 
     def __init__(self, rles: Mapping[int, Rle], *, num_frames: int, image_size: tuple[int, int]) -> None:
-        """`rles`: compressed codes by frame number; frames that are not there are empty."""
+        """``rles``: compressed codes by frame number; frames that are not there are empty."""
         self._empty = bitmasks_to_rles(np.zeros((1, *image_size), dtype=bool))[0]
         self._rles = dict(rles)
         self.shape = (num_frames, *image_size)
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return self.shape[0]
 
     def __getitem__(self, frame: int) -> torch.Tensor:
-        """The mask (H, W) bool of a frame."""
+        """Return the mask (H, W) bool of a frame."""
         if not -len(self) <= frame < len(self):
             raise IndexError(f"frame {frame} of {len(self)}")
         rle = self._rles.get(frame % len(self))
@@ -43,16 +43,19 @@ class MaskTrack:
         return (self[frame] for frame in range(len(self)))
 
     def to_rles(self) -> list[Rle]:
-        """A compressed run-length code for each frame, counts as text ready for JSON."""
+        """Return a compressed run-length code for each frame, counts as text ready for JSON."""
         return [self._rles.get(frame, self._empty) for frame in range(len(self))]
 
     def to_tensor(self) -> torch.Tensor:
-        """All masks at once, (T, H, W) bool."""
+        """Return all masks at once, (T, H, W) bool."""
         return torch.stack(list(self)) if len(self) else torch.zeros(self.shape, dtype=torch.bool)
 
 
 def track_ious(first: Sequence[Sequence[Rle]], second: Sequence[Sequence[Rle]]) -> tuple[np.ndarray, np.ndarray]:
-    """Intersection and union (N, M) float64, in pixels, of masks over the same frames: N and M lists of T codes."""
+    """Return intersection and union (N, M) float64, in pixels, of masks over the same frames.
+
+    Each argument is a list (N or M) of lists of T run-length codes.
+    """
     intersections, unions = np.zeros((len(first), len(second))), np.zeros((len(first), len(second)))
     if not intersections.size:
         return intersections, unions

@@ -1,6 +1,6 @@
-"""Masks as bitmaps, polygons and run-length codes, interchangeable.
+"""Masks as bitmaps, polygons and run-length codes, convertible into each other.
 
-Run-length codes and the rasterisation of polygons are those of pycocotools, on which COCO's numbers rest.
+Run-length codes and the rasterisation of polygons are pycocotools', as for the official COCO metrics.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ class BitMasks:
         return self.tensor.device
 
     def get_bounding_boxes(self) -> Boxes:
-        """Boxes around the masks; zeros for an empty one."""
+        """Return boxes around the masks; zeros for an empty one."""
         return Boxes(masks_to_boxes_xyxy(self.tensor))
 
     def nonempty(self) -> torch.Tensor:
-        """Which masks (N,) bool hold a pixel."""
+        """Return which masks (N,) bool have a pixel."""
         return self.tensor.flatten(1).any(dim=1)
 
     def to(self, *args: Any, **kwargs: Any) -> BitMasks:
-        """The same masks after ``Tensor.to``."""
+        """Return the same masks after ``Tensor.to``."""
         return BitMasks(self.tensor.to(*args, **kwargs))
 
     @classmethod
     def cat(cls, masks: Sequence[BitMasks]) -> BitMasks:
-        """The masks of all parts, in order."""
+        """Return the masks of all parts, in order."""
         return cls(torch.cat([m.tensor for m in masks]))
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> BitMasks:
-        """A selection; an integer keeps the first axis."""
+        """Return the selected masks; an integer keeps the first axis."""
         return BitMasks(self.tensor[item].reshape(-1, *self.image_size))
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class PolygonMasks:
         self.polygons = [[np.asarray(p, dtype=np.float64).reshape(-1) for p in instance] for instance in polygons]
 
     def get_bounding_boxes(self) -> Boxes:
-        """Boxes around the polygons; zeros for an instance without one."""
+        """Return boxes around the polygons; zeros for an instance without one."""
         boxes = np.zeros((len(self.polygons), 4), dtype=np.float32)
         for box, instance in zip(boxes, self.polygons, strict=True):
             if instance:
@@ -82,20 +82,20 @@ class PolygonMasks:
         return Boxes(torch.from_numpy(boxes))
 
     def nonempty(self) -> torch.Tensor:
-        """Which masks (N,) bool hold a polygon."""
+        """Return which masks (N,) bool have a polygon."""
         return torch.tensor([bool(instance) for instance in self.polygons], dtype=torch.bool)
 
     def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
-        """Itself: polygons live on the host."""
+        """Return the masks themselves: polygons stay on the host."""
         return self
 
     @classmethod
     def cat(cls, masks: Sequence[PolygonMasks]) -> PolygonMasks:
-        """The masks of all parts, in order."""
+        """Return the masks of all parts, in order."""
         return cls([instance for part in masks for instance in part.polygons])
 
     def __getitem__(self, item: int | slice | torch.Tensor) -> PolygonMasks:
-        """A selection; an integer keeps the first axis."""
+        """Return the selected masks; an integer keeps the first axis."""
         if isinstance(item, int):
             return PolygonMasks([self.polygons[item]])
         if isinstance(item, slice):
@@ -108,7 +108,7 @@ class PolygonMasks:
 
 
 def polygons_to_bitmask(polygons: Sequence[Sequence[float] | np.ndarray], height: int, width: int) -> np.ndarray:
-    """Union (H, W) bool of polygons (x0, y0, x1, y1, …) in pixels; no polygon gives an empty mask."""
+    """Return the union (H, W) bool of polygons (x0, y0, x1, y1, …) in pixels; no polygon gives an empty mask."""
     mask = np.zeros((height, width), dtype=bool)
     draw_polygons(polygons, mask)
     return mask
@@ -134,7 +134,7 @@ def draw_polygons(polygons: Sequence[Sequence[float] | np.ndarray], mask: np.nda
 
 
 def _first_run(counts: bytes) -> tuple[int, int]:
-    """Length of the first run of a compressed run-length code, and the number of characters that say it."""
+    """Return the length of the first run of a compressed run-length code, and the number of its characters."""
     # Five bits a character, lowest first; the sixth bit says that more follow. A first run is never negative.
     length = 0
     for place, character in enumerate(counts):
@@ -145,7 +145,7 @@ def _first_run(counts: bytes) -> tuple[int, int]:
 
 
 def bitmasks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
-    """Compressed run-length codes, counts as text ready for JSON, of masks (N, H, W) bool."""
+    """Return compressed run-length codes, counts as text ready for JSON, of masks (N, H, W) bool."""
     array = masks.cpu().numpy() if isinstance(masks, torch.Tensor) else masks
     # One transposed copy for all: the encoder wants (H, W, N) in Fortran order, which is (N, W, H) in C order.
     encoded = coco_mask.encode(np.ascontiguousarray(array.transpose(0, 2, 1)).astype(np.uint8, copy=False).T)
@@ -153,14 +153,14 @@ def bitmasks_to_rles(masks: torch.Tensor | np.ndarray) -> list[dict[str, Any]]:
 
 
 def mask_to_box_xywh(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, width and height of the tightest box around a mask (H, W) bool that is not empty."""
+    """Return left, top, width and height of the tightest box around a mask (H, W) bool that is not empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     y0, y1, x0, x1 = int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
     return x0, y0, x1 - x0 + 1, y1 - y0 + 1
 
 
 def masks_to_boxes_xyxy(masks: torch.Tensor) -> torch.Tensor:
-    """Boxes (N, 4) float32 around masks (N, H, W) bool: x1, y1 one past the last pixel; zeros for an empty mask."""
+    """Return boxes (N, 4) float32 around masks (N, H, W) bool, x1 and y1 exclusive; zeros for an empty mask."""
     num_masks, height, width = masks.shape
     if num_masks == 0 or height == 0 or width == 0:
         return torch.zeros((num_masks, 4), dtype=torch.float32, device=masks.device)

@@ -12,7 +12,7 @@ _MISSING = object()
 
 
 class Metadata:
-    """An attribute bag that refuses to change a value it holds, so that two readers cannot disagree."""
+    """Attributes of a data set; a value that is set cannot be changed, so that all readers agree."""
 
     name: str
 
@@ -37,11 +37,11 @@ class Metadata:
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The attribute ``key``, or ``default`` where there is none."""
+        """Return the attribute ``key``, or ``default`` where there is none."""
         return self.__dict__.get(key, default)
 
     def as_dict(self) -> dict[str, Any]:
-        """A copy of the attributes, the name included."""
+        """Return a copy of the attributes, the name included."""
         return dict(self.__dict__)
 
 
@@ -52,9 +52,9 @@ class _MetadataCatalog:
         self._entries: MutableMapping[str, Metadata] = {}
 
     def link(self, others: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Find the entries of another catalog here too, those that it has then, after the own; returns the own by name.
+        """Look names up in another catalog, too, after this one; return this catalog's entries by name.
 
-        What was asked for before it was known, and is empty, gives way.
+        An empty entry that was created by asking for its name gives way to the other catalog's.
         """
         own = self._entries
         for name in [name for name, metadata in own.items() if name in others and set(metadata.as_dict()) == {"name"}]:
@@ -71,15 +71,19 @@ class _MetadataCatalog:
         return name in self._entries
 
     def list(self) -> list[str]:
-        """Names of all data sets known so far."""
+        """Return names of all data sets known so far."""
         return list(self._entries)
 
     def pop(self, name: str) -> Metadata:
-        """Forget a data set; returns its metadata."""
+        """Remove a data set and return its metadata."""
         return self._entries.pop(name)
 
     def remove(self, name: str) -> None:
-        """Forget a data set; KeyError where it is not known."""
+        """Remove a data set.
+
+        Raises:
+            KeyError: it is not known.
+        """
         self.pop(name)
 
 

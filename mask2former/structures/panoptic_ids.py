@@ -7,7 +7,7 @@ import numpy as np
 
 
 def rgb_to_id(rgb: np.ndarray) -> np.ndarray:
-    """Ids (H, W) int32 of colours (H, W, 3) uint8."""
+    """Return ids (H, W) int32 of colours (H, W, 3) uint8."""
     if rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size:
         # A fourth byte makes pixels little-endian integers, nine times faster than arithmetic on channels.
         return (cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA).view("<i4")[..., 0] & 0xFFFFFF).astype(np.int32, copy=False)
@@ -16,7 +16,7 @@ def rgb_to_id(rgb: np.ndarray) -> np.ndarray:
 
 
 def id_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) uint8 of ids (H, W) in 0 .. 2**24 - 1.
+    """Return colours (H, W, 3) uint8 of ids (H, W) in 0 .. 2**24 - 1.
 
     Raises:
         ValueError: an id does not fit into three bytes.

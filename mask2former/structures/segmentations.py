@@ -1,8 +1,8 @@
-"""COCO's forms of a mask — polygons, run-length codes, bitmaps — checked before anything is drawn or decoded.
+"""Check COCO's forms of a mask — polygons, run-length codes, bitmaps — before they are drawn or decoded.
 
-Training, own data, evaluation, results and conversion all come here, so that what one of them takes all of them take.
-The drawing is pycocotools', which believes what it is given: a code whose runs do not add up leaves it reading
-uninitialised memory or looping for ever, and a far coordinate takes the memory of the machine.
+Training, own data, evaluation, results and conversion all use this module, so they accept the same input. pycocotools,
+which draws and decodes, does not check its input: a code whose runs do not add up makes it read uninitialised memory or
+loop for ever, and a distant coordinate exhausts the memory.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ _SHOWN.maxstring = _SHOWN.maxother = _MAX_SHOWN
 
 
 def shown(value: Any) -> str:
-    """A wrong value as a message shows it: a part of it, however large it is."""
+    """Return a wrong value as text for a message, shortened."""
     return _SHOWN.repr(value)
 
 
 def check_segmentation(segmentation: Any, size: tuple[int, int], where: str = "") -> Any:
-    """The segmentation of an image of ``size`` (height, width), known to be safe to draw or decode.
+    """Return the segmentation of an image of ``size`` (height, width) after checking that it is safe to draw or decode.
 
-    Returns polygons (lists of numbers) without parts of fewer than three points, a run-length code whose runs are
+    The result is polygons (lists of numbers) without parts of fewer than three points, a run-length code whose runs are
     positive and add up to height x width, or a bitmap (H, W) uint8. ``where`` begins the message.
 
     Raises:
@@ -85,7 +85,7 @@ def check_segmentation(segmentation: Any, size: tuple[int, int], where: str = ""
 
 
 def lacks_points(segmentation: Any, size: tuple[int, int]) -> bool:
-    """Whether a segmentation is polygons that all have fewer than three points, which mark nothing."""
+    """Return whether a segmentation consists only of polygons with fewer than three points, which mark nothing."""
     if not isinstance(segmentation, (list, tuple)) or not segmentation or _is_bitmap(segmentation, size):
         return False
     return all(
@@ -95,9 +95,9 @@ def lacks_points(segmentation: Any, size: tuple[int, int]) -> bool:
 
 
 def segmentation_to_bitmask(segmentation: Any, height: int, width: int, *, context: str = "") -> np.ndarray:
-    """Mask (H, W) bool of a COCO annotation: polygons, a run-length code (compressed or not), or a bitmap.
+    """Return the mask (H, W) bool of a COCO annotation: polygons, a run-length code, or a bitmap.
 
-    ``context`` says in an error whose segmentation it is ("annotation 7 of instances.json").
+    ``context`` names the segmentation in errors ("annotation 7 of instances.json").
 
     Raises:
         DatasetError: see ``check_segmentation``.
@@ -106,7 +106,7 @@ def segmentation_to_bitmask(segmentation: Any, height: int, width: int, *, conte
 
 
 def segmentation_to_rle(segmentation: Any, size: tuple[int, int], *, context: str = "") -> dict[str, Any]:
-    """Compressed run-length code of a COCO annotation in an image of ``size`` (height, width).
+    """Return the compressed run-length code of a COCO annotation in an image of ``size`` (height, width).
 
     Raises:
         DatasetError: see ``check_segmentation``.
@@ -115,7 +115,7 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int], *, context: st
 
 
 def decode_segmentation(checked: Any, size: tuple[int, int]) -> np.ndarray:
-    """Mask (H, W) bool of what ``check_segmentation`` returned."""
+    """Return the mask (H, W) bool of what ``check_segmentation`` returned."""
     if isinstance(checked, list):
         return polygons_to_bitmask(checked, *size)
     if isinstance(checked, np.ndarray):
@@ -124,7 +124,7 @@ def decode_segmentation(checked: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def encode_segmentation(checked: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Compressed run-length code of what ``check_segmentation`` returned."""
+    """Return the compressed run-length code of what ``check_segmentation`` returned."""
     if isinstance(checked, list):
         return coco_mask.merge(coco_mask.frPyObjects(checked, *size))
     if isinstance(checked, np.ndarray):
@@ -133,13 +133,13 @@ def encode_segmentation(checked: Any, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def is_plain_area(stated: float, measured: float) -> bool:
-    """Whether an area that a file states can be that of a mask of ``measured`` pixels, by whatever way of measuring."""
+    """Return whether a stated area is plausible for a mask of ``measured`` pixels, however it was measured."""
     tolerance = max(_AREA_SLACK, 0.5 * max(stated, measured))  # of outlines and of pixels; never ten times as many
     return abs(stated - measured) <= tolerance
 
 
 def has_pixels(checked: Any, size: tuple[int, int]) -> bool:
-    """Whether what ``check_segmentation`` returned marks a pixel."""
+    """Return whether what ``check_segmentation`` returned marks a pixel."""
     if isinstance(checked, np.ndarray):
         return bool(checked.any())
     if isinstance(checked, list):
@@ -150,13 +150,13 @@ def has_pixels(checked: Any, size: tuple[int, int]) -> bool:
 
 
 def run_lengths(counts: str | bytes) -> np.ndarray:
-    """Lengths (N,) int64 of the runs in a compressed code; the first run is outside.
+    """Return the lengths (N,) int64 of the runs in a compressed code; the first run is outside.
 
-    The format is that of COCO's API: base 32, six bits a character from "0" on, the sixth for "more to come", the
-    fifth of the last for the sign; from the fourth number on, the difference to the last but one.
+    The format is that of COCO's API: base 32, six bits a character from "0" on, the sixth for "more to come", the fifth
+    of the last for the sign; from the fourth number on, the difference to the last but one.
 
     Raises:
-        ValueError: no mask has this code: it is cut off, or holds a character or number that codes do not have.
+        ValueError: the code is cut off, or holds a character or number that no code has.
     """
     text = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
@@ -222,7 +222,7 @@ def _plain_runs(counts: Any) -> np.ndarray:
 
 
 def _without_empty_runs(runs: np.ndarray) -> list[int]:
-    """The runs of the same mask with none of length 0 but the first."""
+    """Return the runs of the same mask with none of length 0 but the first."""
     inside = np.arange(len(runs)) % 2 == 1
     kept = runs > 0
     runs, inside = runs[kept], inside[kept]

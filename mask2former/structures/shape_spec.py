@@ -1,4 +1,4 @@
-"""What a module promises about a feature map it returns."""
+"""The shape of a feature map that a module returns."""
 
 from __future__ import annotations
 

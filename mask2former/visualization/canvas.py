@@ -1,4 +1,4 @@
-"""Paints segments over an image: translucent fill, anti-aliased outline with a dark halo, one label each.
+"""Paint segments over an image: translucent fill, anti-aliased outline with a dark halo, one label each.
 
 Outlines come from a signed distance: a straight mask edge blurred by a Gaussian is its cumulative distribution, so the
 inverse of that distribution gives the distance to the edge in fractions of a pixel.
@@ -25,8 +25,13 @@ _EDGE_BLUR = 0.45  # of an image pixel: rounds the stairs of an enlarged mask, y
 def paint_segments(image: np.ndarray, segments: Sequence[Segment], *, alpha: float = 0.5) -> np.ndarray:
     """Paint segments and their labels over an image.
 
-    image: (H, W, 3) uint8 RGB; alpha: opacity of the fill, 0..1. Later segments lie over earlier ones.
-    Returns (h, w, 3) uint8 RGB, where (h, w) = (H, W) times canvas_scale(H, W).
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        segments: later ones lie over earlier ones.
+        alpha: opacity of the fill, 0..1.
+
+    Returns:
+        (h, w, 3) uint8 RGB, where (h, w) = (H, W) times ``canvas_scale(H, W)``.
     """
     height, width = image.shape[:2]
     scale = canvas_scale(height, width)
@@ -40,7 +45,7 @@ def paint_segments(image: np.ndarray, segments: Sequence[Segment], *, alpha: flo
 
 
 def canvas_scale(height: int, width: int) -> float:
-    """Enlargement (>= 1) that brings the shorter side of a small image to MIN_CANVAS_SIDE."""
+    """Return the factor (>= 1) that enlarges the shorter side of a small image to MIN_CANVAS_SIDE."""
     return float(np.clip(MIN_CANVAS_SIDE / min(height, width), 1.0, MAX_ENLARGEMENT))
 
 
@@ -80,7 +85,7 @@ def _bounds(mask: np.ndarray, *, margin: int) -> tuple[int, int, int, int]:
 
 
 def _signed_distance(soft_mask: np.ndarray, *, sigma: float) -> np.ndarray:
-    """Distance to the edge in canvas pixels, positive inside; reliable within about 3 sigma, saturated beyond."""
+    """Return the distance to the edge in canvas pixels, positive inside; saturated beyond about 3 sigma."""
     # The replicated border keeps outlines off the border of the image.
     blurred = cv2.GaussianBlur(soft_mask, (0, 0), sigmaX=sigma, borderType=cv2.BORDER_REPLICATE)
     return (sigma * ndtri(np.clip(blurred, 1e-5, 1 - 1e-5))).astype(np.float32)

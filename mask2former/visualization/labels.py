@@ -1,4 +1,4 @@
-"""Names the segments of a picture: finds a place for each label where it hides little, then draws it."""
+"""Label the segments of a picture: choose for each label the place that hides least, then draw it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ class _Piece:
 
 
 def draw_labels(canvas: np.ndarray, segments: Sequence[Segment], *, scale: float) -> np.ndarray:
-    """Draw the label of every segment on a copy of the canvas.
+    """Return a copy of the canvas with the label of every segment.
 
-    canvas: (h, w, 3) uint8 RGB; scale: canvas pixels per mask pixel. Things are placed first and small ones before
-    large ones, because they have the fewest places to choose from.
+    Things are placed first and small ones before large ones, because they have the fewest places to choose from.
+
+    Args:
+        canvas: (h, w, 3) uint8 RGB.
+        segments: what is labelled.
+        scale: canvas pixels per mask pixel.
     """
     named = [segment for segment in segments if segment.label]
     if not named:
@@ -52,7 +56,7 @@ def draw_labels(canvas: np.ndarray, segments: Sequence[Segment], *, scale: float
 
 
 def _lies_on(box: tuple[float, float, float, float], mask: np.ndarray, *, scale: float) -> bool:
-    """Whether the middle of the label lies on the mask (H, W)."""
+    """Return whether the middle of the label lies on the mask (H, W)."""
     x, y = int((box[0] + box[2]) / 2 / scale), int((box[1] + box[3]) / 2 / scale)
     return bool(mask[min(y, mask.shape[0] - 1), min(x, mask.shape[1] - 1)])
 
@@ -60,7 +64,7 @@ def _lies_on(box: tuple[float, float, float, float], mask: np.ndarray, *, scale:
 def _draw_leader(
     canvas: np.ndarray, segment: Segment, box: tuple[float, float, float, float], center: tuple[float, float]
 ) -> None:
-    """A line from a label that lies outside its segment to the inside of the segment."""
+    """Draw a line from a label that lies outside its segment to the inside of the segment."""
     start = (float(np.clip(center[0], box[0], box[2])), float(np.clip(center[1], box[1], box[3])))
     if float(np.hypot(start[0] - center[0], start[1] - center[1])) < 0.5 * (box[3] - box[1]):
         return
@@ -105,7 +109,7 @@ def _largest_piece(mask: np.ndarray, *, scale: float) -> _Piece:
 
 
 def _interior_points(crop: np.ndarray) -> list[tuple[int, int]]:
-    """Points (x, y) far from the edge and from each other, best first; crop: (H, W) uint8."""
+    """Return points (x, y) far from the edge and from each other, best first; crop: (H, W) uint8."""
     # The ring of zeros makes the border of the image an edge.
     distance = cv2.distanceTransform(np.pad(crop, 1), cv2.DIST_L2, 3)[1:-1, 1:-1].copy()
     # Among places equally far from the edge, as in a broad band, the one in the middle.
@@ -123,7 +127,7 @@ def _interior_points(crop: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _thing_area_table(segments: Sequence[Segment]) -> np.ndarray:
-    """Summed-area table (H + 1, W + 1) of the pixels that belong to things."""
+    """Return the summed-area table (H + 1, W + 1) of the pixels that belong to things."""
     things = np.zeros(segments[0].mask.shape, dtype=np.uint8)
     for segment in segments:
         if segment.is_thing:
@@ -132,7 +136,7 @@ def _thing_area_table(segments: Sequence[Segment]) -> np.ndarray:
 
 
 class _Placer:
-    """Chooses for one label after another the place that hides least: labels above all, then things, near first."""
+    """Choose for each label in turn the place that hides least: labels above all, then things, near first."""
 
     def __init__(self, height: int, width: int, thing_table: np.ndarray, *, scale: float) -> None:
         self.height, self.width, self.scale = height, width, scale
@@ -140,7 +144,10 @@ class _Placer:
         self.placed = np.zeros((0, 4))
 
     def place(self, piece: _Piece, size: tuple[float, float]) -> tuple[float, float, float, float]:
-        """Box (x0, y0, x1, y1) in canvas pixels for a label of `size` (width, height); inside the canvas if it fits."""
+        """Return the box (x0, y0, x1, y1) in canvas pixels of a label of ``size`` (width, height).
+
+        It is inside the canvas if it fits.
+        """
         inside_allowed = size[0] * size[1] <= MAX_COVERED_PART * piece.area
         inside = [(center, 0.0) for center in piece.centers]
         outside = [(center, 0.3) for center in self._around(piece.box_xyxy, size)]
@@ -155,7 +162,7 @@ class _Placer:
         return best
 
     def _around(self, box: tuple[float, float, float, float], size: tuple[float, float]) -> list[tuple[float, float]]:
-        """Centres of labels that touch the box from outside: above, below, beside, at the corners, then farther."""
+        """Return centres of labels that touch the box from outside: above, below, beside, at corners, then farther."""
         x0, y0, x1, y1 = box
         middle_x, middle_y = (x0 + x1) / 2, (y0 + y1) / 2
         places = []

@@ -27,11 +27,20 @@ def draw_panoptic(
     *,
     alpha: float = 0.5,
 ) -> np.ndarray:
-    """Overlay a panoptic result.
+    """Draw a panoptic result over its image.
 
-    image: (H, W, 3) uint8 RGB; panoptic_seg: ids (H, W), segments_info with id, category_id, isthing, maybe score, and
-    in a video track_id, which chooses the colour.
-    Returns (h, w, 3) uint8 RGB. Void is left as it is. Raises InputError where the sizes differ.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        panoptic_seg: ids (H, W), and segments_info with id, category_id, isthing, optionally score, and in a video
+            track_id, which chooses the colour. Void is left as it is.
+        metadata: names and colours of the data set.
+        alpha: opacity of the fill, 0..1.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+
+    Raises:
+        InputError: the sizes differ.
     """
     ids, segments_info = panoptic_seg
     ids = _to_numpy(ids)
@@ -62,12 +71,21 @@ def draw_instances(
     score_threshold: float = 0.0,
     alpha: float = 0.5,
 ) -> np.ndarray:
-    """Overlay an instance result.
+    """Draw instances over their image, those with better scores on top.
 
-    image: (H, W, 3) uint8 RGB; instances: pred_masks (N, H, W), pred_classes (N,), scores (N,) in 0..1, and in a video
-    track_ids (N,), which choose the colours.
-    Instances whose score is below the threshold are left out; better ones lie above worse ones.
-    Returns (h, w, 3) uint8 RGB. Raises InputError where the sizes differ.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        instances: pred_masks (N, H, W), pred_classes (N,), scores (N,) in 0..1, and in a video track_ids (N,), which
+            choose the colours.
+        metadata: names and colours of the data set.
+        score_threshold: instances with lower scores are left out.
+        alpha: opacity of the fill, 0..1.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+
+    Raises:
+        InputError: the sizes differ.
     """
     masks, scores = _to_numpy(instances.pred_masks).astype(bool), _to_numpy(instances.scores)
     classes = _to_numpy(instances.pred_classes)
@@ -90,10 +108,20 @@ def draw_instances(
 def draw_semantic(
     image: np.ndarray, sem_seg: torch.Tensor | np.ndarray, metadata: Metadata | None = None, *, alpha: float = 0.55
 ) -> np.ndarray:
-    """Overlay a semantic result.
+    """Draw a semantic result over its image.
 
-    image: (H, W, 3) uint8 RGB; sem_seg: scores (K, H, W), or labels (H, W) of an integer type.
-    Labels outside the known classes (such as the ignore label) are left as they are. Returns (h, w, 3) uint8 RGB.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        sem_seg: scores (K, H, W), or labels (H, W) of an integer type. Labels that are no class, such as the ignore
+            label, are left as they are.
+        metadata: names and colours of the data set.
+        alpha: opacity of the fill, 0..1.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+
+    Raises:
+        InputError: the sizes differ.
     """
     values = _to_numpy(sem_seg)
     labels = values.argmax(axis=0) if values.ndim == 3 else values
@@ -111,13 +139,13 @@ def draw_semantic(
 
 
 def class_name(metadata: Metadata | None, class_id: int) -> str:
-    """Name of a contiguous class id; "class 7" where the metadata does not say."""
+    """Return the name of a contiguous class id; "class 7" if the metadata have none."""
     names = _of_all_classes(metadata, "stuff_classes", "thing_classes")
     return str(names[class_id]) if 0 <= class_id < len(names) else f"class {class_id}"
 
 
 def color_of_class(metadata: Metadata | None, class_id: int) -> np.ndarray:
-    """Colour (3,) uint8 RGB of a contiguous class id: the data set's own, or one derived from the id."""
+    """Return the colour (3,) uint8 RGB of a contiguous class id: the data set's own, or one derived from the id."""
     colors = _of_all_classes(metadata, "stuff_colors", "thing_colors")
     if 0 <= class_id < len(colors):
         return np.asarray(colors[class_id], dtype=np.uint8)
@@ -125,14 +153,14 @@ def color_of_class(metadata: Metadata | None, class_id: int) -> np.ndarray:
 
 
 def _of_all_classes(metadata: Metadata | None, all_classes_key: str, things_key: str) -> list[Any]:
-    """In panoptic and semantic metadata the "stuff" lists name all classes; instance metadata has things alone."""
+    """Return the list of all classes: in panoptic and semantic metadata the "stuff" list, else that of things."""
     if metadata is None:
         return []
     return list(metadata.get(all_classes_key, None) or metadata.get(things_key, None) or [])
 
 
 def _thing_color(metadata: Metadata | None, class_id: int, *, ordinal: int, track_id: int | None) -> np.ndarray:
-    """In a video the colour is the track's, whatever its order in the frame and its class, which may change."""
+    """Return the colour of a thing; in a video that of its track id, so that it does not change between frames."""
     if track_id is not None:
         return class_color(track_id)
     return instance_color(color_of_class(metadata, class_id), ordinal)

@@ -1,4 +1,4 @@
-"""Colours: one stable colour a class, and distinguishable relatives of it for the instances of that class."""
+"""Colours: a fixed one for each class, and similar, distinguishable ones for its instances."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _INSTANCE_OFFSETS = ((0, 0), (24, 12), (-24, -12), (12, -18), (-12, 16), (36, -6
 
 
 def class_color(class_id: int) -> np.ndarray:
-    """Colour (3,) uint8 RGB of a class; depends on the class id alone."""
+    """Return the colour (3,) uint8 RGB of a class; depends on the class id alone."""
     hue = np.deg2rad(20.0 + class_id * GOLDEN_ANGLE)
     lightness, chroma = _LIGHTNESS[class_id % 4], _CHROMA[class_id % 4]
     return _lab_to_rgb(lightness, chroma * float(np.cos(hue)), chroma * float(np.sin(hue)))
 
 
 def instance_color(base: np.ndarray, ordinal: int) -> np.ndarray:
-    """Colour (3,) uint8 RGB of an instance of a class whose colour is `base`; `ordinal` 0 has that colour itself."""
+    """Return the colour (3,) uint8 RGB of an instance of a class of colour ``base``; ``ordinal`` 0 gets ``base``."""
     if ordinal == 0:
         return np.asarray(base, dtype=np.uint8)
     lab = cv2.cvtColor(np.asarray(base, dtype=np.float32).reshape(1, 1, 3) / 255.0, cv2.COLOR_RGB2LAB).reshape(3)

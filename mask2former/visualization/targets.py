@@ -1,4 +1,4 @@
-"""Pictures of what training sees: the target masks of an image, or of the frames of a clip side by side.
+"""Draw training targets: the masks of an image, or of the frames of a clip side by side.
 
 Dimension letters: N targets, T frames, H W image size, h w picture size (small images are enlarged).
 """
@@ -29,11 +29,21 @@ def draw_targets(
     *,
     alpha: float = 0.5,
 ) -> np.ndarray:
-    """Overlay target masks, small ones over large ones.
+    """Draw target masks over their image, small ones over large ones.
 
-    image: (H, W, 3) uint8 RGB; classes: (N,) contiguous ids; masks: (N, H, W). Targets without a pixel are left out,
-    but number the colours of their class, so that an object has one colour in all frames.
-    Returns (h, w, 3) uint8 RGB. Raises InputError where the sizes differ.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        classes: (N,) contiguous ids.
+        masks: (N, H, W). Empty ones are not drawn, but count in the order of colours, so that an object keeps its
+            colour in all frames.
+        metadata: names and colours of the data set.
+        alpha: opacity of the fill, 0..1.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+
+    Raises:
+        InputError: the sizes differ.
     """
     masks = np.asarray(masks, dtype=bool)
     if masks.shape[1:] != image.shape[:2]:
@@ -51,14 +61,14 @@ def draw_targets(
 
 
 def join_frames(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """T pictures (h, w, 3) of one height beside each other, in one of (h, w', 3)."""
+    """Return T pictures (h, w, 3) of one height side by side, as one of (h, w', 3)."""
     gap = np.full((pictures[0].shape[0], _GAP, 3), _GAP_GREY, dtype=np.uint8)
     row = [part for picture in pictures for part in (gap, picture)]
     return np.concatenate(row[1:], axis=1)
 
 
 def _thing_ids(metadata: Metadata | None) -> set[int] | None:
-    """Classes that are things; None: all. A data set that lists classes and no things is one of regions."""
+    """Return the thing classes; None: all. In a data set with classes but no things, nothing is a thing."""
     things = None if metadata is None else metadata.get("thing_dataset_id_to_contiguous_id")
     if things is not None:
         return set(things.values())

@@ -1,4 +1,4 @@
-"""Backbones: images in, named feature maps out."""
+"""Backbones: from images to named feature maps."""
 
 from mask2former.modeling.backbone.backbone import Backbone, build_backbone
 from mask2former.modeling.backbone.resnet import ResNet, build_resnet_backbone, build_resnet_deeplab_backbone

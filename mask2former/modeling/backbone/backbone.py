@@ -1,4 +1,4 @@
-"""What every backbone promises, and how a config chooses one.
+"""The interface of backbones, and building one from a config.
 
 Letters: N batch (frames are folded into it), C channels, H W height and width.
 """
@@ -16,15 +16,15 @@ from mask2former.structures import ShapeSpec
 
 
 class Backbone(nn.Module):
-    """Maps images (N, 3, H, W) to named feature maps {name: (N, C, ceil(H / stride), ceil(W / stride))}.
+    """Map images (N, 3, H, W) to named feature maps {name: (N, C, ceil(H / stride), ceil(W / stride))}.
 
-    `size_divisibility` is what the sides of the input should be multiples of, 0 where any size will do.
+    The sides of the input should be multiples of ``size_divisibility``; 0: any size.
     """
 
     size_divisibility: int = 0
 
     def __init__(self, features: Mapping[str, ShapeSpec], *, out_features: Sequence[str]) -> None:
-        """`features` lists what the backbone could return, `out_features` what is wanted of it."""
+        """``features`` lists what the backbone can return, ``out_features`` names those that it does."""
         super().__init__()
         unknown = [name for name in out_features if name not in features]
         if unknown or not out_features:
@@ -33,22 +33,23 @@ class Backbone(nn.Module):
         self._features = dict(features)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The features named in `out_features`."""
+        """Return the features named in ``out_features``."""
         raise NotImplementedError
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each feature that `forward` returns."""
+        """Return channels and stride of each feature that ``forward`` returns."""
         return {name: self._features[name] for name in self.out_features}
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What detectron2's models ask of a backbone beside `size_divisibility`: nothing else is required here."""
+        """Return the padding that detectron2's models apply besides ``size_divisibility``: none."""
         return {}
 
     def parameter_layers(self) -> dict[str, int]:
-        """The layer of each parameter by its name, 0 nearest the input, for learning rates that fall towards it.
+        """Return the layer index of each parameter by name, 0 nearest the input, for layer-wise learning rate decay.
 
-        Here each direct child is a layer, and each entry of a list of modules; a parameter left out keeps its rate.
+        By default each direct child, and each entry of a list of modules, is a layer. Parameters that are not returned
+        keep their rate.
         """
         layers: dict[str, int] = {}
         parts = [
@@ -62,12 +63,15 @@ class Backbone(nn.Module):
         return layers
 
     def undecayed_parameters(self) -> set[str]:
-        """Names of parameters without weight decay, beside those that every recipe leaves without."""
+        """Return names of parameters without weight decay, in addition to those of every recipe."""
         return set()
 
 
 def build_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> Backbone:
-    """The backbone that MODEL.BACKBONE.NAME names; by default its input has as many channels as MODEL.PIXEL_MEAN."""
+    """Return the backbone that MODEL.BACKBONE.NAME names.
+
+    Its input has ``input_shape.channels``, by default one for each value of MODEL.PIXEL_MEAN.
+    """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
     return build_from_config(BACKBONE_REGISTRY.lookup(cfg.MODEL.BACKBONE.NAME), cfg, input_shape)

@@ -16,10 +16,10 @@ PYRAMID_STRIDES = (4, 8, 16, 32)
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Maps (N, C, H / patch, W / patch) to maps (N, out_channels, h, w), one for each of `strides`.
+    """Map (N, C, H / patch, W / patch) to maps (N, out_channels, h, w), one for each of ``strides``.
 
-    The map is brought near each stride by transposed convolutions or pooling by two. A patch that is no power of two
-    (14) leaves maps at 3.5, 7, 14, 28 pixels: those are resampled so that each cell covers exactly `stride` pixels.
+    Transposed convolutions or pooling by two bring the map near each stride. If the patch is no power of two (14), the
+    maps have 3.5, 7, 14, 28 pixels a cell and are resampled so that each cell covers exactly ``stride`` pixels.
     """
 
     def __init__(
@@ -34,7 +34,10 @@ class SimpleFeaturePyramid(nn.Module):
             self.scales.append(nn.Sequential(*layers, *_projection(channels, out_channels)))
 
     def forward(self, x: Tensor, *, size: tuple[int, int]) -> list[Tensor]:
-        """Maps of ceil(size / stride) cells each; `size` (height, width) of the image, at most what `x` covers."""
+        """Return maps of ceil(size / stride) cells.
+
+        ``size`` (height, width) of the image is at most what ``x`` covers.
+        """
         maps = []
         for stride, scale in zip(self.strides, self.scales, strict=True):
             feature = scale(x)
@@ -49,13 +52,13 @@ class SimpleFeaturePyramid(nn.Module):
 
 
 def _num_doublings(patch_size: int, stride: int) -> int:
-    """How often the map is doubled (halved where negative) to come nearest to `stride`."""
+    """Return how often to double the map (halve if negative) to come nearest to ``stride``."""
     candidates = range(-3, 5)
     return min(candidates, key=lambda doublings: abs(patch_size * 2.0**-doublings / stride - 1))
 
 
 def _scaling_layers(channels: int, *, doublings: int) -> tuple[list[nn.Module], int]:
-    """Layers that double (halve) the map as often, and the channels they end with."""
+    """Return layers that double (or halve) the map that many times, and the number of channels they return."""
     layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True) for _ in range(-doublings)]
     for index in range(doublings):
         if index:

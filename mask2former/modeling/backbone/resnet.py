@@ -43,7 +43,7 @@ def _conv(
     dilation: int = 1,
     groups: int = 1,
 ) -> Conv2d:
-    """Convolution that keeps the size but for its stride, with norm and, if wanted, ReLU."""
+    """Return a convolution that keeps the size but for its stride, with norm and, if wanted, ReLU."""
     return Conv2d(
         in_channels,
         out_channels,
@@ -95,7 +95,7 @@ class BasicBlock(nn.Module):
 class BottleneckBlock(nn.Module):
     """1 × 1, 3 × 3 and 1 × 1 convolutions and a shortcut: (N, C_in, H, W) -> (N, C_out, H / stride, W / stride).
 
-    `stride_in_1x1` puts the stride into the first convolution, as the original weights have it, else into the second.
+    ``stride_in_1x1`` puts the stride into the first convolution, as the original weights have it, else into the second.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def _shortcut(in_channels: int, out_channels: int, *, stride: int, norm: NormSpe
 
 
 def _block_type(depth: int, *, norm: NormSpec, **bottleneck_options: Any) -> Callable[..., nn.Module]:
-    """The block of a network of this depth, still to be given its channels, stride and dilation."""
+    """Return the block of a network of this depth; channels, stride and dilation are still to be given."""
     if depth in _BASIC_BLOCK_DEPTHS:
         return partial(BasicBlock, norm=norm)
     return partial(BottleneckBlock, norm=norm, **bottleneck_options)
@@ -148,18 +148,24 @@ def _stage(
     stride: int,
     dilations: Sequence[int],
 ) -> nn.Sequential:
-    """One block for each dilation; the first changes channels and size."""
+    """Return one block for each dilation; the first changes channels and size."""
     blocks: list[Any] = [block(in_channels, out_channels, stride=stride, dilation=dilations[0])]
     blocks += [block(out_channels, out_channels, stride=1, dilation=dilation) for dilation in dilations[1:]]
     return BottleneckStage(*blocks) if isinstance(blocks[0], BottleneckBlock) else nn.Sequential(*blocks)
 
 
 class ResNet(Backbone):
-    """Stem and four stages; features "stem", "res2" to "res5" at strides 4, 4, 8, 16, 32 (less where dilated).
+    """Stem and four stages; features "stem", "res2" to "res5" at strides 4, 4, 8, 16, 32 (less if dilated).
 
-    `freeze_at` stages, the stem being the first, get no gradient and constant batch norms. `dilations` belong to res2
-    to res5: a dilated stage has no stride. `res5_multi_grid` multiplies the dilation of each block of res5.
-    Stages that no wanted feature needs are not built. Raises ConfigError on options that do not fit together.
+    Stages after the last requested feature are not built.
+
+    Args:
+        freeze_at: number of frozen stages, the stem being the first: no gradient, constant batch norms.
+        dilations: of res2 to res5; a dilated stage has no stride.
+        res5_multi_grid: factors on the dilation of each block of res5.
+
+    Raises:
+        ConfigError: options do not fit together.
     """
 
     def __init__(
@@ -208,7 +214,7 @@ class ResNet(Backbone):
         return {name: features[name] for name in self.out_features}
 
     def freeze(self, freeze_at: int) -> None:
-        """Makes the first `freeze_at` of stem, res2, ... constant: no gradients, frozen batch norms."""
+        """Freeze the first ``freeze_at`` of stem, res2, ...: no gradients, frozen batch norms."""
         for part in [self.stem, *(self.get_submodule(name) for name in self.stage_names)][: max(freeze_at, 0)]:
             part.requires_grad_(False)
             freeze_batch_norm(part)
@@ -229,7 +235,7 @@ def _describe_features(channels: Sequence[int], strides: Sequence[int]) -> dict[
 
 
 def _check_options(depth: int, *, stem_type: str, res2: int, num_groups: int, multi_grid: Sequence[int]) -> None:
-    """Refuses what cannot be built, by the names of the config keys below MODEL.RESNETS."""
+    """Raise ConfigError for options that cannot be built, naming their keys below MODEL.RESNETS."""
     if depth not in BLOCKS_PER_STAGE:
         raise ConfigError(f"MODEL.RESNETS.DEPTH: expected one of {list(BLOCKS_PER_STAGE)}; found {depth!r}")
     if stem_type not in STEM_TYPES:
@@ -248,7 +254,7 @@ def _check_options(depth: int, *, stem_type: str, res2: int, num_groups: int, mu
 
 
 def _from_config(cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
-    """The arguments that both builders read alike."""
+    """Return the arguments that both builders read in the same way."""
     options = cfg.MODEL.RESNETS
     if any(options.DEFORM_ON_PER_STAGE):
         raise ConfigError(
@@ -280,7 +286,7 @@ def _checked_dilation(cfg: Any, key: str, allowed: tuple[int, ...]) -> int:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
-    """A ResNet with the basic stem, whatever STEM_TYPE says; of the dilations it reads RES5_DILATION alone."""
+    """Return a ResNet with the basic stem; STEM_TYPE is ignored, and RES5_DILATION is the only dilation."""
     # Parity: the published builder of this name ignores STEM_TYPE, whose default is "deeplab"
     # (test_resnet_builder_ignores_stem_type).
     res5_dilation = _checked_dilation(cfg, "RES5_DILATION", (1, 2))
@@ -290,7 +296,7 @@ def build_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_deeplab_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
-    """A ResNet with the stem that STEM_TYPE names, dilation in res4 and res5, and RES5_MULTI_GRID."""
+    """Return a ResNet with the stem that STEM_TYPE names, dilation in res4 and res5, and RES5_MULTI_GRID."""
     res4_dilation = _checked_dilation(cfg, "RES4_DILATION", (1, 2))
     # A res4 without stride leaves res5 at stride 16, where the same field of view takes dilation 4.
     res5_dilation = _checked_dilation(cfg, "RES5_DILATION", (4,) if res4_dilation == 2 else (1, 2, 4))

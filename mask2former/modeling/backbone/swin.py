@@ -29,7 +29,7 @@ from mask2former.structures import ShapeSpec
 
 
 def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
-    """Pads (B, H, W, C) with zeros at bottom and right until `divisor` divides its sides."""
+    """Pad (B, H, W, C) with zeros at bottom and right until ``divisor`` divides its sides."""
     bottom, right = -x.shape[1] % divisor, -x.shape[2] % divisor
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
 
@@ -95,7 +95,7 @@ class SwinBlock(nn.Module):
         self.mlp = FeedForward(dim, int(dim * mlp_ratio), drop=drop)
 
     def forward(self, x: Tensor, masks: Tensor | None) -> Tensor:
-        """`masks` (4, 1, S, S) are given to blocks whose windows are shifted."""
+        """Map (B, H, W, C) to the same shape; ``masks`` (4, 1, S, S) are needed if windows are shifted."""
         x = x + self.drop_path(self._attend(self.norm1(x), masks))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -113,7 +113,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks whose windows are shifted at every second one, and then, but for the last stage, a patch merging."""
+    """Blocks, every second one with shifted windows, then a patch merging except in the last stage."""
 
     shift_masks: Tensor
 
@@ -127,7 +127,7 @@ class SwinStage(nn.Module):
         self.register_buffer("shift_masks", shift_masks(window_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The blocks alone: (B, H, W, C) -> (B, H, W, C)."""
+        """Compute the blocks without the merging: (B, H, W, C) -> (B, H, W, C)."""
         for index, block in enumerate(self.blocks):
             masks = self.shift_masks if index % 2 else None
             x = run_checkpointed(block, x, masks, enabled=self.use_checkpoint and self.training)
@@ -135,7 +135,7 @@ class SwinStage(nn.Module):
 
 
 def _check_options(embed_dim: int, depths: Sequence[int], num_heads: Sequence[int]) -> None:
-    """Refuses what cannot be built, by the names of the config keys below MODEL.SWIN."""
+    """Raise ConfigError for options that cannot be built, naming their keys below MODEL.SWIN."""
     if not depths or len(num_heads) != len(depths):
         raise ConfigError(
             f"MODEL.SWIN.NUM_HEADS: expected one number for each of the {len(depths)} stages of DEPTHS, "
@@ -153,8 +153,11 @@ def _check_options(embed_dim: int, depths: Sequence[int], num_heads: Sequence[in
 class D2SwinTransformer(Backbone):
     """Four stages of shifted-window attention; features "res2" to "res5" at strides 4, 8, 16, 32 (patch size 4).
 
-    `pretrain_img_size` is the side of the images that the absolute position embedding (`ape`) belongs to; it is
-    resized to other inputs. Raises ConfigError on options that do not fit together.
+    With ``ape`` there is an absolute position embedding of images with sides of ``pretrain_img_size``, resized to other
+    inputs.
+
+    Raises:
+        ConfigError: options do not fit together.
     """
 
     size_divisibility = 32
@@ -202,7 +205,7 @@ class D2SwinTransformer(Backbone):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
-        """The constructor's arguments from MODEL.SWIN."""
+        """Return the constructor's arguments from MODEL.SWIN."""
         options = cfg.MODEL.SWIN
         return {
             "in_channels": input_shape.channels,
@@ -240,7 +243,10 @@ class D2SwinTransformer(Backbone):
         return features
 
     def parameter_layers(self) -> dict[str, int]:
-        """The embedding, then each block; merging belongs to the last block of its stage, and so does the norm."""
+        """Return the layer of each parameter: the embedding, then each block.
+
+        Patch merging and norm belong to the last block of their stage.
+        """
         layers = {name: 0 for name, _ in self.named_parameters() if name.startswith(("patch_embed", "absolute_pos"))}
         last = 0
         for index, stage in enumerate(self.layers):

@@ -1,4 +1,4 @@
-"""Backbones of the timm library by name: feature pyramids of its networks, and of its plain vision transformers.
+"""Backbones of the timm library by name: its feature pyramids, and its plain vision transformers.
 
 Letters: N batch, C channels, H W height and width.
 """
@@ -29,10 +29,14 @@ _FREEZE_ALL = -1
 class TimmBackbone(Backbone):
     """A network of timm without its classifier; features "res2" to "res5" at strides 4, 8, 16, 32.
 
-    `network` is as `create_timm_network` makes it. `out_indices` chooses maps among timm's; by default the last of each
-    stride. `freeze_at` layers, the stem being the first, get no gradient; -1 freezes the whole network.
-    `freeze_batch_norm` keeps the statistics of batch norms as they were loaded.
-    Raises ConfigError on what the network cannot do.
+    Args:
+        network: what ``create_timm_network`` returns.
+        out_indices: choice among timm's maps; by default the last one of each stride.
+        freeze_at: number of layers without gradient, the stem being the first; -1 freezes the whole network.
+        freeze_batch_norm: keep the loaded statistics of batch norms.
+
+    Raises:
+        ConfigError: the network does not support an option.
     """
 
     size_divisibility = PYRAMID_STRIDES[-1]
@@ -66,7 +70,7 @@ class TimmBackbone(Backbone):
         return features
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """As every module, but frozen layers and batch norms stay in evaluation mode."""
+        """Set the mode as every module does, but keep frozen layers and batch norms in evaluation mode."""
         super().train(mode)
         for name, module in self.network.named_modules():
             is_frozen_norm = self._freeze_batch_norm and isinstance(module, _BatchNorm)
@@ -82,9 +86,12 @@ class TimmBackbone(Backbone):
         return {f"network.{name}" for name in listed}
 
     def adapt_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a file of timm, or of the authors of a network that timm knows how to read, under our names.
+        """Return the weights of a file of timm, or of authors whose files timm can read, under our names.
 
-        Position embeddings of another size are resampled. Raises CheckpointError where timm cannot read them.
+        Position embeddings of another size are resampled.
+
+        Raises:
+            CheckpointError: timm cannot read them.
         """
         convert = getattr(sys.modules[type(self.network).__module__], "checkpoint_filter_fn", None)
         if convert is not None and not _fits(weights, self.network.state_dict()):
@@ -98,12 +105,12 @@ class TimmBackbone(Backbone):
         return {name: levels[index] for name, index in _choose_indices(levels, out_indices).items()}
 
     def _wanted_indices(self, levels: Sequence[ShapeSpec], out_indices: Sequence[int]) -> dict[str, int]:
-        """The index among timm's maps by name, rising: in that order the network returns them."""
+        """Return the index among timm's maps by name, ascending, as the network returns them."""
         chosen = _choose_indices(levels, out_indices)
         return {name: chosen[name] for name in sorted(self.out_features, key=lambda name: chosen[name])}
 
     def _prune(self, indices: dict[str, int], *, keep_norm: bool = False) -> dict[str, int]:
-        """Takes away what no wanted map needs, so that every parameter gets a gradient."""
+        """Remove layers that no requested map needs, so that every parameter gets a gradient."""
         if not hasattr(self.network, "prune_intermediate_layers"):
             return indices
         kept = self.network.prune_intermediate_layers(list(indices.values()), prune_norm=not keep_norm)  # type: ignore[operator]
@@ -115,7 +122,7 @@ class TimmBackbone(Backbone):
         )
 
     def _is_frozen(self, name: str, module: nn.Module) -> bool:
-        """Whether a module of the network has parameters, and all of them are frozen."""
+        """Return whether a module of the network has parameters, all of them frozen."""
         prefix = f"{name}." if name else ""
         names = [f"{prefix}{parameter}" for parameter, _ in module.named_parameters()]
         return bool(names) and self._frozen_parameters.issuperset(names)
@@ -124,8 +131,8 @@ class TimmBackbone(Backbone):
 class TimmPlainTransformer(TimmBackbone):
     """A plain vision transformer of timm (ViT, DINOv2, DINOv3) with a simple feature pyramid on its last map.
 
-    `pyramid_channels` are those of each feature. The pyramid is never frozen. The first layer is the patch embedding
-    with the position embedding and tokens, each block another.
+    Each feature has ``pyramid_channels``. The pyramid is never frozen. The first layer is the patch embedding with
+    position embedding and tokens; each block is another.
     """
 
     def __init__(self, network: nn.Module, *, pyramid_channels: int = 256, **options: Any) -> None:
@@ -164,12 +171,12 @@ class TimmPlainTransformer(TimmBackbone):
 
 
 def is_plain(network: nn.Module) -> bool:
-    """Whether all maps of a network of timm have one stride."""
+    """Return whether all maps of a network of timm have one stride."""
     return len({level.stride for level in describe_levels(network)}) == 1
 
 
 def describe_levels(network: nn.Module) -> list[ShapeSpec]:
-    """Channels and stride of each map that the network could return."""
+    """Return channels and stride of each map that the network can return."""
     info = getattr(network, "feature_info", None)
     if info is None or not hasattr(network, "forward_intermediates"):
         raise ConfigError(f"MODEL.TIMM.NAME: timm's {type(network).__name__} does not return feature maps")
@@ -178,7 +185,7 @@ def describe_levels(network: nn.Module) -> list[ShapeSpec]:
 
 
 def _choose_indices(levels: Sequence[ShapeSpec], wanted: Sequence[int]) -> dict[str, int]:
-    """For each feature name the index of its map: the last of its stride, among those wanted."""
+    """Return the index of the map of each feature name: the last one of its stride, among those allowed."""
     num_levels = len(levels)
     for index in wanted:
         if not -num_levels <= index < num_levels:
@@ -199,12 +206,12 @@ def _choose_indices(levels: Sequence[ShapeSpec], wanted: Sequence[int]) -> dict[
 
 
 def _pad(x: Tensor, multiple: int) -> Tensor:
-    """Zeros at bottom and right, up to multiples."""
+    """Pad with zeros at bottom and right, up to multiples."""
     return F.pad(x, (0, -x.shape[-1] % multiple, 0, -x.shape[-2] % multiple))
 
 
 def _freeze(network: nn.Module, freeze_at: int) -> frozenset[str]:
-    """Takes the gradient from the first `freeze_at` layers, from all for -1; the names of their parameters."""
+    """Freeze the first ``freeze_at`` layers, all for -1; return the names of their parameters."""
     if not freeze_at:
         return frozenset()
     layers = {} if freeze_at == _FREEZE_ALL else _parameter_layers(network)
@@ -234,9 +241,10 @@ def _fits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
 def create_timm_network(
     name: str, *, in_channels: int = 3, pretrained: bool = False, drop_path_rate: float = 0.0
 ) -> nn.Module:
-    """The network `name` of timm without classifier, for inputs of any size where it has the choice.
+    """Return the network ``name`` of timm without classifier, for inputs of any size if it allows that.
 
-    Raises ConfigError where timm has no such network, or `pretrained` weights cannot be had.
+    Raises:
+        ConfigError: timm has no such network, or ``pretrained`` weights are not available.
     """
     import timm  # here: it takes a second, and most models do without
 
@@ -267,7 +275,7 @@ def create_timm_network(
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
-    """The network MODEL.TIMM.NAME; the run loads MODEL.TIMM.WEIGHTS into it before it starts."""
+    """Return the network MODEL.TIMM.NAME; MODEL.TIMM.WEIGHTS are loaded into it when the run starts."""
     options = cfg.MODEL.TIMM
     network = create_timm_network(
         options.NAME,

@@ -21,7 +21,7 @@ NUM_PATTERNS = 4
 
 
 def partition_windows(x: Tensor, window_size: int) -> Tensor:
-    """Cuts (B, H, W, C) into windows (G, S, C), a row of windows after the other, images within a row."""
+    """Cut (B, H, W, C) into windows (G, S, C), a row of windows after the other, images within a row."""
     B, H, W, C = x.shape
     w = window_size
     windows = x.view(B, H // w, w, W // w, w, C).permute(1, 0, 3, 2, 4, 5)  # (H/w, B, W/w, w, w, C)
@@ -29,7 +29,7 @@ def partition_windows(x: Tensor, window_size: int) -> Tensor:
 
 
 def merge_windows(windows: Tensor, window_size: int, *, size: tuple[int, int], batch_size: int) -> Tensor:
-    """Puts windows (G, S, C) back together to (B, H, W, C); the inverse of `partition_windows`."""
+    """Put windows (G, S, C) back together to (B, H, W, C); the inverse of ``partition_windows``."""
     (H, W), w = size, window_size
     C = windows.shape[-1]
     grid = windows.view(H // w, batch_size, W // w, w, w, C).permute(1, 0, 3, 2, 4, 5)  # (B, H/w, w, W/w, w, C)
@@ -37,9 +37,9 @@ def merge_windows(windows: Tensor, window_size: int, *, size: tuple[int, int], b
 
 
 def partition_shifted_windows(x: Tensor, window_size: int) -> tuple[Tensor, list[int]]:
-    """Cuts a map (B, H, W, C), rolled by half a window, into windows (G, S, C) in the order of their patterns.
+    """Cut a map (B, H, W, C), rolled by half a window, into windows (G, S, C) in the order of their patterns.
 
-    Also returns how many windows each pattern has: inside, bottom, right, corner.
+    Also return the number of windows with each pattern: inside, bottom, right, corner.
     """
     B, H, W, _ = x.shape
     w = window_size
@@ -51,7 +51,7 @@ def partition_shifted_windows(x: Tensor, window_size: int) -> tuple[Tensor, list
 
 
 def merge_shifted_windows(windows: Tensor, window_size: int, *, size: tuple[int, int], batch_size: int) -> Tensor:
-    """Puts windows (G, S, C) back together and rolls back; the inverse of `partition_shifted_windows`."""
+    """Put windows (G, S, C) back together and roll back; the inverse of ``partition_shifted_windows``."""
     (H, W), w = size, window_size
     num_left = H // w * batch_size * (W // w - 1)
     left, right = windows[:num_left], windows[num_left:]
@@ -66,7 +66,7 @@ def merge_shifted_windows(windows: Tensor, window_size: int, *, size: tuple[int,
 
 
 def shift_masks(window_size: int) -> Tensor:
-    """What is added to the attention logits under each pattern of a shifted map; (4, 1, S, S) of 0 and -100."""
+    """Return what is added to attention logits under each pattern of a shifted map: (4, 1, S, S) of 0 and -100."""
     wrapped = torch.arange(window_size) >= window_size - window_size // 2  # came from the other side of the map
     rows = wrapped[:, None].expand(-1, window_size).flatten().long()  # (S,)
     columns = wrapped[None, :].expand(window_size, -1).flatten().long()
@@ -76,7 +76,7 @@ def shift_masks(window_size: int) -> Tensor:
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """For each pair of tokens the row of the bias table that belongs to their offset; (S, S) int64."""
+    """Return the row of the bias table for the offset of each pair of tokens; (S, S) int64."""
     side = torch.arange(window_size)
     y, x = side.repeat_interleave(window_size), side.repeat(window_size)  # (S,)
     dy, dx = (axis[:, None] - axis[None, :] + window_size - 1 for axis in (y, x))
@@ -111,13 +111,13 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self) -> Tensor:
-        """The bias of each pair of tokens; (1, M, S, S)."""
+        """Return the bias of each pair of tokens; (1, M, S, S)."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
 
     def forward(self, windows: Tensor, *, masks: Tensor | None = None, counts: Sequence[int] = ()) -> Tensor:
-        """Attends everywhere within a window; or, given `masks` (4, 1, S, S), as they allow.
+        """Attend everywhere within a window or, given ``masks`` (4, 1, S, S), where they allow it.
 
-        `counts` then says how many windows each mask governs, in their order.
+        ``counts`` is the number of windows under each mask, in their order.
         """
         G, S, C = windows.shape
         qkv = self.qkv(windows).view(G, S, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (3, G, M, S, D)

@@ -1,8 +1,8 @@
-"""Speed on a CPU: what takes the place of plain layers in a built model, for training and for inference.
+"""Speed on a CPU: faster replacements of plain layers in a built model, for training and for inference.
 
-One pass, `accelerate`, gives each part it knows the class of a faster twin: the same parameters under the same names,
-the same results up to rounding. A twin computes as the plain layer does wherever its own way is not right: off the CPU,
-under tracing and compilation, in other types, and where hooks look on. `prepare_for_inference` goes further.
+``accelerate`` makes one pass and replaces the class of each layer that it knows by a faster twin: the same parameters
+under the same names, the same results up to rounding. A twin falls back to the plain computation off the CPU, under
+tracing and compilation, in other dtypes, and where hooks are registered. ``prepare_for_inference`` goes further.
 """
 
 from mask2former.modeling.fast import convolution, encoder, layers  # noqa: F401  (they declare their twins)

@@ -1,8 +1,8 @@
 """Convolutions, and ResNet's blocks of them, on a CPU.
 
-In inference 3 × 3 convolutions go by Winograd's filtering, norms are merged into weights or written over the map, and a
-residual sum is written over the map before it; in training Winograd serves where it pays. Each further map of 1/4 of an
-image costs the time in which the system clears as much memory, several times that of the computation.
+In inference 3 × 3 convolutions use Winograd's algorithm, norms are merged into weights or computed in place, and a
+residual sum is written over its input; training uses Winograd where it pays. Each further map of 1/4 of an image costs
+the time in which the system clears as much memory, several times that of the computation.
 
 Letters: N batch, C channels, H W height and width.
 """
@@ -40,7 +40,7 @@ _OWN_OUTPUT = (type(None), FrozenBatchNorm2d, GroupNorm, LayerNorm2d, SyncBatchN
 
 @twin_of(Conv2d, FrozenBatchNorm2d, GroupNorm, digest="70d763f0")
 class FastConv2d(Conv2d):
-    """Convolution, norm and activation in as few passes over the map as can be."""
+    """Convolution, norm and activation in as few passes over the map as possible."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_eager_cpu(x):
@@ -61,9 +61,9 @@ class FastConv2d(Conv2d):
         return _finish(x, norm, activation)
 
     def add_over(self, total: Tensor, x: Tensor) -> Tensor:
-        """ReLU of `total` plus what this layer, which has no activation, makes of x; may be written over `total`.
+        """Return the ReLU of ``total`` plus this layer of x; ``total`` may be overwritten. The layer has no activation.
 
-        In half precision maps are small enough for memory to be used again, and it gains nothing.
+        In half precision maps are small enough for memory to be used again, and nothing would be gained.
         """
         if self._is_plain(1) and x.dtype == total.dtype == torch.float32 and _is_mergeable(self.norm):
             weight, bias = (self.weight, self.bias) if self.norm is None else folded_terms(self)
@@ -72,16 +72,16 @@ class FastConv2d(Conv2d):
         return F.relu_(self(x).add_(total))
 
     def _is_plain(self, size: int) -> bool:
-        """Whether it is a convolution of size x size and stride 1 that keeps the map's size, and nothing more."""
+        """Return whether it is a plain convolution of size x size and stride 1 that keeps the size of the map."""
         geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
         return geometry == ((size, size), (1, 1), (size // 2, size // 2), (1, 1), 1, "zeros")
 
     def _winograd_weight(self) -> WinogradWeight:
-        """Where the weight's transform is kept; beside the parameters, of which it is none."""
+        """Return the store of the transformed weight, which is kept beside the parameters and is not one of them."""
         return vars(self).setdefault("_kept_winograd_weight", WinogradWeight())
 
     def _is_folding_cheaper(self, x: Tensor) -> bool:
-        """Whether scaling the weights, at each call, costs less than another pass over the map: without gradients."""
+        """Return whether scaling the weights at each call costs less than another pass over the map; no gradients."""
         if self.norm is None or torch.is_grad_enabled() or not _is_mergeable(self.norm):
             return False
         num_positions = x.shape[0] * (x.shape[-2] // self.stride[0]) * (x.shape[-1] // self.stride[1])
@@ -89,7 +89,7 @@ class FastConv2d(Conv2d):
 
 
 def affine_terms(convolution: Conv2d) -> tuple[Tensor | None, Tensor | None]:
-    """What the products are multiplied with, and what is added to them: frozen batch norm's terms and the bias."""
+    """Return the scale and shift of the products: those of a frozen batch norm, and the bias."""
     norm, bias = convolution.norm, convolution.bias
     if not isinstance(norm, FrozenBatchNorm2d):
         return None, bias
@@ -98,7 +98,7 @@ def affine_terms(convolution: Conv2d) -> tuple[Tensor | None, Tensor | None]:
 
 
 def folded_terms(convolution: Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that equals this one and its FrozenBatchNorm2d, up to rounding."""
+    """Return weight and bias of the convolution that equals this one and its FrozenBatchNorm2d, up to rounding."""
     scale, bias = affine_terms(convolution)
     weight = convolution.weight
     assert scale is not None
@@ -108,9 +108,9 @@ def folded_terms(convolution: Conv2d) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold_norm(convolution: Conv2d) -> None:
-    """Merges a batch norm, with the statistics it has, into weight and bias for good.
+    """Merge a batch norm with its current statistics into weight and bias, permanently.
 
-    Other norms stay as they are, and where hooks are: they may wait for the norm, or make the weight (weight_norm).
+    Other norms stay, and so do those near hooks, which may expect the norm or compute the weight (weight_norm).
     """
     if has_hooks(convolution):
         return
@@ -125,12 +125,12 @@ def fold_norm(convolution: Conv2d) -> None:
 
 
 def _is_mergeable(norm: nn.Module | None) -> bool:
-    """Whether terms may take the place of the norm's call: there is none, or a frozen one that no hook waits for."""
+    """Return whether there is no norm, or a frozen one without hooks, so that its call can be replaced by terms."""
     return norm is None or (type(norm) is FrozenBatchNorm2d and not has_hooks(norm))
 
 
 def _finish(x: Tensor, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """Norm and activation of a map that was made for them."""
+    """Apply norm and activation, in place where possible, to a map that nothing else holds."""
     is_looked_at = norm is not None and has_hooks(norm)
     if type(norm) is GroupNorm and is_map_written_over(x) and not is_looked_at:
         relu = activation in _RELUS
@@ -145,7 +145,7 @@ def _finish(x: Tensor, norm: nn.Module | None, activation: Callable[[Tensor], Te
 
 @twin_of(BasicBlock, digest="e4b26d58")
 class FastBasicBlock(BasicBlock):
-    """The residual sum is written over what the second convolution puts out."""
+    """Writes the residual sum over the output of the second convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_eager_cpu(x) or not _may_write_over_output(self.conv2):
@@ -157,10 +157,10 @@ class FastBasicBlock(BasicBlock):
 
 @twin_of(BottleneckBlock, digest="55a4a92f")
 class FastBottleneckBlock(BottleneckBlock):
-    """The residual sum is written over what the last convolution puts out, or, where that is allowed, the shortcut."""
+    """Writes the residual sum over the output of the last convolution or, where that is allowed, of the shortcut."""
 
     def forward(self, x: Tensor, *, in_place: bool = False) -> Tensor:
-        """`in_place`: the sum may be written over what the shortcut hands on, which is x where it has no layer."""
+        """``in_place``: the sum may overwrite the output of the shortcut, which is x if the shortcut has no layer."""
         if not is_eager_cpu(x) or not _may_write_over_output(self.conv3):
             return super().forward(x)
         hidden = self.conv2(self.conv1(x))
@@ -171,14 +171,14 @@ class FastBottleneckBlock(BottleneckBlock):
 
 
 def _may_write_over_output(convolution: Any) -> bool:
-    """Whether what it puts out is a map of its own at which nobody looks."""
+    """Return whether the output is a new map that no hook sees."""
     is_own = type(convolution) is FastConv2d and convolution.activation is None
     return is_own and type(convolution.norm) in _OWN_OUTPUT and not has_hooks(convolution)
 
 
 @twin_of(BottleneckStage)
 class FastBottleneckStage(BottleneckStage):
-    """In inference a sum is written over the map before it, unless hooks see that map."""
+    """In inference writes each sum over the map before it, unless hooks see that map."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_eager_cpu_inference(x) or has_hooks(self):

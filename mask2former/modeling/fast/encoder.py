@@ -1,8 +1,8 @@
 """The pixel decoder of Mask2Former on a CPU: its deformable encoder, and the sums of its pyramid.
 
-In inference the encoder goes through the tokens tile by tile and writes over them: what a layer forms of a tile stays
-in the cache and its memory is used again. Of all tokens at once, it goes through the main memory a dozen times, and
-each time into pages that the system has yet to clear. In training the feed-forward network's backward pass goes in
+In inference the encoder processes the tokens tile by tile, in place: the intermediate results of a tile stay in the
+cache and their memory is used again. With all tokens at once they would pass through main memory a dozen times, each
+time in pages that the system has yet to clear. In training the feed-forward network's backward pass is computed in
 blocks.
 
 Letters: B batch, S tokens of all levels, C channels, F hidden channels, N rows.
@@ -35,7 +35,7 @@ _BLOCK = 2048  # tokens whose hidden gradient is formed at a time: it stays in t
 
 @twin_of(MSDeformAttnEncoderLayer, MSDeformAttn, digest="b1b12741")
 class FastMSDeformAttnEncoderLayer(MSDeformAttnEncoderLayer):
-    """Inference tile by tile; training with a feed-forward network whose backward pass goes in blocks."""
+    """Infers tile by tile; trains with a feed-forward network whose backward pass is computed in blocks."""
 
     def forward(self, tokens: Tensor, position: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
         if not self.is_tiled(tokens):
@@ -43,15 +43,18 @@ class FastMSDeformAttnEncoderLayer(MSDeformAttnEncoderLayer):
         return self.update_(self.own(tokens), position, centres=centres, shapes=shapes)
 
     def is_tiled(self, tokens: Tensor) -> bool:
-        """Whether `update_` serves: nobody looks at what passes through parts, which are those that it expects."""
+        """Return whether ``update_`` can be used: parts have the expected types and no hooks."""
         return is_eager_cpu_inference(tokens) and type(self.self_attn) is MSDeformAttn and not has_hooks(self)
 
     def own(self, tokens: Tensor) -> Tensor:
-        """A copy of the tokens in the type of the layer's result."""
+        """Return a copy of the tokens in the dtype of the layer's result."""
         return tokens.to(torch.promote_types(tokens.dtype, self.norm2.weight.dtype), copy=True)
 
     def update_(self, tokens: Tensor, position: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
-        """The layer's result, written over the tokens: beside the heads' values a token needs nothing of the others."""
+        """Write the layer's result over the tokens and return them.
+
+        Apart from the heads' values, a token depends on no other token.
+        """
         heads = self.self_attn.heads_of(tokens)
         size = max(1, _TILE_TOKENS // tokens.shape[0])
         for start in range(0, tokens.shape[1], size):
@@ -69,7 +72,7 @@ class FastMSDeformAttnEncoderLayer(MSDeformAttnEncoderLayer):
 
 
 def _write_normed_sum(norm: nn.Module, tokens: Tensor, update: Tensor) -> None:
-    """Writes the norm of the sum over the tokens."""
+    """Write the norm of tokens + update over the tokens."""
     if type(norm) is nn.LayerNorm:
         add_layer_norm_(tokens, update, weight=norm.weight, bias=norm.bias, eps=norm.eps)
     else:
@@ -78,7 +81,7 @@ def _write_normed_sum(norm: nn.Module, tokens: Tensor, update: Tensor) -> None:
 
 @twin_of(MSDeformAttnEncoder, digest="56fe60e8")
 class FastMSDeformAttnEncoder(MSDeformAttnEncoder):
-    """In inference all layers write over one copy of the tokens."""
+    """In inference all layers overwrite one copy of the tokens."""
 
     def forward(self, tokens: Tensor, position: Tensor, *, shapes: Shapes) -> Tensor:
         layers = list(self.layers)
@@ -94,7 +97,7 @@ class FastMSDeformAttnEncoder(MSDeformAttnEncoder):
 
 @twin_of(MSDeformAttnPixelDecoder, digest="4e0048ba")
 class FastMSDeformAttnPixelDecoder(MSDeformAttnPixelDecoder):
-    """A sum of the pyramid is written over what the adapter put out, in one pass with the resizing."""
+    """Writes a sum of the pyramid over the adapter's output, in one pass with the resizing."""
 
     def add_above(self, adapter: nn.Module, features: Tensor, above: Tensor) -> Tensor:
         lateral = adapter(features)
@@ -104,7 +107,7 @@ class FastMSDeformAttnPixelDecoder(MSDeformAttnPixelDecoder):
 
 
 def feed_forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    """`second(relu(first(x)))` of tokens (..., C) on a CPU."""
+    """Return ``second(relu(first(x)))`` of tokens (..., C) on a CPU."""
     if not (_is_plain(first) and _is_plain(second)):
         return second(F.relu(first(x)))
     if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.dtype != torch.float32:
@@ -114,7 +117,9 @@ def feed_forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling it does no more than multiply: an adapter may stand in its place, or a hook wait for the call.
+    """Return whether calling it does no more than multiply.
+
+    An adapter may stand in its place, or a hook wait for the call.
 
     Of a frozen layer, not all gradients are wanted that the backward pass forms.
     """

@@ -1,4 +1,4 @@
-"""Linear layers and attention of a CPU, and the attention within windows of a model that only infers.
+"""Linear layers and attention on a CPU, and window attention of a model that is used for inference only.
 
 Letters: B batch, Q queries, S tokens, C channels, M heads.
 """
@@ -19,7 +19,7 @@ _MIN_ROWS = 256  # below, the calls around the product cost what it saves
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`; for inference in float32 on a CPU as a 1 × 1 convolution of the same matrix.
+    """Return ``F.linear``; for inference in float32 on a CPU as a 1 × 1 convolution with the same matrix.
 
     oneDNN's convolution adds the bias while it writes; the matrix product first spreads the bias over the whole output
     and then reads it back. Measured with 256 to 1024 channels: 10 to 20 % of the time.
@@ -39,7 +39,7 @@ def _is_float32_inference(x: Tensor) -> bool:
 
 @twin_of(nn.Linear)
 class FastLinear(nn.Linear):
-    """A linear layer through `linear`."""
+    """A linear layer through ``linear``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -47,7 +47,7 @@ class FastLinear(nn.Linear):
 
 @twin_of(MultiheadAttention, digest="9b362aa3")
 class FastMultiheadAttention(MultiheadAttention):
-    """Attention by our kernel where it is the faster."""
+    """Attention by our kernel where that is faster."""
 
     def project(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return linear(x, weight, bias)
@@ -64,7 +64,7 @@ class FastMultiheadAttention(MultiheadAttention):
 
 
 class PreparedWindowAttention(WindowAttention):
-    """Window attention whose position bias was gathered for good: what becomes of the table is not seen."""
+    """Window attention with a precomputed position bias; later changes of the bias table have no effect."""
 
     kept_bias: Tensor
 
@@ -74,7 +74,7 @@ class PreparedWindowAttention(WindowAttention):
 
 @torch.no_grad()
 def keep_position_bias(attention: WindowAttention, *, dtype: torch.dtype | None = None) -> None:
-    """Gathers the position bias for good, in the type of its use, or else of the table."""
+    """Compute the position bias once, in ``dtype``, by default that of the table."""
     bias = attention.position_bias().to(dtype or attention.relative_position_bias_table.dtype)
     attention.register_buffer("kept_bias", bias, persistent=False)
     attention.__class__ = PreparedWindowAttention

@@ -1,7 +1,7 @@
-"""A model that will only infer: what every image would pay for again is done once.
+"""Prepare a model for inference only: do once what would be repeated for every image.
 
-Batch norms are merged into the convolutions before them, Swin's tables of position bias are gathered, and with
-MODEL.PRECISION bfloat16 or float16 weights take the type to which autocast would bring them at each call.
+Batch norms are merged into the convolutions before them, Swin's position biases are computed, and with MODEL.PRECISION
+bfloat16 or float16 weights are cast to the dtype to which autocast would cast them at each call.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _KNOWN_PACKAGES = ("mask2former", "torch")
 
 
 def prepare_for_inference(model: ModelT) -> ModelT:
-    """Does once what inference does at each call, in place; returns the model. A second time changes nothing.
+    """Merge batch norms and cast weights in place, once instead of at each call, and return the model.
 
-    On a CPU the model is accelerated, too, if it was not built so.
-    Afterwards a model of `build_model` can neither be trained nor saved as a checkpoint: the state dict has other names
-    and types. Load weights first: `train()` and `load_weights` refuse it. Results in half precision are the same bits
-    as with merged norms alone; in float32 they are those of before up to rounding. Modules of other packages, such as
-    networks of timm, are left as they are.
+    On a CPU the model is also accelerated, if it was not built so. A second call changes nothing. Afterwards a model of
+    ``build_model`` can be neither trained nor saved as a checkpoint: the state dict has other names and dtypes, and
+    ``train()`` and ``load_weights`` raise an error, so load weights first. Results in half precision are bit-equal to
+    those with merged norms alone; in float32 they are the same up to rounding. Modules of other packages, such as
+    networks of timm, are not changed.
 
     Raises:
         ValueError: the model is in training mode.
@@ -58,9 +58,9 @@ def prepare_for_inference(model: ModelT) -> ModelT:
 
 
 def _known_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """`module` and all below it, but for those that others wrote: they may read their weights in any way.
+    """Yield ``module`` and all below it, except modules of other packages, which may read their weights in any way.
 
-    Somebody's subclass of a meta-architecture only joins its parts.
+    Of a subclass of a meta-architecture from outside, the parts count as ours.
     """
     if type(module).__module__.partition(".")[0] not in _KNOWN_PACKAGES and not hasattr(module, "is_prepared"):
         return
@@ -70,7 +70,7 @@ def _known_modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Brings the float32 parameters of the module itself to `dtype`; autocast leaves others as they are, too."""
+    """Cast the float32 parameters of the module itself to ``dtype``; autocast leaves others as they are, too."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         if parameter.dtype == torch.float32:
             setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))

@@ -35,10 +35,10 @@ _PLAIN_TYPES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def twin_of(plain: type[nn.Module], *others: type[nn.Module], digest: str = "") -> Callable[[TwinT], TwinT]:
-    """Declares a subclass of `plain` to be its twin; `others` are classes whose calls it may skip.
+    """Declare a subclass of ``plain`` as its faster twin; ``others`` are classes whose calls the twin may skip.
 
-    `digest` is `source_digest` of them all: where somebody has edited one of them, the twin no longer stands for it.
-    Without one, as for PyTorch's own classes, it always does.
+    ``digest`` is the ``source_digest`` of them all: if one of them was edited, the twin is not used. Without a digest,
+    as for PyTorch's own classes, it always is.
     """
 
     def declare(twin: TwinT) -> TwinT:
@@ -51,10 +51,10 @@ def twin_of(plain: type[nn.Module], *others: type[nn.Module], digest: str = "") 
 
 
 def accelerate(model: ModelT) -> ModelT:
-    """Gives each part of `model` that has a faster twin its class, in place; returns the model.
+    """Replace the class of each part of ``model`` that has a faster twin, in place, and return the model.
 
-    Parts are known by their exact type: one that was subclassed or wrapped, or whose source was edited, stays as it is.
-    So do PyTorch's layers in networks of other packages. A second time changes nothing.
+    Parts are recognised by their exact type; one that is subclassed or wrapped, or whose source was edited, is not
+    changed, nor are PyTorch's layers in networks of other packages. A second call changes nothing.
     """
     for module, is_ours in _walk(model, is_ours=True):
         twin = _TWINS.get(type(module))
@@ -66,22 +66,22 @@ def accelerate(model: ModelT) -> ModelT:
 
 
 def use_channels_last(model: ModelT) -> ModelT:
-    """Lays the weights of convolutions out channels last, in place: maps then follow their layout, from the first on.
+    """Store the weights of convolutions channels last, in place, so that all maps have this layout.
 
-    On CPUs convolutions of this layout are the faster, and what follows wants tokens of channels.
+    Convolutions on CPUs are faster in this layout, and tokens need no copy.
     """
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def plain_type(module: nn.Module) -> type[nn.Module]:
-    """The type that the module had before `accelerate`."""
+    """Return the type that the module had before ``accelerate``."""
     return _PLAIN_TYPES.get(type(module), type(module))
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks or a forward that somebody replaced see what passes through `module` or any below it.
+    """Return whether ``module`` or a module below it has hooks or a replaced forward.
 
-    What they see must neither be skipped nor written over.
+    What they see must be neither skipped nor overwritten.
     """
     if any(getattr(torch_module, f"_global{name}") for name in _HOOKS):
         return True
@@ -89,7 +89,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def source_digest(*classes: type[nn.Module]) -> str:
-    """Eight letters that change with any statement of the classes' methods, but for constructors and comments."""
+    """Return eight hex digits that change with any statement of the methods, except constructors and comments."""
     methods = [
         function
         for cls in classes
@@ -113,13 +113,13 @@ def _statements_of(function: FunctionType) -> str:
 
 
 def is_unedited(plain: type[nn.Module]) -> bool:
-    """Whether the class that has a twin, and those whose calls the twin may skip, are as the twin expects them."""
+    """Return whether the class and those whose calls its twin may skip have the source that the twin expects."""
     twin = _TWINS[plain]
     return not twin.digest or twin.digest == source_digest(*twin.sources)
 
 
 def _walk(module: nn.Module, *, is_ours: bool) -> Iterator[tuple[nn.Module, bool]]:
-    """`module` and all below it, each with whether the nearest part around it that is not PyTorch's is of this package.
+    """Yield ``module`` and all below it, each with whether the nearest part around it beyond PyTorch's is ours.
 
     The parts of somebody else's subclass of a class of this package count as this package's.
     """

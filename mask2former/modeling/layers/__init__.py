@@ -1,4 +1,4 @@
-"""Layers that several components share."""
+"""Layers that several components use."""
 
 from mask2former.modeling.layers.attention import MultiheadAttention
 from mask2former.modeling.layers.blocks import MLP, DropPath

@@ -1,6 +1,6 @@
 """Multi-head attention that takes a boolean mask for all heads.
 
-Parameters are named as those of `nn.MultiheadAttention`, which published checkpoints hold; the product itself is
+Parameters are named as those of ``nn.MultiheadAttention``, which published checkpoints hold; the product itself is
 PyTorch's fused attention.
 
 Letters: B batch, Q queries, S tokens, C channels, M heads, D channels of a head.
@@ -32,17 +32,17 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None = None) -> Tensor:
-        """`attend_mask` (B, 1, Q, S) bool is True where a query sees a token; each row needs one that it sees."""
+        """``attend_mask`` (B, 1, Q, S) bool is True where a query may attend to a token; each row needs one True."""
         projections = zip(self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), (query, key, value), strict=True)
         query, key, value = (self.project(x, weight, bias) for weight, bias, x in projections)
         return self.out_proj(self.attend(query, key, value, attend_mask))
 
     def project(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Tokens (B, S, C) as queries, keys or values, with weight (C, C) and bias (C,)."""
+        """Return tokens (B, S, C) as queries, keys or values, with weight (C, C) and bias (C,)."""
         return F.linear(x, weight, bias)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, attend_mask: Tensor | None) -> Tensor:
-        """What projected queries (B, Q, C) gather of projected keys and values (B, S, C); (B, Q, C)."""
+        """Return the attention (B, Q, C) of projected queries (B, Q, C) to projected keys and values (B, S, C)."""
         query, key, value = (self._split_heads(x) for x in (query, key, value))
         dropout = self.dropout if self.training else 0.0
         heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attend_mask, dropout_p=dropout)

@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them: (..., input_dim) -> (..., output_dim).
+    """``num_layers`` linear layers with ReLU between them: (..., input_dim) -> (..., output_dim).
 
     State-dict names: layers.0.weight, layers.0.bias, layers.1.weight, ...
     """
@@ -27,7 +27,7 @@ class MLP(nn.Module):
 
 
 class DropPath(StochasticDepth):
-    """Drops a residual branch of each sample with probability `p` in training, and scales the rest by 1 / (1 - p).
+    """Drops a residual branch of each sample with probability ``p`` in training, and scales the rest by 1 / (1 - p).
 
     Huang et al. 2016; one decision for each sample.
     """

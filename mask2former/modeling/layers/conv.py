@@ -14,7 +14,7 @@ ConvolutionT = TypeVar("ConvolutionT", bound=nn.Conv2d)
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution, then `norm`, then `activation`: (N, C_in, H, W) -> (N, C_out, H', W').
+    """Convolution, then ``norm``, then ``activation``: (N, C_in, H, W) -> (N, C_out, H', W').
 
     State-dict names: weight, bias and, below norm., those of the norm.
     """
@@ -54,7 +54,7 @@ class Conv2d(nn.Conv2d):
 
 
 def init_xavier(convolution: ConvolutionT) -> ConvolutionT:
-    """Uniform weights of variance 1 / fan-in and no bias: the start of every projection; returns its argument."""
+    """Initialise weights uniformly with variance 1 / fan-in and the bias with zeros, and return the convolution."""
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)

@@ -1,4 +1,4 @@
-"""Less memory: layers that are computed again in the backward pass, and inputs that autocast need not copy twice."""
+"""Save memory: recompute layers in the backward pass, and cast inputs once where autocast would copy them twice."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Result = TypeVar("Result")
 
 
 def run_checkpointed(step: Callable[..., Result], *args: Any, enabled: bool, **kwargs: Any) -> Result:
-    """`step` of the arguments; with `enabled`, and where gradients are wanted, keeping only these arguments."""
+    """Return ``step`` of the arguments; with ``enabled``, and if gradients are wanted, store only the arguments."""
     if enabled and torch.is_grad_enabled():
         return checkpoint(step, *args, use_reentrant=False, **kwargs)
     return step(*args, **kwargs)
 
 
 def checkpoint_activations(module: nn.Module, *, enabled: bool = True) -> int:
-    """Has all parts of `module` that can run their layers so; returns how many there are."""
+    """Make all parts of ``module`` that support it recompute their layers; return how many there are."""
     parts = [part for part in module.modules() if hasattr(part, "use_checkpoint")]
     for part in parts:
         part.use_checkpoint = enabled  # type: ignore[assignment]
@@ -28,9 +28,9 @@ def checkpoint_activations(module: nn.Module, *, enabled: bool = True) -> int:
 
 
 def cast_once(x: Tensor) -> Tensor:
-    """x in the type to which autocast brings what linear layers are given: one copy where several layers take it.
+    """Return x in the dtype to which autocast casts the input of linear layers: one copy for several layers.
 
-    Not where gradients are wanted: those of the several layers would be summed in that type.
+    Not if gradients are wanted: those of the several layers would be summed in that dtype.
     """
     kind = x.device.type
     if torch.is_grad_enabled() or x.dtype != torch.float32 or x.is_meta or not torch.is_autocast_enabled(kind):

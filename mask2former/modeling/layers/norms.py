@@ -1,4 +1,4 @@
-"""Normalisation layers by the names configs give them, and batch norm with constant statistics.
+"""Normalisation layers by their names in configs, and batch norm with constant statistics.
 
 Letters: N batch, C channels, H W height and width.
 """
@@ -41,7 +41,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The affine map that this layer is: factors (C,) and offsets (C,), float32 at least."""
+        """Return the layer as an affine map: factors (C,) and offsets (C,), float32 at least."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)  # half precision would spoil the root
         scale = self.weight.to(dtype) * torch.rsqrt(self.running_var.to(dtype) + self.eps)
         return scale, self.bias.to(dtype) - self.running_mean.to(dtype) * scale
@@ -64,7 +64,7 @@ class FrozenBatchNorm2d(nn.Module):
 
     @classmethod
     def from_batch_norm(cls, norm: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
-        """A frozen layer with the present statistics and affine terms of `norm`."""
+        """Return a frozen layer with the current statistics and affine terms of ``norm``."""
         frozen = cls(norm.num_features, eps=norm.eps)
         frozen.to(device=norm.running_mean.device)  # type: ignore[union-attr]
         for name, buffer in frozen.named_buffers():
@@ -106,9 +106,9 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm also of a single value, which a map of 1 x 1 can hold: it becomes the bias; torch's refuses it.
+    """Group norm that accepts maps of 1 x 1, which torch's refuses: a single value becomes the bias.
 
-    Half-precision maps stay so, with sums and parameters in float32.
+    Half-precision maps keep their dtype, with sums and parameters in float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,9 +144,12 @@ NORM_NAMES = ("", *_NORMS)
 
 
 def get_norm(norm: NormSpec, out_channels: int) -> nn.Module | None:
-    """The norm layer that `norm` names: "" (None), BN, SyncBN, FrozenBN, GN, LN, or a callable taking the channels.
+    """Return the norm layer that ``norm`` names.
 
-    Raises ConfigError on an unknown name, or on channels that the groups of GN do not divide.
+    Names are "" (None), BN, SyncBN, FrozenBN, GN and LN; ``norm`` may also be a callable taking the channels.
+
+    Raises:
+        ConfigError: an unknown name, or channels that the groups of GN do not divide.
     """
     if not norm:
         return None
@@ -158,9 +161,9 @@ def get_norm(norm: NormSpec, out_channels: int) -> nn.Module | None:
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Replaces every batch norm in `module` (itself included) by its frozen form; returns the result.
+    """Replace every batch norm in ``module`` (itself included) by its frozen form; return the result.
 
-    One without running statistics stays: it has no constants to take the place of those of a batch.
+    One without running statistics is not replaced, because it has no constants.
     """
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module if module.running_mean is None else FrozenBatchNorm2d.from_batch_norm(module)

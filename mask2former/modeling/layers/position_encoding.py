@@ -18,7 +18,7 @@ _EPSILON = 1e-6  # keeps the normalisation finite
 def _encode_axis(
     length: int, num_features: int, *, temperature: float, scale: float | None, device: torch.device
 ) -> Tensor:
-    """Encodes positions 1 to length as interleaved sines and cosines; (length, num_features) float32."""
+    """Encode positions 1 to length as interleaved sines and cosines; (length, num_features) float32."""
     positions = torch.arange(1, length + 1, dtype=torch.float32, device=device)
     if scale is not None:
         positions = positions / (length + _EPSILON) * scale
@@ -36,10 +36,11 @@ def sine_position_encoding(
     scale: float | None = 2 * math.pi,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The encoding of a map (H, W) as (2 F, H, W), or of a clip (T, H, W) as (T, 2 F, H, W); float32 in [-2, 2].
+    """Return the encoding of a map (H, W) as (2 F, H, W), or of a clip (T, H, W) as (T, 2 F, H, W).
 
-    The first F channels encode y and the last F x. In a clip of several frames, 2 F channels that encode time are added
-    to all; one frame has none. `scale` is the angle of the last position, None for angles that grow by one a position.
+    Values are float32 in [-2, 2]. The first F channels encode y and the last F x. In a clip of several frames, 2 F
+    channels that encode time are added to all; one frame has none. ``scale`` is the angle of the last position; None:
+    angles grow by one a position.
     """
     height, width = size[-2:]
     options = {"temperature": temperature, "scale": scale, "device": torch.device(device)}
@@ -59,9 +60,9 @@ def sine_position_encoding(
 
 
 class SizeCache:
-    """Keeps the `capacity` tensors used last, which depend on sizes alone.
+    """Keeps the ``capacity`` tensors used last; they depend on sizes only.
 
-    Copies and pickles of it are empty; tracing passes it by.
+    Copies and pickles of it are empty; tracing does not use it.
     """
 
     def __init__(self, capacity: int = 8) -> None:
@@ -69,7 +70,7 @@ class SizeCache:
         self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor under `key`, from `compute` at the first call; it is a constant without gradient."""
+        """Return the tensor of ``key``, computed by ``compute`` at the first call: a constant without gradient."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return compute()  # a cached tensor would become a constant of the graph, or break it
         if key in self._entries:

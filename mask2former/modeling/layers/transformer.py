@@ -18,7 +18,7 @@ from mask2former.modeling.layers.attention import MultiheadAttention
 
 @dataclass(frozen=True)
 class TransformerOptions:
-    """What all layers of a transformer share; with `pre_norm` norms stand before each step, not after it."""
+    """Options of all layers of a transformer; with ``pre_norm`` norms stand before each step, not after it."""
 
     num_heads: int
     hidden_channels: int  # of the feed-forward network
@@ -27,7 +27,7 @@ class TransformerOptions:
 
 
 class _TransformerLayer(nn.Module):
-    """Self-attention and feed-forward network, and how a residual step joins them with a norm."""
+    """Self-attention and feed-forward network, with norm and residual around each step."""
 
     def __init__(self, channels: int, options: TransformerOptions) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class TransformerDecoderLayer(_TransformerLayer):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, queries: Tensor, query_position: Tensor, *, keys: Tensor, values: Tensor) -> Tensor:
-        """`keys` (B, S, C) are the tokens with their positions, `values` (B, S, C) without."""
+        """``keys`` (B, S, C) are the tokens with their positions, ``values`` (B, S, C) without."""
         queries = self._residual(queries, lambda x: self._attend_self(x, query_position), self.norm1)
         queries = self._residual(queries, lambda x: self.multihead_attn(x + query_position, keys, values), self.norm2)
         return self._residual(queries, self._feed_forward, self.norm3)
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of encoder layers: (B, S, C) -> (B, S, C). With `pre_norm` a norm follows the last one."""
+    """A stack of encoder layers: (B, S, C) -> (B, S, C). With ``pre_norm`` a norm follows the last one."""
 
     def __init__(self, channels: int, options: TransformerOptions, *, num_layers: int) -> None:
         super().__init__()
@@ -86,14 +86,14 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(channels) if options.pre_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """`position` (1, S, C) or (B, S, C) belongs to the tokens."""
+        """``position`` (1, S, C) or (B, S, C) belongs to the tokens."""
         for layer in self.layers:
             tokens = layer(tokens, position)
         return self.norm(tokens)
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of decoder layers; what each says goes through one norm."""
+    """A stack of decoder layers; the output of each passes one shared norm."""
 
     def __init__(self, channels: int, options: TransformerOptions, *, num_layers: int) -> None:
         super().__init__()
@@ -101,7 +101,10 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, query_position: Tensor, *, tokens: Tensor, position: Tensor) -> list[Tensor]:
-        """Positions (Q, C) of queries that start as zeros, and tokens (B, S, C) -> queries (B, Q, C) of each layer."""
+        """Return the queries (B, Q, C) after each layer.
+
+        ``query_position`` (Q, C) belongs to queries that start as zeros; ``tokens`` (B, S, C).
+        """
         keys = tokens + position
         queries = tokens.new_zeros((tokens.shape[0], *query_position.shape))
         outputs = []

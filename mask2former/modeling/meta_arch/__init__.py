@@ -1,4 +1,4 @@
-"""Meta-architectures: the whole model, from input dictionaries to losses or results."""
+"""Meta-architectures: whole models, from input dictionaries to losses or results."""
 
 from mask2former.modeling.meta_arch.assembly import build_model
 from mask2former.modeling.meta_arch.mask_former import MaskFormer

@@ -1,4 +1,4 @@
-"""Building the parts of a model that a config names."""
+"""Build the parts of a model that a config names."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ _logger = logging.getLogger(__name__)
 
 
 def build_model(cfg: Any, *, accelerated: bool | None = None) -> nn.Module:
-    """The model of MODEL.META_ARCHITECTURE with random weights, on MODEL.DEVICE; MODEL.COMPILE has it compiled.
+    """Return the model of MODEL.META_ARCHITECTURE with random weights, on MODEL.DEVICE.
 
-    `accelerated`: whether faster twins take the place of plain layers (see `fast`); None: on a CPU.
+    It is compiled if MODEL.COMPILE says so. ``accelerated``: whether to replace plain layers by faster twins (see
+    ``fast``); None: on a CPU.
 
     Raises:
         ConfigError: a name is not registered, or parts do not fit.
@@ -54,7 +55,7 @@ def build_model(cfg: Any, *, accelerated: bool | None = None) -> nn.Module:
 
 
 def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """The head of MODEL.SEM_SEG_HEAD.NAME with its pixel decoder and what predicts from it."""
+    """Return the head of MODEL.SEM_SEG_HEAD.NAME with its pixel decoder and predictor."""
     names = cfg.MODEL.SEM_SEG_HEAD
     head = SEM_SEG_HEADS_REGISTRY.lookup(names.NAME)
     pixel_decoder = SEM_SEG_HEADS_REGISTRY.lookup(names.PIXEL_DECODER_NAME, key="MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME")
@@ -68,19 +69,19 @@ def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module
 
 
 def build_transformer_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> TransformerDecoder:
-    """The decoder of MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME."""
+    """Return the decoder of MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME."""
     decoder = TRANSFORMER_DECODER_REGISTRY.lookup(cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)
     return build_from_config(decoder, cfg, transformer_in_channels(cfg, input_shape))
 
 
 def build_class_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """MaskFormer's decoder with queries that stand for classes, whatever decoder the config names."""
+    """Return MaskFormer's decoder with one query per class, whatever decoder the config names."""
     arguments = StandardTransformerDecoder.from_config(cfg, transformer_in_channels(cfg, input_shape))
     return StandardTransformerDecoder(**{**arguments, "num_classes": None})
 
 
 def build_pixel_classifier(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """A 1x1 convolution from mask features to class logits."""
+    """Return a 1x1 convolution from mask features to class logits."""
     classifier = nn.Conv2d(cfg.MODEL.SEM_SEG_HEAD.MASK_DIM, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, kernel_size=1)
     nn.init.kaiming_normal_(classifier.weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
@@ -94,7 +95,7 @@ _PREDICTOR_BUILDERS: Mapping[str, Callable[[Any, dict[str, ShapeSpec]], nn.Modul
 
 
 def transformer_in_channels(cfg: Any, input_shape: dict[str, ShapeSpec]) -> int:
-    """Channels of what MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE names.
+    """Return the channels of the maps that MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE names.
 
     Raises:
         ConfigError: the name is neither one of the pixel decoder's maps nor a feature of the backbone.
@@ -111,14 +112,14 @@ def transformer_in_channels(cfg: Any, input_shape: dict[str, ShapeSpec]) -> int:
 
 
 def build_criterion(cfg: Any) -> Criterion:
-    """The criterion of MODEL.MASK_FORMER.CRITERION, with the matcher of MATCHER and the losses of LOSSES."""
+    """Return the criterion of MODEL.MASK_FORMER.CRITERION, with the matcher of MATCHER and the losses of LOSSES."""
     options = cfg.MODEL.MASK_FORMER
     matcher = build_from_config(MATCHER_REGISTRY.lookup(options.MATCHER), cfg)
     return build_from_config(CRITERION_REGISTRY.lookup(options.CRITERION), cfg, matcher)
 
 
 def usable_device(name: str) -> torch.device:
-    """The device called `name`; the CPU, with one warning, for a kind of device that this machine does not have.
+    """Return the device ``name``, or, with one warning, the CPU if the machine has no device of that kind.
 
     Raises:
         ConfigError: torch knows no such device, or the machine has fewer of the kind.
@@ -144,7 +145,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def _can_allocate(device: str | torch.device) -> bool:
-    """Whether torch can hold a value there; each backend says no by an error of another kind."""
+    """Return whether torch can allocate there; each backend reports a failure by another type of error."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ImportError):  # NotImplementedError is a RuntimeError

@@ -1,4 +1,4 @@
-"""From the dictionaries a model is called with to padded batches of images and targets.
+"""Turn the dictionaries that a model is called with into padded batches of images and targets.
 
 Letters: B batch, T frames, N targets, H W size.
 """
@@ -17,13 +17,13 @@ from mask2former.structures import ImageList, Instances
 
 
 def is_clip(sample: dict[str, Any]) -> bool:
-    """Whether a sample's `image` is a list of frames, or a tensor (T, C, H, W), rather than one image (C, H, W)."""
+    """Return whether a sample's ``image`` is a list of frames or a tensor (T, C, H, W), not one image (C, H, W)."""
     image = sample["image"]
     return not isinstance(image, Tensor) or image.ndim == 4
 
 
 def count_frames(batch: Sequence[dict[str, Any]]) -> int | None:
-    """Frames of every sample of a batch of clips; None for a batch of images.
+    """Return the number of frames of every sample of a batch of clips; None for a batch of images.
 
     Raises:
         InputError: the batch is empty, mixes images and clips, or its clips differ in length.
@@ -38,19 +38,19 @@ def count_frames(batch: Sequence[dict[str, Any]]) -> int | None:
 
 
 def unfold_frames(maps: Tensor, num_frames: int) -> Tensor:
-    """Maps of all frames (BT, C, H, W) -> (B, T, C, H, W)."""
+    """Map (BT, C, H, W) to (B, T, C, H, W)."""
     return maps.unsqueeze(1) if num_frames == 1 else maps.unflatten(0, (-1, num_frames))
 
 
 def fold_frames(maps: Tensor) -> Tensor:
-    """The inverse of `unfold_frames`."""
+    """Map (B, T, C, H, W) to (BT, C, H, W)."""
     return maps.squeeze(1) if maps.shape[1] == 1 else maps.flatten(0, 1)
 
 
 def pad_images(
     batch: Sequence[dict[str, Any]], *, mean: Tensor, std: Tensor, size_divisibility: int
 ) -> tuple[ImageList, list[tuple[int, int]]]:
-    """Normalised images or frames (BT, C, H, W), padded with zeros, and the size (h, w) of each sample of the batch."""
+    """Return normalised, zero-padded images or frames (BT, C, H, W), and the size (h, w) of each sample."""
     frames, sizes = [], []
     for index, sample in enumerate(batch):
         images = list(sample["image"]) if is_clip(sample) else [sample["image"]]
@@ -67,7 +67,9 @@ def pad_images(
 def pad_targets(
     batch: Sequence[dict[str, Any]], *, size: tuple[int, int], num_classes: int, device: torch.device
 ) -> list[dict[str, Tensor]]:
-    """For each sample `labels` (N,) and `masks` (N, T, *size) bool, padded with background; T is 1 for an image.
+    """Return for each sample ``labels`` (N,) and ``masks`` (N, T, *size) bool, padded with background.
+
+    T is 1 for an image.
 
     Where a sample has `ignore_mask` (H, W) bool, or one for each frame: `ignored` (T, *size). Padding is not ignored.
 
@@ -104,9 +106,10 @@ def _padded(masks: Tensor, size: tuple[int, int], device: torch.device) -> Tenso
 def pad_label_maps(
     batch: Sequence[dict[str, Any]], *, size: tuple[int, int], num_classes: int, ignore_value: int, device: torch.device
 ) -> Tensor:
-    """Class ids (B, *size) int64 of pixels; IGNORED in the padding and where no class is known.
+    """Return the class ids (B, *size) int64 of pixels; IGNORED in the padding and where no class is known.
 
-    A sample's `sem_seg` (H, W), with `ignore_value`, comes before its `instances`, of which the last covers the others.
+    A sample's ``sem_seg`` (H, W), with ``ignore_value``, is preferred to its ``instances``, of which the last covers
+    the others.
 
     Raises:
         DatasetError: a class id is out of range, or a map is larger than its padded image.
@@ -123,7 +126,7 @@ def pad_label_maps(
 
 
 def label_map_of(targets: Instances, *, fill: int) -> Tensor:
-    """Class ids (H, W) int64 on the host, of which the last target covers the others; `fill` where there is none."""
+    """Return class ids (H, W) int64 on the host, later targets over earlier ones; ``fill`` where there is none."""
     masks = _bitmaps(targets).cpu()
     labels = torch.full(masks.shape[1:], fill, dtype=torch.int64)
     for mask, label in zip(masks, targets.gt_classes.tolist(), strict=True):
@@ -132,7 +135,7 @@ def label_map_of(targets: Instances, *, fill: int) -> Tensor:
 
 
 def _label_map(sample: dict[str, Any], name: str, *, ignore_value: int) -> Tensor:
-    """Class ids (H, W) int64 of one sample, IGNORED where none is known."""
+    """Return the class ids (H, W) int64 of one sample, IGNORED where none is known."""
     if "sem_seg" in sample:
         labels = torch.as_tensor(sample["sem_seg"]).long().cpu()
         if labels.ndim != 2:
@@ -144,9 +147,9 @@ def _label_map(sample: dict[str, Any], name: str, *, ignore_value: int) -> Tenso
 
 
 def _stack_frames(frames: Sequence[Instances]) -> tuple[Tensor, Tensor]:
-    """Classes (N,) and masks (N, T, h, w) of instances that are listed in the same order in each frame.
+    """Return classes (N,) and masks (N, T, h, w) of instances that are listed in the same order in each frame.
 
-    `gt_ids`, where there are, say -1 for an instance that a frame does not show; one in no frame is left out.
+    ``gt_ids``, if given, are -1 for an instance that a frame does not show; an instance in no frame is left out.
     """
     masks = torch.stack([_bitmaps(frame) for frame in frames], dim=1)  # (N, T, h, w)
     labels = frames[-1].gt_classes

@@ -42,7 +42,7 @@ _OUTPUT_SIZE = (("height", -2), ("width", -1))
 
 @META_ARCH_REGISTRY.register()
 class MaskFormer(SegmentationModel):
-    """The published meta-architecture: list of dictionaries in; losses out in training, list of results otherwise."""
+    """The published meta-architecture: from a list of dictionaries to losses in training, else to a list of results."""
 
     compiled_steps: ClassVar[Sequence[str]] = ("predict_pixels", "encode_frames", "decode_frames")
 
@@ -61,11 +61,11 @@ class MaskFormer(SegmentationModel):
         windows: WindowOptions | None = None,
         postprocess: PostProcessing = infer_image,
     ) -> None:
-        """`thing_ids`: contiguous ids of the classes that are things; None: all are.
+        """``thing_ids``: contiguous ids of the thing classes; None: all.
 
-        `windows`: how clips are inferred; None: as a whole.
-        `postprocess`: what makes the results of an image.
-        A negative `size_divisibility` stands for the backbone's.
+        ``windows``: how clips are inferred; None: as a whole.
+        ``postprocess``: makes the results of an image.
+        A negative ``size_divisibility`` stands for the backbone's.
         """
         super().__init__(
             backbone,
@@ -83,7 +83,7 @@ class MaskFormer(SegmentationModel):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        """The architecture figure: a backbone, a head of two decoders, a criterion, and what inference returns."""
+        """Return the parts of the architecture figure: backbone, head of two decoders, criterion, inference options."""
         test = cfg.MODEL.MASK_FORMER.TEST
         return {
             **super().from_config(cfg),
@@ -106,12 +106,12 @@ class MaskFormer(SegmentationModel):
         }
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Weighted scalar losses in training, one dictionary of results per sample otherwise.
+        """Return weighted scalar losses in training, one dictionary of results per sample otherwise.
 
-        Each sample holds `image`, (C, H, W) or a clip's T frames, 0..255; in training `instances`, Instances with
-        gt_classes (N,) and gt_masks (N, H, W), a list of T of them for a clip; otherwise `height` and `width`, the
-        output size, which is that of the image where they are left out. Of clips longer than a window, `pred_masks` are
-        MaskTracks.
+        Each sample holds ``image``, (C, H, W) or a clip's T frames, 0..255. In training it holds ``instances``:
+        Instances with gt_classes (N,) and gt_masks (N, H, W), or a list of T of them for a clip. In inference
+        ``height`` and ``width`` are the output size, by default that of the image. For clips longer than a window,
+        ``pred_masks`` are MaskTracks.
 
         Raises:
             InputError: samples are malformed, or images and clips are mixed.
@@ -129,13 +129,13 @@ class MaskFormer(SegmentationModel):
     def losses(
         self, predictions: Sequence[QueryPrediction], batch: Sequence[dict[str, Any]], *, size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Weighted losses of all prediction layers against the batch's instances; `size` is the padded input's."""
+        """Return weighted losses of all prediction layers for the batch's instances, padded to ``size``."""
         targets = pad_targets(batch, size=size, num_classes=self.sem_seg_head.num_classes, device=self.device)
         return self.criterion.weight(self.criterion(predictions, targets))
 
     @torch.no_grad()
     def results(self, prediction: QueryPrediction, geometries: Sequence[MaskGeometry]) -> list[dict[str, Any]]:
-        """Results of each image at its output size."""
+        """Return the results of each image at its output size."""
         with torch.autocast(self.device.type, enabled=False):
             mask_logits = prediction.mask_logits().squeeze(2)  # (B, Q, H, W)
             postprocess = partial(self.postprocess, options=self.inference, thing_ids=self.thing_ids)
@@ -148,9 +148,12 @@ class MaskFormer(SegmentationModel):
     def track(
         self, frames: Iterable[Tensor], *, height: int | None = None, width: int | None = None
     ) -> Iterator[SettledFrames]:
-        """Instances of a video of any length, window by window, with numbers that stay.
+        """Yield the instances of a video of any length, window by window, with lasting track ids.
 
-        frames: (C, h, w), 0..255, read as they are needed; height, width: the output size, by default that of frames.
+        Args:
+            frames: (C, h, w), 0..255, read as they are needed.
+            height: of the output; by default that of the frames.
+            width: likewise.
         """
         stitcher = WindowStitcher(self.windows.overlap)
         for window in split_windows(frames, self.windows):
@@ -174,25 +177,25 @@ class MaskFormer(SegmentationModel):
             return infer_clip(prediction, geometry=geometry)
 
     def _predict_clip(self, sample: dict[str, Any]) -> tuple[QueryPrediction, MaskGeometry]:
-        """The final prediction (B = 1) of a clip, whose frames pass backbone and pixel decoder a few at a time."""
+        """Return the final prediction (B = 1) of a clip; backbone and pixel decoder take a few frames at a time."""
         images, (geometry,) = self.pad([sample])
         with self.inference_precision():
             parts = [self.encode_frames(part) for part in images.split(_FRAMES_AT_ONCE)]
             return self.decode_frames(*join_frames(parts))[-1], geometry
 
     def encode_frames(self, images: Tensor) -> tuple[Any, Tensor]:
-        """Some frames (T, 3, H, W) of a clip -> what queries will look at, and mask features (T, C, h, w)."""
+        """Map frames (T, 3, H, W) of a clip to the maps that queries attend to, and mask features (T, C, h, w)."""
         return self.sem_seg_head.encode(self.features(images))
 
     def decode_frames(self, inputs: Any, mask_features: Tensor) -> list[QueryPrediction]:
-        """Predictions (B = 1) of the clip that all these frames are, the final one last."""
+        """Return predictions (B = 1) of the clip that all these frames form, the final one last."""
         return self.sem_seg_head.predictor(inputs, mask_features, num_frames=len(mask_features))
 
 
 def find_things(dataset_names: Sequence[str], *, is_needed: bool = False) -> set[int] | None:
-    """Contiguous ids of the classes that are things, by the first data set that knows; None: no one does.
+    """Return the thing ids of the first data set whose metadata have them; None if no one has.
 
-    `is_needed`: say so where none does.
+    ``is_needed``: log a warning if no one has.
     """
     for name in dataset_names:
         things = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
@@ -206,6 +209,6 @@ def find_things(dataset_names: Sequence[str], *, is_needed: bool = False) -> set
 
 @META_ARCH_REGISTRY.register()
 class VideoMaskFormer(MaskFormer):
-    """The published name of the same model in video configs, which trains on clips."""
+    """The published name of the same model in video configs; it is trained on clips."""
 
     takes_clips = True

@@ -22,7 +22,7 @@ MULTI_SCALE, ENCODED, PIXELS = "multi_scale_pixel_decoder", "transformer_encoder
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MaskFormerHead(nn.Module):
-    """From the maps of a backbone to class and mask predictions of every query."""
+    """Maps backbone features to class and mask predictions of every query."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class MaskFormerHead(nn.Module):
         predictor: TransformerDecoder,
         transformer_in_feature: str = MULTI_SCALE,
     ) -> None:
-        """`transformer_in_feature` names what queries look at (see `encode_pixels`)."""
+        """``transformer_in_feature`` names what queries attend to (see ``encode_pixels``)."""
         super().__init__()
         self.num_classes = num_classes
         self.pixel_decoder = pixel_decoder
@@ -41,7 +41,7 @@ class MaskFormerHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, pixel_decoder: PixelDecoder, predictor: TransformerDecoder) -> dict[str, Any]:
-        """Class count and what queries look at come from the config; both decoders are given."""
+        """Return the arguments of the config, and both decoders as they are given."""
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "pixel_decoder": pixel_decoder,
@@ -50,7 +50,10 @@ class MaskFormerHead(nn.Module):
         }
 
     def predict(self, features: dict[str, Tensor]) -> list[QueryPrediction]:
-        """Maps (B, [T,] C, h, w) by name -> one prediction per layer, the final one last; no full mask is formed."""
+        """Return one prediction per layer, the final one last, of maps (B, [T,] C, h, w) by name.
+
+        No full mask is computed.
+        """
         first = next(iter(features.values()))
         num_frames = first.shape[1] if first.ndim == 5 else 1
         if first.ndim == 5:
@@ -58,13 +61,14 @@ class MaskFormerHead(nn.Module):
         return self.predictor(*self.encode(features), num_frames=num_frames)
 
     def encode(self, features: dict[str, Tensor]) -> tuple[Any, Tensor]:
-        """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W)."""
+        """Map backbone maps (N, C, h, w) by name to the maps that queries attend to, and mask features (N, C, H, W)."""
         return encode_pixels(features, pixel_decoder=self.pixel_decoder, in_feature=self.transformer_in_feature)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
-        """Maps (B, [T,] C, h, w) by name -> the published dictionary.
+        """Map backbone maps (B, [T,] C, h, w) by name to the published dictionary.
 
-        `pred_logits` (B, Q, K + 1), `pred_masks` (B, Q, [T,] H, W) and, for the layers before, `aux_outputs` with both.
+        It holds ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, [T,] H, W) and, for the earlier layers,
+        ``aux_outputs`` with both.
         """
         is_clip = next(iter(features.values())).ndim == 5
         *auxiliary, final = [_as_dict(prediction, is_clip=is_clip) for prediction in self.predict(features)]
@@ -72,9 +76,9 @@ class MaskFormerHead(nn.Module):
 
 
 def encode_pixels(features: dict[str, Tensor], *, pixel_decoder: PixelDecoder, in_feature: str) -> tuple[Any, Tensor]:
-    """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W).
+    """Map backbone maps (N, C, h, w) by name to the maps that queries attend to, and mask features (N, C, H, W).
 
-    Queries look at `in_feature`: the pixel decoder's maps, its encoder's map, its mask features, or a backbone map.
+    Queries attend to ``in_feature``: the pixel decoder's maps, its encoder's map, its mask features, or a backbone map.
 
     Raises:
         ConfigError: the pixel decoder has no encoder, and its map is asked for.
@@ -89,7 +93,7 @@ def encode_pixels(features: dict[str, Tensor], *, pixel_decoder: PixelDecoder, i
 
 
 def join_frames(parts: Sequence[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
-    """What `encode_pixels` gave of the frames of a clip, part by part, as it would give it of all."""
+    """Return the results of ``encode_pixels`` for all frames of a clip, joined from those of its parts."""
     inputs, mask_features = zip(*parts, strict=True)
     if isinstance(inputs[0], Tensor):
         return torch.cat(inputs), torch.cat(mask_features)

@@ -29,7 +29,7 @@ class PerPixelBaselineHead(nn.Module):
     def __init__(
         self, num_classes: int, *, pixel_decoder: PixelDecoder, predictor: nn.Module, common_stride: int = 4
     ) -> None:
-        """`common_stride` is that of the mask features; `predictor` makes class logits of them."""
+        """``common_stride`` is that of the mask features; ``predictor`` maps them to class logits."""
         super().__init__()
         self.num_classes = num_classes
         self.pixel_decoder = pixel_decoder
@@ -38,7 +38,7 @@ class PerPixelBaselineHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, pixel_decoder: PixelDecoder, predictor: Any) -> dict[str, Any]:
-        """Class count and stride are those of MODEL.SEM_SEG_HEAD; the parts are given."""
+        """Return class count and stride of MODEL.SEM_SEG_HEAD, and the parts as they are given."""
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "pixel_decoder": pixel_decoder,
@@ -47,14 +47,14 @@ class PerPixelBaselineHead(nn.Module):
         }
 
     def predict(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Maps (B, C, h, w) by name -> class logits (B, K, h, w) of each prediction layer, the final ones last."""
+        """Map backbone maps (B, C, h, w) by name to class logits (B, K, h, w) of each layer, the final ones last."""
         mask_features, _, _ = self.pixel_decoder.forward_features(features)
         return [self.predictor(mask_features)]
 
     def losses(self, predictions: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Unweighted `loss_sem_seg` of the last of the logits (B, K, h, w); with suffix `_0`, … of those before.
+        """Return unweighted ``loss_sem_seg`` of the last of the logits (B, K, h, w), and ``loss_sem_seg_0``, ….
 
-        `labels` (B, H, W) are class ids, or IGNORED.
+        ``labels`` (B, H, W) are class ids, or IGNORED.
         """
         names = ["loss_sem_seg", *(f"loss_sem_seg_{layer}" for layer in range(len(predictions) - 1))]
         with torch.autocast(labels.device.type, enabled=False):
@@ -64,18 +64,18 @@ class PerPixelBaselineHead(nn.Module):
             }
 
     def enlarge(self, logits: Tensor) -> Tensor:
-        """Logits (B, K, h, w) -> (B, K, H, W), bilinearly."""
+        """Resize logits (B, K, h, w) to (B, K, H, W), bilinearly."""
         size = (logits.shape[-2] * self.common_stride, logits.shape[-1] * self.common_stride)
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """Maps (B, C, h, w) by name -> final class logits (B, K, H, W)."""
+        """Map backbone maps (B, C, h, w) by name to the final class logits (B, K, H, W)."""
         return self.enlarge(self.predict(features)[-1])
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class PerPixelBaselinePlusHead(PerPixelBaselineHead):
-    """A pixel decoder, and a transformer decoder of one query a class: its masks are the class logits."""
+    """A pixel decoder, and a transformer decoder with one query per class, whose masks are the class logits."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         transformer_in_feature: str,
         common_stride: int = 4,
     ) -> None:
-        """`transformer_in_feature` names the map that queries look at (see `encode_pixels`)."""
+        """``transformer_in_feature`` names the map that queries attend to (see ``encode_pixels``)."""
         super().__init__(num_classes, pixel_decoder=pixel_decoder, predictor=predictor, common_stride=common_stride)
         self.transformer_in_feature = transformer_in_feature
         self.num_queries: int = predictor.num_queries
@@ -100,12 +100,12 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
 
     @classmethod
     def from_config(cls, cfg: Any, pixel_decoder: PixelDecoder, predictor: Any) -> dict[str, Any]:
-        """As the simple head's, and MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE."""
+        """Return the arguments of the simple head, and MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE."""
         arguments = super().from_config(cfg, pixel_decoder, predictor)
         return {**arguments, "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE}
 
     def predict(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Maps (B, C, h, w) by name -> class logits (B, Q, h, w) of each prediction layer, the final ones last.
+        """Map backbone maps (B, C, h, w) by name to class logits (B, Q, h, w) of each layer, the final ones last.
 
         Raises:
             ConfigError: in training, there are fewer queries than classes.

@@ -1,4 +1,4 @@
-"""What every meta-architecture holds: a backbone, a head, and how images come in.
+"""The common part of meta-architectures: backbone, head, and preparation of images.
 
 Letters: B batch, T frames, C channels, H W size.
 """
@@ -38,9 +38,9 @@ class SegmentationModel(nn.Module):
         pixel_std: Sequence[float],
         inference_dtype: torch.dtype | None = None,
     ) -> None:
-        """A negative `size_divisibility` stands for the backbone's.
+        """A negative ``size_divisibility`` stands for the backbone's.
 
-        `inference_dtype`: what autocast brings inference to; None: what is on around the call.
+        ``inference_dtype``: the dtype of autocast in inference; None: that of the surrounding context.
         """
         super().__init__()
         self.backbone = backbone
@@ -52,7 +52,7 @@ class SegmentationModel(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        """A backbone and the head that fits it."""
+        """Return a backbone and the head that fits it."""
         backbone, sem_seg_head = cls.build_parts(cfg)
         return {
             "backbone": backbone,
@@ -64,12 +64,16 @@ class SegmentationModel(nn.Module):
 
     @classmethod
     def build_parts(cls, cfg: Any) -> tuple[Any, Any]:
-        """The backbone and the head that a config names; what is overridden to look the names up elsewhere."""
+        """Return the backbone and head that a config names; override it to look the names up elsewhere."""
         backbone = build_backbone(cfg)
         return backbone, build_sem_seg_head(cfg, backbone.output_shape())
 
     def train(self, mode: bool = True) -> SegmentationModel:
-        """Raises RuntimeError where training is wanted of a model that `prepare_for_inference` was given."""
+        """Set the mode.
+
+        Raises:
+            RuntimeError: training mode of a model prepared by ``prepare_for_inference``.
+        """
         if mode and self.is_prepared:
             raise RuntimeError("the model was prepared for inference and cannot be trained: build another one")
         return super().train(mode)
@@ -80,7 +84,7 @@ class SegmentationModel(nn.Module):
         return self.pixel_mean.device
 
     def pad(self, batch: Sequence[dict[str, Any]]) -> tuple[Tensor, list[MaskGeometry]]:
-        """Normalised images or frames (BT, C, H, W), and for each sample the way back to its output size."""
+        """Return normalised images or frames (BT, C, H, W), and the geometry of each sample up to its output size."""
         images, sizes = pad_images(
             batch, mean=self.pixel_mean, std=self.pixel_std, size_divisibility=self.size_divisibility
         )
@@ -92,23 +96,26 @@ class SegmentationModel(nn.Module):
         return images.tensor, geometries
 
     def features(self, images: Tensor, *, num_frames: int | None = None) -> dict[str, Tensor]:
-        """Backbone maps (B, C, h, w) by name of images; for clips, folded as (BT, 3, H, W): (B, T, C, h, w)."""
+        """Return the backbone maps of images by name, (B, C, h, w).
+
+        For clips, whose frames are given as (BT, 3, H, W), they are (B, T, C, h, w).
+        """
         features = self.backbone(images)
         if num_frames is None:
             return features
         return {name: unfold_frames(maps, num_frames) for name, maps in features.items()}
 
     def predict(self, images: Tensor, *, num_frames: int | None = None) -> Any:
-        """What the head predicts, layer by layer, of images as `features` takes them."""
+        """Return the head's predictions, layer by layer, for images in the form that ``features`` takes."""
         with self.inference_precision():
             return self.predict_pixels(images, num_frames=num_frames)
 
     def predict_pixels(self, images: Tensor, *, num_frames: int | None = None) -> Any:
-        """The same in the precision that is on."""
+        """Return the same in the precision of the surrounding context."""
         return self.sem_seg_head.predict(self.features(images, num_frames=num_frames))
 
     def inference_precision(self) -> contextlib.AbstractContextManager[None]:
-        """The autocast of inference; in training, that around the call stays."""
+        """Return the autocast context of inference; in training that of the caller stays."""
         if self.training or self.inference_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.inference_dtype)

@@ -22,7 +22,7 @@ from mask2former.modeling.registry import META_ARCH_REGISTRY
 
 @META_ARCH_REGISTRY.register()
 class SemanticSegmentor(SegmentationModel):
-    """The published meta-architecture: list of dictionaries in; losses out in training, list of results otherwise."""
+    """The published meta-architecture: from a list of dictionaries to losses in training, else to a list of results."""
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class SemanticSegmentor(SegmentationModel):
         inference: InferenceOptions | None = None,
         inference_dtype: torch.dtype | None = None,
     ) -> None:
-        """`ignore_value` marks pixels of `sem_seg` that train nothing.
+        """``ignore_value`` marks pixels of ``sem_seg`` that are not trained on.
 
-        `inference`: whether classes are returned instead of scores; the rest of it is of models with queries.
+        ``inference``: only whether classes are returned instead of scores is used.
         """
         # Parity: images are padded as the backbone needs, whatever MASK_FORMER.SIZE_DIVISIBILITY says.
         super().__init__(
@@ -55,7 +55,7 @@ class SemanticSegmentor(SegmentationModel):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        """A backbone, a per-pixel head, and what training needs of MODEL.SEM_SEG_HEAD."""
+        """Return a backbone, a per-pixel head, and the training options of MODEL.SEM_SEG_HEAD."""
         return {
             **super().from_config(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
@@ -64,10 +64,10 @@ class SemanticSegmentor(SegmentationModel):
         }
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Weighted scalar losses in training, one dictionary with `sem_seg` per sample otherwise: (K, H, W) logits.
+        """Return weighted scalar losses in training, one dictionary with ``sem_seg`` (K, H, W) per sample otherwise.
 
-        Each sample holds `image` (C, H, W), 0..255; in training `sem_seg` (H, W) class ids, or `instances` whose masks
-        say the same; otherwise `height` and `width`, the output size, which is the image's where they are left out.
+        Each sample holds ``image`` (C, H, W), 0..255; in training ``sem_seg`` (H, W) class ids, or ``instances`` with
+        equivalent masks; in inference ``height`` and ``width``, the output size, by default that of the image.
 
         Raises:
             InputError: samples are malformed, or are clips.
@@ -83,9 +83,9 @@ class SemanticSegmentor(SegmentationModel):
     def losses(
         self, predictions: Sequence[Tensor], batch: Sequence[dict[str, Any]], *, size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """`loss_sem_seg` of the last of the logits (B, K, h, w), and with suffix `_0`, … of those before.
+        """Return weighted ``loss_sem_seg`` of the last of the logits (B, K, h, w), and ``loss_sem_seg_0``, ….
 
-        `size` is the padded input's.
+        ``size`` is the padded input's.
         """
         labels = pad_label_maps(
             batch,
@@ -99,7 +99,7 @@ class SemanticSegmentor(SegmentationModel):
 
     @torch.no_grad()
     def results(self, logits: Tensor, geometries: Sequence[MaskGeometry]) -> list[dict[str, Any]]:
-        """Logits (B, K, h, w) at the output size of each sample, or the class of the largest, (H, W) int32."""
+        """Return logits (B, K, h, w) at the output size of each sample, or the class of the largest, (H, W) int32."""
         stride = self.sem_seg_head.common_stride
         enlarged = (logits.shape[-2] * stride, logits.shape[-1] * stride)  # an odd input is smaller
         with torch.autocast(self.device.type, enabled=False):

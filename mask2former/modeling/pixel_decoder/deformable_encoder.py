@@ -19,7 +19,7 @@ Shapes = Sequence[tuple[int, int]]
 
 
 class MSDeformAttn(nn.Module):
-    """Each token gathers a few points of every level around itself: (B, S, C) -> (B, S, C)."""
+    """Each token samples a few points of every level around itself: (B, S, C) -> (B, S, C)."""
 
     def __init__(self, channels: int, *, num_levels: int, num_heads: int, num_points: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """At first each head looks in a direction of its own, point by point one pixel further, all weighted alike."""
+        """Initialise each head with its own direction, each point one pixel further, all with equal weights."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)  # (M, 2)
@@ -52,18 +52,18 @@ class MSDeformAttn(nn.Module):
         nn.init.xavier_uniform_(self.output_proj.weight)
 
     def forward(self, query: Tensor, value: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
-        """`query` (B, Q, C), `value` (B, S, C) of all tokens; `shapes` are L pairs (H, W).
+        """``query`` (B, Q, C), ``value`` (B, S, C) of all tokens; ``shapes`` are L pairs (H, W).
 
-        `centres` (Q, 2) of the queries are x, y in 0..1 of the extent, float32.
+        ``centres`` (Q, 2) of the queries are x, y in 0..1 of the extent, float32.
         """
         return self.attend(query, self.heads_of(value), centres=centres, shapes=shapes)
 
     def heads_of(self, value: Tensor) -> Tensor:
-        """What all queries sample, (B, S, M, D), of tokens (B, S, C)."""
+        """Return the values (B, S, M, D) that all queries sample, from tokens (B, S, C)."""
         return self.value_proj(value).unflatten(-1, (self.num_heads, -1))
 
     def attend(self, query: Tensor, heads: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
-        """As `forward`, with the value's heads (B, S, M, D) given: the queries may be some of many."""
+        """Do what ``forward`` does, given the heads' values (B, S, M, D); the queries may be a part of all."""
         query = cast_once(query)
         grid = (*query.shape[:2], self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*grid, 2)
@@ -95,13 +95,13 @@ class MSDeformAttnEncoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, tokens: Tensor, position: Tensor, *, centres: Tensor, shapes: Shapes) -> Tensor:
-        """`tokens` (B, S, C), `position` (1, S, C); `centres` and `shapes` as in `MSDeformAttn`."""
+        """``tokens`` (B, S, C), ``position`` (1, S, C); ``centres`` and ``shapes`` as in ``MSDeformAttn``."""
         attended = self.self_attn(tokens + position, tokens, centres=centres, shapes=shapes)
         tokens = self.norm1(tokens + self.dropout(attended))
         return self.norm2(tokens + self.dropout(self.feed_forward(tokens)))
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
-        """Two linear layers with ReLU and dropout between them: (..., C) -> (..., C)."""
+        """Compute two linear layers with ReLU and dropout between them: (..., C) -> (..., C)."""
         return self.linear2(self.dropout(F.relu(self.linear1(tokens))))
 
 
@@ -115,7 +115,7 @@ class MSDeformAttnEncoder(nn.Module):
         self._centres = SizeCache()
 
     def forward(self, tokens: Tensor, position: Tensor, *, shapes: Shapes) -> Tensor:
-        """`tokens` (B, S, C), `position` (1, S, C), `shapes` the (H, W) of each level in the order of the tokens."""
+        """``tokens`` (B, S, C), ``position`` (1, S, C), ``shapes``: (H, W) of each level in the order of the tokens."""
         centres = self.centres(shapes, device=tokens.device)
         enabled = self.use_checkpoint and self.training
         for layer in self.layers:
@@ -123,12 +123,12 @@ class MSDeformAttnEncoder(nn.Module):
         return tokens
 
     def centres(self, shapes: Shapes, *, device: torch.device) -> Tensor:
-        """`pixel_centres`, kept from call to call."""
+        """Return ``pixel_centres``, cached between calls."""
         return self._centres.get((tuple(shapes), device), lambda: pixel_centres(shapes, device=device))
 
 
 def pixel_centres(shapes: Shapes, *, device: torch.device) -> Tensor:
-    """Centres (S, 2) float32 of the pixels of all levels, as x, y in 0..1 of each level's own extent."""
+    """Return centres (S, 2) float32 of the pixels of all levels, as x, y in 0..1 of each level's own extent."""
     levels = []
     for height, width in shapes:
         rows = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height

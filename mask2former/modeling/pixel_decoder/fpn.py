@@ -43,7 +43,7 @@ class BasePixelDecoder(nn.Module):
         norm: str = "GN",
         top_channels: int | None = None,
     ) -> None:
-        """`input_shape` names channels and stride of each backbone map; `top_channels` are those of an encoded top."""
+        """``input_shape`` holds channels and stride of each backbone map; an encoded top has ``top_channels``."""
         super().__init__()
         self.in_features = sorted(input_shape, key=lambda name: stride_of(input_shape, name))
         for level, name in enumerate(self.in_features[:-1], start=1):
@@ -57,7 +57,7 @@ class BasePixelDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments from MODEL.SEM_SEG_HEAD for a backbone of `input_shape`."""
+        """Return arguments from MODEL.SEM_SEG_HEAD for a backbone of ``input_shape``."""
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
             "input_shape": in_features_of(input_shape, head.IN_FEATURES, key="IN_FEATURES"),
@@ -67,9 +67,9 @@ class BasePixelDecoder(nn.Module):
         }
 
     def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Backbone maps (N, C, h, w) by name -> mask features (N, mask_dim, H, W), the encoded top if any, and maps.
+        """Return mask features (N, mask_dim, H, W), the encoded top or None, and three maps, coarse first.
 
-        The maps are three levels of the pyramid, from low to high resolution.
+        ``features`` are the backbone's maps (N, C, h, w) by name.
         """
         top, encoded = self.encode_top(features[self.in_features[-1]])
         maps = [getattr(self, f"layer_{len(self.in_features)}")(top)]
@@ -80,7 +80,7 @@ class BasePixelDecoder(nn.Module):
         return self.mask_features(maps[-1]), encoded, maps[:NUM_MAPS]
 
     def encode_top(self, top: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the pyramid starts with, and the same once more where an encoder made it."""
+        """Return the input of the pyramid, and the encoder's map or None."""
         return top, None
 
 
@@ -116,7 +116,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments from MODEL.SEM_SEG_HEAD and MODEL.MASK_FORMER for a backbone of `input_shape`."""
+        """Return arguments from MODEL.SEM_SEG_HEAD and MODEL.MASK_FORMER for a backbone of ``input_shape``."""
         mask_former = cfg.MODEL.MASK_FORMER
         return {
             **super().from_config(cfg, input_shape),
@@ -128,7 +128,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         }
 
     def encode_top(self, top: Tensor) -> tuple[Tensor, Tensor]:
-        """The top map (N, C, h, w) -> the encoder's (N, conv_dim, h, w), twice."""
+        """Return the encoder's map (N, conv_dim, h, w) of the top map (N, C, h, w), twice."""
         projected = self.input_proj(top)
         tokens = self.transformer["encoder"](map_to_tokens(projected), map_to_tokens(self.position(projected)))
         encoded = tokens.transpose(1, 2).unflatten(-1, projected.shape[-2:])  # (N, S, C) -> (N, C, h, w)

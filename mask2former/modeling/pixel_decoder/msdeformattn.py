@@ -30,7 +30,7 @@ _FEED_FORWARD_CHANNELS = 1024  # Mask2Former, appendix: the pixel decoder's own,
 
 
 class DeformableTransformer(nn.Module):
-    """Maps of several levels as one sequence of tokens through the encoder."""
+    """Runs the encoder on the maps of several levels as one sequence of tokens."""
 
     def __init__(self, channels: int, *, num_levels: int, encoder: MSDeformAttnEncoder) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class DeformableTransformer(nn.Module):
         self.encoder = encoder
 
     def forward(self, maps: list[Tensor], positions: list[Tensor]) -> list[Tensor]:
-        """Maps (N, C, h, w) and their encodings (1, C, h, w) -> maps of the same shapes."""
+        """Map (N, C, h, w) of each level, with encodings (1, C, h, w), to maps of the same shapes."""
         shapes = [(features.shape[-2], features.shape[-1]) for features in maps]
         tokens = torch.cat([map_to_tokens(features) for features in maps], dim=1)  # (N, S, C)
         places = [map_to_tokens(place) + embed for place, embed in zip(positions, self.level_embed, strict=True)]
@@ -49,7 +49,7 @@ class DeformableTransformer(nn.Module):
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class MSDeformAttnPixelDecoder(nn.Module):
-    """From backbone maps to mask features at `common_stride` and to the maps the transformer decoder attends to."""
+    """Maps backbone features to mask features at ``common_stride`` and to the maps that queries attend to."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         norm: str = "GN",
         common_stride: int = 4,
     ) -> None:
-        """`input_shape` names channels and stride of each map; those of the transformer must be among them."""
+        """``input_shape`` holds channels and stride of each map; those of the transformer must be among them."""
         super().__init__()
         by_stride = sorted(input_shape, key=lambda name: stride_of(input_shape, name))
         # From low to high resolution, as everything behind the transformer is ordered.
@@ -94,7 +94,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments from MODEL.SEM_SEG_HEAD and MODEL.MASK_FORMER for a backbone of `input_shape`."""
+        """Return arguments from MODEL.SEM_SEG_HEAD and MODEL.MASK_FORMER for a backbone of ``input_shape``."""
         head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         deformable = head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES
         in_features_of(input_shape, deformable, key="DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES")
@@ -112,9 +112,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
         }
 
     def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Backbone maps (N, C, h, w) by name -> mask features (N, mask_dim, H, W), the encoder's lowest map, all maps.
+        """Return mask features (N, mask_dim, H, W), the encoder's lowest map, and the maps of the transformer decoder.
 
-        Those for the transformer decoder are three, from low to high resolution.
+        ``features`` are the backbone's maps (N, C, h, w) by name. The transformer decoder gets three maps, from low to
+        high resolution.
         """
         maps = [project(features[name]) for project, name in zip(self.input_proj, self.transformer_in_features)]
         maps = self.transformer(maps, [self.position(features) for features in maps])
@@ -124,7 +125,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(maps[-1]), maps[0], maps[:NUM_MAPS]
 
     def add_above(self, adapter: nn.Module, features: Tensor, above: Tensor) -> Tensor:
-        """A backbone map through its adapter (N, C, H, W), plus the level above (N, C, h, w) brought to its size."""
+        """Return a backbone map through its adapter (N, C, H, W), plus the level above (N, C, h, w) resized to it."""
         lateral = adapter(features)
         return lateral + F.interpolate(above, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
 

@@ -28,7 +28,7 @@ class SelfAttentionLayer(nn.Module):
 
 
 class CrossAttentionLayer(nn.Module):
-    """Attention of queries (B, Q, C) to tokens (B, S, C) that their masks admit, with residual and norm."""
+    """Attention of queries (B, Q, C) to tokens (B, S, C) where their masks allow it, with residual and norm."""
 
     def __init__(self, channels: int, num_heads: int, *, pre_norm: bool = False) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class FeedForwardLayer(nn.Module):
 
 
 def input_projection(in_channels: int, channels: int, *, enforce: bool) -> nn.Module:
-    """A 1x1 convolution that brings a map to the decoder's width; nothing where it has it, unless `enforce`."""
+    """Return a 1x1 convolution to the decoder's width; an identity if the map has it, unless ``enforce``."""
     if in_channels == channels and not enforce:
         return nn.Sequential()
     return init_xavier(nn.Conv2d(in_channels, channels, kernel_size=1))

@@ -1,7 +1,7 @@
 """The masked-attention transformer decoder (Mask2Former, section 3.2), for images and for clips.
 
-Queries look at the three maps of the pixel decoder in turn, from low to high resolution, and each only where its own
-mask of the layer before is. A clip is one set of tokens over all frames; an image is a clip of one frame.
+Queries attend to the three maps of the pixel decoder in turn, from low to high resolution, and each only inside its own
+mask of the layer before. A clip is one set of tokens over all frames; an image is a clip of one frame.
 
 Letters: B batch, T frames, Q queries, K classes, C channels, H W size, L levels, S tokens of a level (T h w).
 """
@@ -32,7 +32,7 @@ NUM_LEVELS = 3
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class MultiScaleMaskedTransformerDecoder(nn.Module):
-    """From three maps and the mask features to one prediction before the first layer and one after each layer."""
+    """Maps three maps and the mask features to one prediction before the first layer and one after each layer."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         enforce_input_project: bool = False,
         deep_supervision: bool = True,
     ) -> None:
-        """`dec_layers` counts attention layers; without `deep_supervision` only the last prediction is returned."""
+        """``dec_layers`` counts attention layers; without ``deep_supervision`` only the last prediction is returned."""
         super().__init__()
         self.num_queries = num_queries
         self.deep_supervision = deep_supervision
@@ -77,7 +77,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int) -> dict[str, Any]:
-        """Arguments from MODEL.MASK_FORMER and MODEL.SEM_SEG_HEAD; `in_channels` are those of the three maps."""
+        """Return arguments from MODEL.MASK_FORMER and MODEL.SEM_SEG_HEAD; the three maps have ``in_channels``."""
         mask_former, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
         if mask_former.TRANSFORMER_IN_FEATURE != "multi_scale_pixel_decoder":
             raise ConfigError(
@@ -104,7 +104,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     def forward(
         self, multi_scale_features: Sequence[Tensor], mask_features: Tensor, *, num_frames: int = 1
     ) -> list[QueryPrediction]:
-        """Three maps (BT, C, h, w), coarse first, and mask features (BT, C, H, W) -> predictions, final last."""
+        """Return predictions, final last, of maps (BT, C, h, w), coarse first, and mask features (BT, C, H, W)."""
         mask_features = mask_features.unflatten(0, (-1, num_frames))  # (B, T, C, H, W)
         levels = [self._tokens(level, features, num_frames) for level, features in enumerate(multi_scale_features)]
         masks_at = [resize_to_tokens(mask_features.detach(), features.shape[-2:]) for features in multi_scale_features]
@@ -119,7 +119,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return predictions if self.deep_supervision else predictions[-1:]
 
     def _decode(self, queries: Tensor, index: int, keys: Tensor, values: Tensor, attend_mask: Tensor) -> Tensor:
-        """Queries (B, Q, C) after the layer of this index, which sees keys and values (B, S, C)."""
+        """Return queries (B, Q, C) after the layer of this index, which attends to keys and values (B, S, C)."""
         position = self.query_embed.weight
         cross_attention = self.transformer_cross_attention_layers[index]
         queries = cross_attention(queries, position, keys=keys, values=values, attend_mask=attend_mask)
@@ -127,7 +127,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return self.transformer_ffn_layers[index](queries)
 
     def _tokens(self, level: int, features: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, S, C) of a map (BT, C, h, w): keys carry the position."""
+        """Return keys and values (B, S, C) of a map (BT, C, h, w); keys include the position."""
         features = self.input_proj[level](features)
         place = self.position(features.unflatten(0, (-1, num_frames)))  # (1, T, C, h, w)
         values = features.flatten(2).transpose(1, 2).unflatten(0, (-1, num_frames)).flatten(1, 2)  # (B, S, C)
@@ -147,10 +147,10 @@ TRANSFORMER_DECODER_REGISTRY.register(
 
 
 def resize_to_tokens(mask_features: Tensor, size: Sequence[int]) -> Tensor:
-    """Mask features (B, T, C, H, W), resized to a level's (h, w), as a matrix (B, C, S).
+    """Return mask features (B, T, C, H, W), resized to a level's (h, w), as a matrix (B, C, S).
 
-    Resizing is linear over space and the mask product over channels, so this once replaces shrinking every query's
-    full mask in every layer.
+    Resizing is linear over space and the mask product over channels, so resizing the features once replaces resizing
+    every query's full mask in every layer.
     """
     resized = F.interpolate(mask_features.flatten(0, 1), size=tuple(size), mode="bilinear", align_corners=False)
     num_batch, num_frames = mask_features.shape[:2]
@@ -160,7 +160,10 @@ def resize_to_tokens(mask_features: Tensor, size: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def attention_mask(mask_embed: Tensor, features_at_level: Tensor) -> Tensor:
-    """Where each query attends, (B, 1, Q, S) bool: mask probability at least one half, by embeddings (B, Q, C)."""
+    """Return where each query may attend, (B, 1, Q, S) bool: where its mask probability is at least one half.
+
+    The mask is the product of ``mask_embed`` (B, Q, C) and ``features_at_level`` (B, C, S).
+    """
     attend_mask = multiply_maps(mask_embed, features_at_level) >= 0  # sigmoid(x) < 0.5 is x < 0
     # Parity: a row that is masked everywhere attends everywhere (test_transformer_decoder_empty_masks_attend_all).
     attend_mask = attend_mask | ~attend_mask.any(dim=-1, keepdim=True)

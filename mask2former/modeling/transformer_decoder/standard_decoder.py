@@ -1,6 +1,6 @@
 """The transformer decoder of MaskFormer (Cheng et al. 2021, section 3.3), which is DETR's, for images and for clips.
 
-Queries look at one map, everywhere, in every layer. A clip is one set of tokens over all frames.
+Queries attend to one map, everywhere, in every layer. A clip is one set of tokens over all frames.
 
 Letters: B batch, T frames, Q queries, K classes, C channels, H W size, S tokens (T h w).
 """
@@ -26,7 +26,7 @@ from mask2former.modeling.transformer_decoder.attention import input_projection
 
 @TRANSFORMER_DECODER_REGISTRY.register()
 class StandardTransformerDecoder(nn.Module):
-    """From one map and the mask features to a prediction after each layer."""
+    """Maps one map and the mask features to a prediction after each layer."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class StandardTransformerDecoder(nn.Module):
         enforce_input_project: bool = False,
         deep_supervision: bool = True,
     ) -> None:
-        """`num_classes` None: queries stand for classes themselves, and class logits are empty (B, Q, 0).
+        """``num_classes`` None: queries stand for classes themselves, and class logits are empty (B, Q, 0).
 
-        `enc_layers` come before the decoder; without `deep_supervision` only the last prediction is returned.
+        ``enc_layers`` come before the decoder; without ``deep_supervision`` only the last prediction is returned.
         """
         super().__init__()
         self.num_queries = num_queries
@@ -67,7 +67,7 @@ class StandardTransformerDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, in_channels: int) -> dict[str, Any]:
-        """Arguments from MODEL.MASK_FORMER and MODEL.SEM_SEG_HEAD; `in_channels` are those of the map."""
+        """Return arguments from MODEL.MASK_FORMER and MODEL.SEM_SEG_HEAD; the map has ``in_channels``."""
         mask_former, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
         if mask_former.TRANSFORMER_IN_FEATURE == "multi_scale_pixel_decoder":
             raise ConfigError(
@@ -94,7 +94,7 @@ class StandardTransformerDecoder(nn.Module):
         }
 
     def forward(self, features: Tensor, mask_features: Tensor, *, num_frames: int = 1) -> list[QueryPrediction]:
-        """A map (BT, C, h, w) and mask features (BT, C, H, W) -> predictions, the final one last."""
+        """Return predictions, the final one last, from a map (BT, C, h, w) and mask features (BT, C, H, W)."""
         mask_features = mask_features.unflatten(0, (-1, num_frames))  # (B, T, C, H, W)
         maps = self.input_proj(features).unflatten(0, (-1, num_frames))  # (B, T, C, h, w)
         position = _clip_to_tokens(self.position(maps))
