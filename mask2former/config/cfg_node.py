@@ -19,16 +19,15 @@ from mask2former.errors import ConfigError
 class CfgNode(FvcoreCfgNode):
     """A tree of configuration keys; ``cfg.MODEL.DEVICE`` reads and, until ``freeze()``, writes.
 
-    All that is wrong with what is merged stands in one ``ConfigError``, and then nothing of it is merged. A value that
-    nothing reads is named in a warning.
+    Merging raises one ``ConfigError`` with all faults, and then changes nothing. A value without effect gets a warning.
     """
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """Content of a config file merged over those it names as ``_BASE_``, paths relative to the file.
+        """Return the content of a config file merged over the files it names as ``_BASE_``, relative to itself.
 
-        ``filename`` is a path, or a name below the published configs: coco/panoptic-segmentation/….yaml.
-        Nothing is ever executed: ``allow_unsafe`` is accepted because fvcore has it, and ignored.
+        ``filename`` is a path, or a name below the published configs: coco/panoptic-segmentation/….yaml. Nothing is
+        ever executed: ``allow_unsafe`` is accepted because fvcore has it, and ignored.
 
         Raises:
             ConfigError: a file is missing, not YAML, not a mapping, or inherits from itself.
@@ -79,7 +78,7 @@ class CfgNode(FvcoreCfgNode):
         merge_trees(self, [("another configuration", cfg_other)])
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """As YAML, without the keys that nothing reads and that stand at their defaults."""
+        """Return the config as YAML, without keys that nothing reads and that have their defaults."""
         shown = self.clone()
         shown.defrost()
         _drop_idle(shown, accepted_document())

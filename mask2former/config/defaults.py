@@ -1,4 +1,4 @@
-"""Default configuration, from the tables of keys beside this file."""
+"""The default configuration, built from the tables of keys beside this file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _FOUNDATION, _MASKFORMER2, _VIDEO, _RUNTIME = range(4)
 
 
 def get_cfg() -> CfgNode:
-    """A configuration with every key at its default: detectron2's, Mask2Former's, video's and the runtime's.
+    """Return a config with every key at its default, including those that ``register_keys`` added.
 
-    Those that ``register_keys`` added are among them.
+    The keys are detectron2's, Mask2Former's, those for video, and those of this package.
     """
     cfg = CfgNode()
     for document in (*default_documents(), accepted_document()):
@@ -29,9 +29,9 @@ def get_cfg() -> CfgNode:
 
 
 def add_maskformer2_config(cfg: Any) -> None:
-    """Add the keys of Mask2Former to ``cfg`` (ours or detectron2's), leaving those it has as they are.
+    """Add the keys of Mask2Former to ``cfg`` (ours or detectron2's) without changing existing ones.
 
-    With a configuration of detectron2 the model and its parts also get into the registries of that project.
+    For a config of detectron2 the model and its parts are also registered in that project.
     """
     if comes_from(cfg, DETECTRON2):
         load_integration(DETECTRON2)
@@ -40,7 +40,7 @@ def add_maskformer2_config(cfg: Any) -> None:
 
 
 def add_maskformer2_video_config(cfg: Any) -> None:
-    """Add the keys of video instance segmentation to ``cfg``, leaving those it has as they are."""
+    """Add the keys of video instance segmentation to ``cfg`` without changing existing ones."""
     _add_missing_keys(cfg, default_documents()[_VIDEO])
 
 

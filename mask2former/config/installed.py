@@ -1,4 +1,4 @@
-"""The published config files, wherever the package runs from: ``configs/`` of the repository, or the installed copy."""
+"""The published config files: ``configs/`` of the repository, or the copy inside an installed package."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _FOLDER = "configs"
 
 @functools.cache
 def configs_folder() -> Path:
-    """The folder of the published config files: inside an installed package, beside the package in a clone."""
+    """Return the folder of the published config files: inside an installed package, beside the package in a clone."""
     installed = _PACKAGE / _FOLDER
     return installed if installed.is_dir() else _PACKAGE.parent / _FOLDER
 
 
 def locate_config(name: str | os.PathLike[str]) -> str:
-    """The path of a config file: `name` itself where there is such a file, else that below the published ones.
+    """Return the path of a config file: ``name`` itself if there is such a file, else that of the published one.
 
-    Names below them may begin with ``configs/``. What is found nowhere comes back as it is.
+    Published names may begin with ``configs/``. A name that is not found is returned unchanged.
     """
     given = os.fspath(name)
     path = Path(given).expanduser()
@@ -33,7 +33,7 @@ def locate_config(name: str | os.PathLike[str]) -> str:
 
 
 def suggest_config(name: str) -> str:
-    """For a config file that is missing: the published ones of nearly that name; empty where there is none."""
+    """Return published config names similar to a missing one, as text; empty if there is none."""
     known = {path.name: path for path in sorted(configs_folder().rglob("*.yaml"))}
     nearest = difflib.get_close_matches(Path(name).name, known, n=2, cutoff=0.8)
     paths = [known[match].relative_to(configs_folder()).as_posix() for match in nearest]

@@ -1,4 +1,4 @@
-"""How the core reaches an integration without importing any: by name, once there is a reason to."""
+"""Connect to an integration by name, so that the core imports none."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ DETECTRON2 = "detectron2"
 
 
 class LinkedNames(ChainMap[str, Any]):
-    """The names of two catalogs: new ones go to the first; what is removed, to where it stands."""
+    """The names of two catalogs: new ones are added to the first, and each is removed from where it is."""
 
     def __delitem__(self, name: str) -> None:
         del next((names for names in self.maps if name in names), self.maps[0])[name]
 
     def pop(self, name: str, *default: Any) -> Any:
-        """As a dictionary's."""
+        """Remove a name and return its value, as a dictionary does."""
         return next((names for names in self.maps if name in names), self.maps[0]).pop(name, *default)
 
 
 def load_integration(framework: str) -> bool:
-    """Connect to ``framework`` as importing its integration does; False where the framework is not installed."""
+    """Import the integration of ``framework``; return False if the framework is not installed."""
     if importlib.util.find_spec(framework) is None:
         return False
     importlib.import_module(f"mask2former.integrations.{framework}")
@@ -30,5 +30,5 @@ def load_integration(framework: str) -> bool:
 
 
 def comes_from(value: Any, framework: str) -> bool:
-    """Whether ``value`` is of a class of ``framework``, or of one derived from it."""
+    """Return whether ``value`` is of a class of ``framework``, or of one derived from it."""
     return any(base.__module__.partition(".")[0] == framework for base in type(value).__mro__)

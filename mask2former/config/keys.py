@@ -1,4 +1,4 @@
-"""What the keys are: those that are read, those only accepted, and those that a project registers for itself.
+"""The tables of keys: those that are read, those only accepted, and those that a project registers.
 
 Descriptions stand beside the defaults in the YAML files; error messages and the reference page take them from there.
 """
@@ -26,20 +26,20 @@ _REGISTERED: dict[str, Key] = {}
 
 @dataclass(frozen=True)
 class Key:
-    """The default of a key, which also gives its type, and what it does, in one line."""
+    """The default of a key, which also determines its type, and a description of one line."""
 
     default: Any
     description: str = ""
 
 
 def register_keys(defaults: Mapping[str, Any]) -> None:
-    """Adds keys of a project's own, nested as in a file or by full names, to all configurations made from now on.
+    """Add keys of your own, nested as in a file or by full names, to all configs made from now on.
 
-    Call it in a module that ``--import`` names: it is imported before the configuration is read. A default may come
-    with a description: ``register_keys({"MODEL": {"MY_BACKBONE": {"DEPTH": Key(18, "number of layers")}}})``.
+    Call it in a module that ``--import`` names, which is imported before the config is read. A default may have a
+    description: ``register_keys({"MODEL": {"MY_BACKBONE": {"DEPTH": Key(18, "number of layers")}}})``.
 
     Raises:
-        ConfigError: a key exists already, is not written in capitals, or has no plain default.
+        ConfigError: a key exists already, is not in capitals, or has a default that is no plain value.
     """
     added = {key: entry if isinstance(entry, Key) else Key(entry) for key, entry in iter_leaves(defaults)}
     taken = {**accepted_keys(), **read_keys(), **_REGISTERED}
@@ -50,7 +50,7 @@ def register_keys(defaults: Mapping[str, Any]) -> None:
 
 
 def _find_fault(key: str, entry: Key, taken: Mapping[str, Key]) -> str:
-    """What is wrong with a key to be registered; empty where nothing is."""
+    """Return what is wrong with a key to be registered; empty where nothing is."""
     if not _KEY.fullmatch(key):
         return f"{key!r} must be written as MODEL.PART.NAME, in capitals"
     if _REGISTERED.get(key) == entry:  # a module imported once more
@@ -68,25 +68,25 @@ def _find_fault(key: str, entry: Key, taken: Mapping[str, Key]) -> str:
 
 
 def registered_keys() -> Mapping[str, Key]:
-    """The keys that ``register_keys`` added."""
+    """Return the keys that ``register_keys`` added."""
     return MappingProxyType(_REGISTERED)
 
 
 @functools.cache
 def default_documents() -> tuple[dict[str, Any], ...]:
-    """The trees of ``defaults.yaml``: detectron2's keys, Mask2Former's, video's, and those of running it."""
+    """Return the trees of ``defaults.yaml``: detectron2's keys, Mask2Former's, video's, and those of running it."""
     return tuple(yaml.safe_load_all(_read("defaults.yaml")))
 
 
 @functools.cache
 def accepted_document() -> dict[str, Any]:
-    """The tree of keys that nothing reads, with their defaults."""
+    """Return the tree of keys that are accepted without effect, with their defaults."""
     return dict(yaml.safe_load(_read("accepted.yaml")))
 
 
 @functools.cache
 def read_keys() -> Mapping[str, Key]:
-    """The keys that something reads, by their full names."""
+    """Return the keys that have an effect, by their full names."""
     descriptions = read_descriptions(_read("defaults.yaml"))
     leaves = {key: value for tree in default_documents() for key, value in iter_leaves(tree)}
     return MappingProxyType({key: Key(value, descriptions.get(key, "")) for key, value in sorted(leaves.items())})
@@ -94,24 +94,24 @@ def read_keys() -> Mapping[str, Key]:
 
 @functools.cache
 def accepted_keys() -> Mapping[str, Key]:
-    """The keys that are accepted because published files hold them, and that nothing reads."""
+    """Return the keys without effect, which are accepted because published files hold them."""
     return MappingProxyType({key: Key(value) for key, value in iter_leaves(accepted_document())})
 
 
 @functools.cache
 def foreign_names() -> Mapping[str, str]:
-    """Keys that other projects use: what each is called here, or why there is none."""
+    """Return keys of other projects, each with its name here, or why it has none."""
     return MappingProxyType(dict(yaml.safe_load(_read("foreign_keys.yaml"))))
 
 
 def describe_foreign(key: str) -> str:
-    """What a key of other projects is called here, or why there is none; empty where nothing is known of it."""
+    """Return the name here of a key of other projects, or why it has none; empty for an unknown key."""
     name = foreign_names().get(key, "")
     return f"it is called {name} here" if name.split(",")[0] in read_keys() else name
 
 
 def iter_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(full key, value) of all that is no mapping itself."""
+    """Yield (full key, value) of everything that is not a mapping."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from iter_leaves(value, f"{prefix}{name}.")
@@ -124,7 +124,7 @@ def _read(name: str) -> str:
 
 
 def read_descriptions(text: str) -> dict[str, str]:
-    """The comment of each key of a YAML file of nested keys: that beside it, or the lines above it."""
+    """Return the comment of each key of a YAML file of nested keys: beside the key, or in the lines above it."""
     found: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     above: list[str] = []

@@ -30,9 +30,9 @@ _NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 
 
 def decode_text(text: str, *, arithmetic: bool = False) -> Any:
-    """The Python literal that ``text`` is, else ``text`` itself; ``arithmetic`` also computes such as ``1.0 / 1000``.
+    """Return the Python literal that ``text`` is, else ``text`` itself.
 
-    ``arithmetic`` holds for numbers alone and inside of lists and tuples.
+    ``arithmetic`` also computes expressions such as ``1.0 / 1000``, of numbers alone and inside lists and tuples.
     """
     if len(text) > _MAX_TEXT:
         return text
@@ -44,7 +44,7 @@ def decode_text(text: str, *, arithmetic: bool = False) -> Any:
 
 
 def parse_size_list(expression: str) -> list[float]:
-    """Value of ``[<arithmetic in x> for x in range(...)]``.
+    """Return the value of ``[<arithmetic in x> for x in range(...)]``.
 
     Raises:
         ValueError: the expression is of any other form.

@@ -1,4 +1,4 @@
-"""Values into a configuration: all that is wrong with them in one message, and what has no effect in one warning."""
+"""Merge values into a config, with all faults in one error and all values without effect in one warning."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Merge:
 
 
 def merge_trees(root: FvcoreCfgNode, trees: Sequence[tuple[str, Mapping[Any, Any]]]) -> None:
-    """Overwrite values of ``root`` by those of each (source, tree) in turn; all of them, or none where one is wrong.
+    """Overwrite values of ``root`` by those of each (source, tree) in turn, or none of them if one is wrong.
 
     Raises:
         ConfigError: keys are unknown or values of another type: all of them, with the source of each.
@@ -61,7 +61,7 @@ def merge_trees(root: FvcoreCfgNode, trees: Sequence[tuple[str, Mapping[Any, Any
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
-    """``A.B.C`` as a tree of one leaf."""
+    """Return ``A.B.C`` as a tree with one leaf."""
     tree = value
     for part in reversed(key.split(".")):
         tree = {part: tree}
@@ -114,7 +114,9 @@ def _add_unknown(merge: _Merge, node: Any, name: str, value: Any, *, source: str
 
 
 def fit_value(value: Any, current: Any) -> Any:
-    """``value`` in the type of the value it replaces; text as a literal, integers as floats, lists as tuples and back.
+    """Return ``value`` in the type of the value it replaces.
+
+    Text is read as a literal; integers become floats, and lists and tuples each other.
 
     Raises:
         ValueError: it is of another type.
@@ -147,7 +149,7 @@ def _fit_number_or_null(value: Any) -> float | None:
 
 
 def _fit_elements(value: Sequence[Any], current: Any) -> Sequence[Any]:
-    """The elements as they are, once they are of the kind of those they replace, where these are all of one kind."""
+    """Return the elements after checking that they have the type of those they replace, if these share one."""
     kinds = {_kind(element) for element in current or ()}
     wrong = next((element for element in value if len(kinds) == 1 and _kind(element) not in kinds), None)
     if wrong is not None:
@@ -166,7 +168,7 @@ def _kind(value: Any) -> str:
 
 
 def _settle_length(merge: _Merge, tree: Mapping[Any, Any], *, source: str) -> None:
-    """Epochs or iterations: what the last source says counts; one that says both contradicts itself."""
+    """Let the last source decide between epochs and iterations; one that sets both is refused."""
     solver = tree.get("SOLVER")
     solver = solver if isinstance(solver, Mapping) else {}
     if "MAX_ITER" not in solver or "MAX_EPOCHS" not in merge.root.get("SOLVER", {}):
@@ -192,7 +194,7 @@ def _format(merge: _Merge) -> str:
 
 
 def _suggest(known: list[str], key: str) -> str:
-    """What the key is called here, if other projects use it; else the nearest keys that have an effect."""
+    """Return the name here of a key of other projects; else the nearest keys that have an effect."""
     if key in foreign_names():
         return f"; {describe_foreign(key)}"
     nearest = _nearest(known, key)
@@ -218,7 +220,7 @@ def _warn_once(message: str) -> None:
 
 
 def iter_keys(node: FvcoreCfgNode, prefix: str = "") -> Iterator[str]:
-    """Full names of all keys and of what holds them."""
+    """Yield the full names of all keys and of the nodes that hold them."""
     for name, value in node.items():
         yield f"{prefix}{name}"
         if isinstance(value, FvcoreCfgNode):

@@ -1,9 +1,9 @@
-"""Registries: the parts that a config names, ours and those that a module given with `--import` adds.
+"""Registries: the parts that a config names, ours and those that a module given with ``--import`` adds.
 
     @BACKBONE_REGISTRY.register()
     class MyBackbone(Backbone): ...
 
-A part is built from a config by `build_from_config`: by its `from_config`, or else by calling it with the config.
+A part is built from a config by ``build_from_config``: by its ``from_config``, or else by calling it with the config.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Registry(FvcoreRegistry):
     """Parts of one kind by name."""
 
     def __init__(self, kind: str, *, key: str = "") -> None:
-        """`kind` says what the parts are; `key` is the config key that names one."""
+        """``kind`` is what the parts are called in messages; ``key`` is the config key that names one."""
         super().__init__(kind)
         self.kind, self.key = kind, key
 
     def register(self, obj: Any = None, *, name: str | None = None) -> Any:
-        """Adds a class or builder under `name`, by default its own; a decorator where no object is given.
+        """Add a class or builder under ``name``, by default its own; without ``obj``, return a decorator.
 
         Raises:
-            ConfigError: something else has the name.
+            ConfigError: the name is taken.
         """
         if obj is None:
             return lambda part: self.register(part, name=name)
@@ -40,7 +40,7 @@ class Registry(FvcoreRegistry):
         return obj
 
     def lookup(self, name: str, *, key: str | None = None) -> Any:
-        """The part called `name`; `key` is the config key to be named in errors.
+        """Return the part ``name``; errors mention the config key ``key``.
 
         Raises:
             ConfigError: there is none; names the nearest and all known names.
@@ -53,7 +53,7 @@ class Registry(FvcoreRegistry):
         raise ConfigError(f"{key}: expected one of {', '.join(sorted(self.names()))}; found {name!r}{hint}")
 
     def names(self) -> list[str]:
-        """The names, in the order of registration."""
+        """Return the names, in the order of registration."""
         return [name for name, _ in self]
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
@@ -72,17 +72,17 @@ def _origin(part: Any) -> str:
 
 
 def build_callable(part: Any, cfg: Any) -> Any:
-    """A registered function itself; of a class with `from_config` what that builds."""
+    """Return a registered function, or what ``from_config`` of a registered class builds."""
     return build_from_config(part, cfg) if hasattr(part, "from_config") else part
 
 
 def build_from_config(component: Callable[..., Component], cfg: Any, *args: Any) -> Component:
-    """Builds a component from `component.from_config(cfg, *args)`, or calls a plain builder with `(cfg, *args)`.
+    """Build a component by ``component.from_config(cfg, *args)``, or call a plain builder with ``(cfg, *args)``.
 
-    `from_config` returns keyword arguments, or the component itself.
+    ``from_config`` returns keyword arguments, or the component itself.
 
     Raises:
-        ConfigError: also where the component refuses the values that it was given.
+        ConfigError: the component refuses the values that it was given.
     """
     from_config = getattr(component, "from_config", None)
     if from_config is None:

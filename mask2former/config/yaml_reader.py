@@ -1,4 +1,4 @@
-"""Reading config files: YAML by a safe loader with bounds, over the files that they name as ``_BASE_``."""
+"""Read config files: YAML by a safe loader with limits, merged over the files that they name as ``_BASE_``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LINE_ENDS = "#\0\r\n\x85\u2028\u2029"
 
 
 def iter_config_files(filename: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, content) of each file that a config file inherits from, the farthest first, and of the file itself.
+    """Yield (path, content) of each file that a config file inherits from, the most distant first, then its own.
 
     Raises:
         ConfigError: a file is missing, not YAML, not a mapping, too large, or inherits from itself.
@@ -77,11 +77,11 @@ def _read_yaml(filename: str, *, inherited_by: tuple[str, ...]) -> dict[str, Any
 
 
 def _read_text(path: str) -> str:
-    """The text of a regular file in UTF-8, or UTF-16 with a byte order mark.
+    """Return the text of a regular file in UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is something else than a text file.
+        ValueError: it is not a text file.
     """
     information = os.stat(path)
     if not stat.S_ISREG(information.st_mode):
@@ -99,7 +99,7 @@ def _read_text(path: str) -> str:
 
 
 def _describe(error: Exception) -> str:
-    """One line, where YAML's own description takes several."""
+    """Return a YAML error in one line."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return shorten(" ".join(str(error).split()))
     mark = error.problem_mark
@@ -108,12 +108,12 @@ def _describe(error: Exception) -> str:
 
 
 def shorten(text: str, length: int = 200) -> str:
-    """``text``, or its beginning where it has more than ``length`` letters."""
+    """Return ``text``, cut after ``length`` letters."""
     return text if len(text) <= length else f"{text[:length]}…"
 
 
 def show_value(value: Any, depth: int = 2) -> str:
-    """As ``repr``, of bounded length and cost whatever ``value`` holds."""
+    """Return the ``repr`` of a value, with limited length and cost."""
     if isinstance(value, str):
         return repr(shorten(value, 80))
     if isinstance(value, (list, tuple, set, dict)):
@@ -134,7 +134,7 @@ def show_value(value: Any, depth: int = 2) -> str:
 
 
 class _ConfigLoader(yaml.SafeLoader):
-    """The safe loader with bounds, size lists and tuples; dates stay text, tabs may stand before comments."""
+    """The safe loader with limits, size lists and tuples; dates stay text, and tabs may stand before comments."""
 
     yaml_implicit_resolvers: dict[str, Any] = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP_TAG]
@@ -148,7 +148,7 @@ class _ConfigLoader(yaml.SafeLoader):
         self._extent: dict[int, tuple[int, int]] = {}  # id of a node → values in it, levels below it
 
     def scan_to_next_token(self) -> None:
-        """Also over tabs that do not indent, which the safe loader refuses."""
+        """Skip tabs that do not indent, too, which the safe loader refuses."""
         while True:
             super().scan_to_next_token()
             length = 0
@@ -160,7 +160,7 @@ class _ConfigLoader(yaml.SafeLoader):
             self.forward(length)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Count values and levels, those that an alias repeats included."""
+        """Count values and levels, including those that an alias repeats."""
         if self.check_event(yaml.AliasEvent):
             return self._compose_alias(parent, index)
         event = self.peek_event()
@@ -192,7 +192,7 @@ class _ConfigLoader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, f"nested more than {_MAX_DEPTH} deep", mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuse keys that are no text, and those that stand there twice."""
+        """Refuse keys that are not text, and keys that occur twice."""
         seen: set[str] = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None

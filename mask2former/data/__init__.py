@@ -1,4 +1,4 @@
-"""From files to batches: catalogs, transforms, the mapper, samplers and loaders."""
+"""From files to batches: catalogs, transforms, mapper, samplers and loaders."""
 
 from mask2former.data.catalog import DatasetCatalog, MetadataCatalog, dataset_root
 from mask2former.data.datasets import (

@@ -1,6 +1,6 @@
-"""Data sets by name: a name stands for a function that returns dataset dicts.
+"""Data sets by name: each name stands for a function that returns dataset dicts.
 
-A dataset dict describes one image: ``file_name``, ``height``, ``width``, ``image_id``, and what is known of it:
+A dataset dict describes one image: ``file_name``, ``height``, ``width``, ``image_id``, and its annotation:
 ``annotations`` (instances), ``pan_seg_file_name`` with ``segments_info``, ``sem_seg_file_name``. Or one video:
 ``file_names``, ``height``, ``width``, ``video_id``, and ``annotations``, a list for each frame.
 """
@@ -35,22 +35,22 @@ _logger = logging.getLogger(__name__)
 
 
 def dataset_root() -> Path:
-    """The folder below which data sets lie: ``$DETECTRON2_DATASETS``, or ``datasets``."""
+    """Return the folder that contains data sets: ``$DETECTRON2_DATASETS``, or ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def is_video(record: DatasetDict) -> bool:
-    """Whether a dataset dict describes a video rather than an image."""
+    """Return whether a dataset dict describes a video rather than an image."""
     return "file_names" in record
 
 
 def name_of(record: DatasetDict) -> str:
-    """The file of an image, or of the first frame of a video."""
+    """Return the file of an image, or of the first frame of a video."""
     return str(record["file_names"][0] if is_video(record) else record["file_name"])
 
 
 def annotated_objects(record: DatasetDict) -> list[dict[str, Any]]:
-    """Objects or segments of an image; those of a video once each, however many frames show them."""
+    """Return the objects or segments of an image; those of a video once each, in however many frames they are."""
     if "annotations" not in record:
         return record.get("segments_info", [])
     if is_video(record):
@@ -66,17 +66,17 @@ class _DatasetCatalog:
         self._register_builtin: Callable[[], None] | None = None
 
     def call_before_search(self, register: Callable[[], None]) -> None:
-        """Have ``register`` add the built-in data sets before a name is looked up; it is called at every look-up."""
+        """Call ``register``, which adds the built-in data sets, before every look-up of a name."""
         self._register_builtin = register
 
     def link(self, others: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Find names of another catalog here too, those that it has then, after the own; returns the own by name."""
+        """Look names up in another catalog, too, after this one; return this catalog's functions by name."""
         own = self._loaders
         self._loaders = LinkedNames(own, others)
         return own
 
     def register(self, name: str, func: Callable[[], list[DatasetDict]]) -> None:
-        """Let ``name`` stand for what ``func()`` returns.
+        """Register ``func``, which loads a data set, under ``name``.
 
         Raises:
             DatasetError: the name is taken.
@@ -88,7 +88,7 @@ class _DatasetCatalog:
         self._loaders[name] = func
 
     def find(self, name: str) -> bool:
-        """Whether a data set has this name, be it a built-in one or, where it is installed, one of detectron2."""
+        """Return whether a data set has this name: registered, built in, or one of an installed detectron2."""
         if self._register_builtin is not None:
             self._register_builtin()
         if name not in self._loaders:
@@ -99,7 +99,7 @@ class _DatasetCatalog:
         return name in self._loaders
 
     def get(self, name: str) -> list[DatasetDict]:
-        """Load a data set that is known.
+        """Load a data set.
 
         Raises:
             DatasetError: no data set has this name, or its files are missing or wrong.

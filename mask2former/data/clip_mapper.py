@@ -1,4 +1,4 @@
-"""From a video, or from a single image, to a training clip of T frames with instances that keep their identity."""
+"""Make training clips of T frames, whose instances keep their identity, from videos or single images."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """``num_frames`` frames: one drawn from the whole video, the others within ±``reach`` of it.
+    """Draws ``num_frames`` frames: one from the whole video, the others within ±``reach`` of it.
 
-    They differ as there are enough, and stand in the order of time unless ``shuffle`` is set.
+    Frames differ if there are enough, and are in the order of time unless ``shuffle`` is set.
     """
 
     num_frames: int
@@ -30,7 +30,7 @@ class FrameSampling:
     shuffle: bool = False
 
     def sample(self, rng: np.random.Generator, length: int) -> list[int]:
-        """Indices of the frames in a video of ``length`` frames."""
+        """Return indices of the frames in a video of ``length`` frames."""
         reference = int(rng.integers(length))
         near = range(max(0, reference - self.reach), min(length, reference + self.reach + 1))
         others = [time for time in near if time != reference] or [reference]
@@ -41,11 +41,11 @@ class FrameSampling:
 
 
 class ClipMapper:
-    """Maps a video's dataset dict to a clip of its frames; an image's to a clip of its own changed copies.
+    """Maps a video's dataset dict to a clip of its frames; an image's to a clip of its own augmented copies.
 
     ``image`` is a list of T tensors (C, H, W) uint8, ``instances`` a list of T Instances that list the same N objects
-    in the same order: gt_classes (N,), gt_masks (N, H, W), gt_boxes, and gt_ids (N,), which is -1 in a frame that
-    does not show the object. N may be 0. All frames have one size.
+    in the same order: gt_classes (N,), gt_masks (N, H, W), gt_boxes, and gt_ids (N,), which is -1 in a frame that does
+    not show the object. N may be 0. All frames have one size.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ClipMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ClipMapper:
-        """The mapper of ``INPUT``; images are changed as ``INPUT.PSEUDO`` says.
+        """Return the mapper of ``INPUT``; images are augmented as ``INPUT.PSEUDO`` says.
 
         Raises:
             ConfigError: a value of ``INPUT`` is wrong.
@@ -86,7 +86,7 @@ class ClipMapper:
         )
 
     def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """Map one video or image; all randomness comes from ``rng``.
+        """Map one video or image; all random numbers come from ``rng``.
 
         Raises:
             DatasetError: a file is missing, damaged, or contradicts the annotations.

@@ -1,7 +1,7 @@
-"""Batches for training and inference: what the model takes, as ``list[dict]``.
+"""Batches for training and inference, each a ``list[dict]``.
 
-Every sample is a function of (seed, position in the stream of all processes): the number of workers, their speed
-and where training was resumed do not change it.
+Every sample is a function of (seed, position in the stream of all processes): the number of workers, their speed and
+the iteration at which training was resumed do not change it.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ Mapper = Callable[..., Any]  # (dataset dict, generator) or (dataset dict) → s
 
 
 class _Failure:
-    """Wrong input met in a worker, carried to the process that can tell the user."""
+    """Wrong input found in a worker, sent to the process that reports it."""
 
     def __init__(self, error: InputError) -> None:
         self.error_class, self.message = type(error), str(error)
 
 
 class MappedDataset(Dataset):
-    """Maps the image of a draw with the generator of its position.
+    """Maps the image of a draw with the random generator of its position.
 
-    A mapper takes (dataset dict, generator); one that takes the dict alone is called with that.
+    A mapper takes (dataset dict, generator); one that takes only the dict is called with that.
     """
 
     def __init__(self, dataset: DatasetFromList, mapper: Mapper, *, seed: int) -> None:
@@ -97,7 +97,7 @@ class MappedDataset(Dataset):
 class TrainLoader:
     """Endless batches of this process, from iteration ``start_iter`` on.
 
-    ``seed`` is the one in use, also where the configuration leaves it open; ``batch_size`` is of this process.
+    ``seed`` is the seed in use, even if the config leaves it open; ``batch_size`` is that of this process.
     """
 
     def __init__(
@@ -147,10 +147,14 @@ class TestLoader:
 def build_train_loader(
     cfg: CfgNode, *, mapper: Mapper | None = None, start_iter: int = 0, seed: int | None = None
 ) -> TrainLoader:
-    """Batches of ``SOLVER.IMS_PER_BATCH`` images of ``DATASETS.TRAIN`` over all processes.
+    """Return batches of ``SOLVER.IMS_PER_BATCH`` images of ``DATASETS.TRAIN``, over all processes.
 
-    ``start_iter`` batches are passed over without being read. ``seed`` None takes ``SEED``, or where that is
-    negative a random one that all processes agree on; pass the loader's ``seed`` to resume it.
+    Args:
+        cfg: the config.
+        mapper: by default that of ``INPUT.DATASET_MAPPER_NAME``.
+        start_iter: number of batches to skip, without reading them.
+        seed: None takes ``SEED`` or, if that is negative, a random one that all processes share; pass the loader's
+            ``seed`` to resume it.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -179,7 +183,7 @@ def build_train_loader(
 
 
 def build_mapper(cfg: CfgNode) -> Mapper:
-    """The mapper of training that ``INPUT.DATASET_MAPPER_NAME`` names.
+    """Return the training mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
 
     Raises:
         ConfigError: there is none of this name, or a value of ``INPUT`` is wrong.
@@ -193,7 +197,7 @@ def build_mapper(cfg: CfgNode) -> Mapper:
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, *, mapper: Mapper | None = None, batch_size: int = 1
 ) -> TestLoader:
-    """The images of ``dataset_name``, each in exactly one process.
+    """Return the images of ``dataset_name``, each in exactly one process.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -212,15 +216,14 @@ def build_test_loader(
 
 
 def load_train_dicts(cfg: CfgNode) -> list[DatasetDict]:
-    """The dataset dicts of ``load_train_sets`` one after the other."""
+    """Return the dataset dicts of ``load_train_sets`` one after the other."""
     return list(itertools.chain.from_iterable(load_train_sets(cfg)))
 
 
 def load_train_sets(cfg: CfgNode) -> list[list[DatasetDict]]:
-    """The dataset dicts of each of ``DATASETS.TRAIN``, checked against the number of classes, and logged.
+    """Return the dataset dicts of each of ``DATASETS.TRAIN``, checked against the number of classes, and logged.
 
-    Images without an object are left out where ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` asks for it and instances
-    are trained.
+    With ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, images without an object are left out when instances are trained.
 
     Raises:
         ConfigError: there is no data set, the data sets differ in classes, or the model has too few.
@@ -337,7 +340,7 @@ def _build_sampler(
 
 
 def _factors_from_ratio(cfg: CfgNode, sizes: Sequence[int]) -> np.ndarray:
-    """Repeat factors with which ``DATASETS.DATASET_RATIO`` says how the draws divide among the data sets."""
+    """Return the repeat factors that divide the draws among the data sets as ``DATASETS.DATASET_RATIO`` says."""
     ratio = cfg.DATASETS.DATASET_RATIO
     if len(ratio) != len(sizes) or not all(part > 0 for part in ratio):
         raise ConfigError(
@@ -349,7 +352,7 @@ def _factors_from_ratio(cfg: CfgNode, sizes: Sequence[int]) -> np.ndarray:
 
 
 def _orientation(dataset: DatasetFromList, index: int) -> int:
-    """0 for a landscape image, 1 for others; a file is opened only where the size is not known."""
+    """Return 0 for a landscape image, 1 for others; a file is opened only if the dict has no size."""
     record = dataset[index]
     if "height" in record and "width" in record:
         height, width = record["height"], record["width"]
@@ -396,9 +399,9 @@ def _init_worker(worker_id: int) -> None:
 
 @contextlib.contextmanager
 def named_worker_failures() -> Iterator[None]:
-    """Makes one line of a data worker that was killed.
+    """Turn the death of a data worker into an error of one line.
 
-    torch raises it in the middle of whatever the main process does, by a signal.
+    torch reports it by a signal, in the middle of whatever the main process does.
 
     Raises:
         DatasetError: a worker was killed.

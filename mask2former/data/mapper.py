@@ -1,4 +1,4 @@
-"""From a dataset dict to what the model takes: read files, augment, build targets."""
+"""Map a dataset dict to a model input: read files, augment, build targets."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class DatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> DatasetMapper:
-        """The mapper of ``INPUT``; the ignore label is that of the first training data set.
+        """Return the mapper of ``INPUT``; the ignore label is that of the first training data set.
 
         Raises:
             ConfigError: a value of ``INPUT`` is wrong.
@@ -109,17 +109,17 @@ class DatasetMapper:
 
     @classmethod
     def build_augmentations(cls, cfg: CfgNode, preset: MapperPreset, *, ignore_label: int) -> AugmentationList:
-        """The augmentations of training; what a subclass overrides to train with others."""
+        """Return the augmentations of training; override this to train with others."""
         return build_train_augmentations(cfg, preset, ignore_label=ignore_label)
 
     @property
     def _steps(self) -> AugmentationList:
-        """The augmentations, which whoever came from detectron2 keeps as a plain list."""
+        """Return the augmentations, which may be a plain list, as in detectron2."""
         given = self.augmentations
         return given if isinstance(given, AugmentationList) else AugmentationList(given)
 
     def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """Map one image; all randomness comes from ``rng``.
+        """Map one image; all random numbers come from ``rng``.
 
         Raises:
             DatasetError: a file is missing, damaged, or contradicts another or the annotations.
@@ -194,7 +194,7 @@ class DatasetMapper:
         return image_to_tensor(transform.apply_image(image)), targets, ignored
 
     def _read_labels(self, record: DatasetDict, size: tuple[int, int], ids: np.ndarray | None) -> np.ndarray:
-        """Class labels (H, W) of the semantic file, else derived from panoptic ids."""
+        """Return the class labels (H, W) of the semantic file, else derived from panoptic ids."""
         file_name = record.get("sem_seg_file_name")
         if file_name is not None:
             labels = read_label_map(file_name)
@@ -223,7 +223,9 @@ def _read_ids_if_any(record: DatasetDict, size: tuple[int, int]) -> np.ndarray |
 def read_checked_image(
     record: DatasetDict, image_format: str, *, file_name: str | None = None, bits: int = FULL_BITS
 ) -> np.ndarray:
-    """The image (H, W, C) uint8 of a dataset dict, or of the video frame ``file_name``; ``bits`` as in read_image.
+    """Return the image (H, W, C) uint8 of a dataset dict, or of the video frame ``file_name``.
+
+    ``bits`` as in read_image.
 
     Raises:
         DatasetError: the file is missing or damaged, or its size is not that of the dict.
@@ -248,7 +250,7 @@ def _check_map_size(label_map: np.ndarray, size: tuple[int, int], record: Datase
 
 
 def lacks(record: DatasetDict, needed: str, target: str) -> DatasetError:
-    """The error for a dataset dict without what training for ``target`` needs."""
+    """Return the error for a dataset dict without the entries that training for ``target`` needs."""
     return DatasetError(
         f"{name_of(record)}: {target} training needs {needed}, this data set has {sorted(record)}; "
         "INPUT.DATASET_MAPPER_NAME chooses what is trained"
@@ -256,7 +258,7 @@ def lacks(record: DatasetDict, needed: str, target: str) -> DatasetError:
 
 
 def image_to_tensor(image: np.ndarray) -> torch.Tensor:
-    """Image (H, W, C) → its own contiguous tensor (C, H, W)."""
+    """Map an image (H, W, C) to its own contiguous tensor (C, H, W)."""
     planes = np.empty((image.shape[2], *image.shape[:2]), dtype=image.dtype)
     cv2.split(image, list(planes))  # three times faster than a transposed copy
     return torch.from_numpy(planes)

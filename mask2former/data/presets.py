@@ -1,4 +1,4 @@
-"""What each value of ``INPUT.DATASET_MAPPER_NAME`` stands for, and the augmentations it takes from ``INPUT``."""
+"""The presets of ``INPUT.DATASET_MAPPER_NAME``, and their augmentations with the values of ``INPUT``."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _BY_CLIP = "_by_clip"  # ends a value of INPUT that is drawn once for all frames
 
 @dataclass(frozen=True)
 class MapperPreset:
-    """What a value of ``INPUT.DATASET_MAPPER_NAME`` stands for.
+    """The properties of a value of ``INPUT.DATASET_MAPPER_NAME``.
 
-    ``target`` is semantic, instance or panoptic. ``large_scale_jitter`` replaces resizing and cropping by scale
-    jitter and a crop of fixed size. ``keep_empty``: an object that cropping removed stays, with an empty mask.
-    ``clips``: the model learns from clips of several frames.
+    ``target`` is semantic, instance or panoptic. ``large_scale_jitter`` replaces resizing and cropping by scale jitter
+    and a crop of fixed size. ``keep_empty``: an object that cropping removed is kept, with an empty mask. ``clips``:
+    the model is trained on clips of several frames.
     """
 
     target: str
@@ -73,9 +73,10 @@ CLIP_PRESET = MapperPreset("instance", keep_empty=True, clips=True)
 
 
 def preset_of(cfg: CfgNode) -> MapperPreset:
-    """The preset that ``INPUT.DATASET_MAPPER_NAME`` names; for a video model clips, whatever published name it is.
+    """Return the preset that ``INPUT.DATASET_MAPPER_NAME`` names.
 
-    Of a mapper from outside, its ``target`` (instance where it says nothing).
+    A video model gets clips, whichever published name is given. A mapper from outside has its own ``target``, by
+    default instance.
 
     Raises:
         ConfigError: there is none of this name.
@@ -87,7 +88,7 @@ def preset_of(cfg: CfgNode) -> MapperPreset:
 
 
 def build_train_augmentations(cfg: CfgNode, preset: MapperPreset, *, ignore_label: int) -> AugmentationList:
-    """The augmentations of a preset, with the values of ``INPUT``.
+    """Return the augmentations of a preset, with the values of ``INPUT``.
 
     Raises:
         ConfigError: a value is wrong.
@@ -101,7 +102,7 @@ def build_train_augmentations(cfg: CfgNode, preset: MapperPreset, *, ignore_labe
 
 
 def build_test_augmentations(cfg: CfgNode) -> AugmentationList:
-    """Resizing for inference; ``INPUT.MIN_SIZE_TEST`` 0 leaves images as they are."""
+    """Return the resizing of inference; none if ``INPUT.MIN_SIZE_TEST`` is 0."""
     try:
         return AugmentationList([ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)])
     except ValueError as error:
@@ -109,9 +110,10 @@ def build_test_augmentations(cfg: CfgNode) -> AugmentationList:
 
 
 def build_clip_augmentations(cfg: CfgNode, values: CfgNode, *, key: str) -> ClipAugmentationList:
-    """The augmentations of clips, with the ``values`` under ``key``: those of ``INPUT`` or of ``INPUT.PSEUDO``.
+    """Return the augmentations of clips, from the ``values`` under ``key``: ``INPUT`` or ``INPUT.PSEUDO``.
 
-    Frames share their size, so resizing is drawn once a clip. So are crops of videos, while those of images pan.
+    Frames share their size, so resizing is drawn once a clip. Crops of videos are drawn once, too, while those of
+    images pan.
 
     Raises:
         ConfigError: a value is wrong.
@@ -139,10 +141,10 @@ def _build_augmentation(name: str, cfg: CfgNode, *, key: str = "INPUT") -> Any:
 
 
 def _image_augmentations(cfg: CfgNode) -> list[Augmentation]:
-    """Those of ``INPUT.AUGMENTATIONS``.
+    """Return those of ``INPUT.AUGMENTATIONS``.
 
     Raises:
-        ConfigError: a name is not registered, or is of an augmentation for clips alone.
+        ConfigError: a name is not registered, or is that of an augmentation for clips only.
     """
     built = [_build_augmentation(name, cfg) for name in cfg.INPUT.AUGMENTATIONS]
     for name, augmentation in zip(cfg.INPUT.AUGMENTATIONS, built, strict=True):
@@ -152,7 +154,7 @@ def _image_augmentations(cfg: CfgNode) -> list[Augmentation]:
 
 
 def _rotation(cfg: CfgNode) -> Augmentation:
-    """With the strength of the published video models, as the blends below."""
+    """Return a rotation as strong as in the published video models, like the blends below."""
     return RandomRotation((-15, 15), expand=False, center=((0.4, 0.4), (0.6, 0.6)))
 
 

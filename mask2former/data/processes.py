@@ -1,4 +1,4 @@
-"""A pool of processes that neither hangs on threads of this one nor outlives it."""
+"""A process pool that neither hangs on threads of this process nor outlives it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mask2former.errors import DatasetError
 
 @contextmanager
 def process_pool(num_workers: int, preload: Sequence[str] = ()) -> Iterator[ProcessPoolExecutor]:
-    """A pool whose processes import the modules ``preload`` once for all; leaving it cancels what has not begun.
+    """Yield a pool whose processes import the modules ``preload`` once; on exit, tasks not yet begun are cancelled.
 
     Raises:
         DatasetError: a process was killed.

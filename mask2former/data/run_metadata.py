@@ -1,4 +1,4 @@
-"""What a run knew of the classes of its data sets, kept in the run folder: predicting needs neither data nor code."""
+"""Class metadata of a run's data sets, stored in the run folder, so that prediction needs neither data nor code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_run_metadata(names: Iterable[str], folder: str | Path) -> None:
 
 
 def register_run_metadata(folder: str | Path) -> None:
-    """Give the data sets of a run what its folder knows of them and nobody has registered or read yet.
+    """Register the class metadata in a run folder, for data sets that are not registered or read yet.
 
     Raises:
         DatasetError: the file is damaged.
@@ -44,7 +44,7 @@ def register_run_metadata(folder: str | Path) -> None:
 
 
 def _read_fields(fields: dict[str, Any], source: str) -> dict[str, Any]:
-    """The known fields; json knows no numbers as keys."""
+    """Return the known fields, with the numeric keys that json stores as text."""
     known = {key: value for key, value in fields.items() if key in _KEYS}
     try:
         known |= {key: {int(old): int(new) for old, new in known[key].items()} for key in _IDS if key in known}

@@ -1,7 +1,7 @@
-"""Which image comes when: endless shuffled streams for training, shards for inference.
+"""The order of images: endless shuffled streams for training, shards for inference.
 
-A training stream is a function of the seed alone. Processes take turns in it (process r of W takes the positions
-r, r + W, …), so W processes together see what one would, and a position says all that is needed to resume.
+A training stream is a function of the seed alone. Processes take turns in it (process r of W takes the positions r, r +
+W, …), so W processes together see what one would, and a position is all that is needed to resume.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Draw(NamedTuple):
 
 
 def sample_generator(seed: int, position: int) -> np.random.Generator:
-    """The generator for everything random about the sample at ``position``."""
+    """Return the random generator of the sample at ``position``."""
     return np.random.default_rng([_SAMPLE_STREAM, seed, position])
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process and the number of processes; (0, 1) without torch.distributed."""
+    """Return the rank and the number of processes; (0, 1) without torch.distributed."""
     return distributed.get_rank(), distributed.get_world_size()
 
 
@@ -48,17 +48,17 @@ class InfiniteSampler(ABC):
 
     @abstractmethod
     def epoch_length(self, epoch: int) -> int:
-        """Number of draws in an epoch."""
+        """Return the number of draws in an epoch."""
 
     @abstractmethod
     def epoch_indices(self, epoch: int) -> np.ndarray:
-        """Image indices (epoch_length,) of an epoch, in order."""
+        """Return the image indices (epoch_length,) of an epoch, in order."""
 
     def __iter__(self) -> Iterator[Draw]:
         return self.draws()
 
     def draws(self, start: int = 0) -> Iterator[Draw]:
-        """The draws of this process, without the first ``start``; earlier epochs are not replayed."""
+        """Yield the draws of this process, without the first ``start``; earlier epochs are not replayed."""
         position = self.rank + start * self.world_size
         epoch_start = 0
         for epoch in itertools.count():
@@ -72,7 +72,7 @@ class InfiniteSampler(ABC):
 
 
 class TrainingSampler(InfiniteSampler):
-    """Every image once an epoch, in a new order each (``shuffle``)."""
+    """Every image once an epoch, in a new order each time (``shuffle``)."""
 
     def __init__(
         self, num_samples: int, *, seed: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
@@ -92,7 +92,7 @@ class TrainingSampler(InfiniteSampler):
 
 
 class RepeatFactorTrainingSampler(InfiniteSampler):
-    """Images of rare classes more often: an image comes on average ``repeat_factors[i]`` times an epoch.
+    """Repeats images of rare classes: each comes on average ``repeat_factors[i]`` times an epoch.
 
     The fractional part is rounded at random anew each epoch (LVIS, Gupta et al., 2019, appendix).
     """
@@ -121,7 +121,7 @@ class RepeatFactorTrainingSampler(InfiniteSampler):
 def repeat_factors_from_category_frequency(
     dataset_dicts: Sequence[DatasetDict], threshold: float, *, sqrt: bool = True
 ) -> np.ndarray:
-    """Repeat factor (N,) of every image: the largest of its classes' max(1, sqrt(threshold / frequency)).
+    """Return the repeat factor (N,) of each image, the largest of its classes' max(1, sqrt(threshold / frequency)).
 
     ``frequency`` is the share of images with the class. Without ``sqrt`` the ratio itself is taken.
     """
@@ -135,12 +135,12 @@ def repeat_factors_from_category_frequency(
 
 
 def classes_in(record: DatasetDict) -> set[int]:
-    """Contiguous ids of the classes annotated in an image or video, as instances or segments."""
+    """Return the contiguous ids of the classes annotated in an image or video, as instances or segments."""
     return {entry["category_id"] for entry in annotated_objects(record)}
 
 
 class InferenceSampler:
-    """The indices 0 … ``num_samples`` - 1, each in exactly one process, in contiguous shards of almost equal length."""
+    """Indices 0 … ``num_samples`` - 1, each in exactly one process, in contiguous shards of almost equal length."""
 
     def __init__(self, num_samples: int, *, rank: int = 0, world_size: int = 1) -> None:
         if not 0 <= rank < world_size:
@@ -159,8 +159,8 @@ class InferenceSampler:
 class TrainingBatches:
     """Endless batches of draws, without the first ``start``.
 
-    With ``group_of`` a batch holds images of one group only (landscape or portrait, say): a draw waits until its
-    group has ``batch_size`` of them. Nothing but the indices is touched, so batches are skipped without reading.
+    With ``group_of`` a batch holds images of one group only (landscape or portrait, say): a draw waits until its group
+    has ``batch_size`` of them. Only indices are handled, so batches are skipped without reading images.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The dicts of a data set in memory that all worker processes share."""
+"""Dataset dicts in memory that all worker processes share."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mask2former.data.catalog import DatasetDict
 class DatasetFromList(Dataset):
     """Dataset dicts, pickled once into one buffer of bytes; reading one returns a fresh dict.
 
-    A list of a million small dicts is copied into every worker, because reading it counts references. Forked workers
-    share this buffer as it is; for spawned ones it moves to shared memory, once, when the first of them starts.
+    A list of a million small dicts would be copied into every worker, because reading it counts references. Forked
+    workers share this buffer; for spawned ones it moves to shared memory when the first of them starts.
     """
 
     def __init__(self, dataset_dicts: Sequence[DatasetDict]) -> None:

@@ -1,4 +1,4 @@
-"""What a data set holds, said before training starts."""
+"""Statistics of a data set, shown before training starts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _NAME_WIDTH = 22
 
 
 def count_classes(dataset_dicts: Sequence[DatasetDict]) -> Counter[int]:
-    """Number of objects or segments by contiguous class id; crowds do not count."""
+    """Return the number of objects or segments by contiguous class id, without crowds."""
     entries = itertools.chain.from_iterable(map(annotated_objects, dataset_dicts))
     return Counter(entry["category_id"] for entry in entries if not entry.get("iscrowd", 0))
 
 
 def format_class_histogram(dataset_dicts: Sequence[DatasetDict], class_names: Sequence[str]) -> str:
-    """A table of class names with the number of their objects or segments, and the total.
+    """Return a table of class names with the number of their objects or segments, and the total.
 
-    Semantic PNG files are not opened: without annotations the table says only what the classes are.
+    Semantic PNG files are not opened: without annotations the table has only class names.
     """
     counts = count_classes(dataset_dicts)
     is_counted = any("annotations" in record or "segments_info" in record for record in dataset_dicts)
@@ -53,7 +53,7 @@ def many_objects_note(dataset_dicts: Sequence[DatasetDict], *, num_queries: int)
 
 
 def check_class_ids(dataset_dicts: Sequence[DatasetDict], *, num_classes: int, num_classes_key: str) -> None:
-    """Refuse annotations of a class that the model does not have.
+    """Check that the model has every annotated class.
 
     Raises:
         ConfigError: the message names the first such image and class id, and the key that sets the number.

@@ -1,6 +1,7 @@
-"""Training targets of one image: classes and masks, out of label maps, panoptic ids or annotations.
+"""Training targets of one image, classes and masks, from label maps, panoptic ids or annotations.
 
-N targets, H and W of the transformed image. No target is a normal case: tensors of length 0, with H and W.
+N targets, H and W of the transformed image. An image without targets is a normal case: tensors of length 0, with H and
+W.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ VOID_ID = -1  # fills panoptic ids where there was no image; no segment has it
 
 
 def build_instances(classes: torch.Tensor, masks: torch.Tensor, *, keep_empty: bool) -> Instances:
-    """Instances with gt_classes (N,) int64, gt_masks (N, H, W) bool and gt_boxes around the masks.
+    """Return instances with gt_classes (N,) int64, gt_masks (N, H, W) bool and gt_boxes around the masks.
 
     Unless ``keep_empty``, targets whose mask has no pixel are left out.
     """
@@ -39,13 +40,13 @@ def build_instances(classes: torch.Tensor, masks: torch.Tensor, *, keep_empty: b
 
 
 def semantic_targets(labels: np.ndarray, *, ignore_label: int) -> Instances:
-    """One target per class present in ``labels`` (H, W), in rising order."""
+    """Return one target per class present in ``labels`` (H, W), in ascending order."""
     classes = [c for c in present_values(labels) if c != ignore_label]
     return build_instances(torch.tensor(classes, dtype=torch.int64), _equal_masks(labels, classes), keep_empty=True)
 
 
 def panoptic_targets(ids: np.ndarray, segments_info: Sequence[dict[str, Any]], *, keep_empty: bool) -> Instances:
-    """One target per segment that is no crowd; ``ids`` (H, W) int32 are segment ids."""
+    """Return one target per segment that is not a crowd; ``ids`` (H, W) int32 are segment ids."""
     segments = [segment for segment in segments_info if not segment.get("iscrowd", 0)]
     classes = torch.tensor([segment["category_id"] for segment in segments], dtype=torch.int64)
     masks = _equal_masks(ids, [segment["id"] for segment in segments])
@@ -60,9 +61,9 @@ def instance_targets(
     context: str,
     keep_empty: bool,
 ) -> Instances:
-    """One target per annotation that is no crowd, moved from an image of ``size`` (height, width).
+    """Return one target per annotation that is not a crowd, transformed from an image of ``size`` (height, width).
 
-    Polygons move as points and are drawn at the new size; run-length codes and bitmaps move as pixels.
+    Polygons are transformed as points and drawn at the new size; run-length codes and bitmaps as pixels.
 
     Raises:
         DatasetError: a segmentation is missing or wrong; the message starts with ``context`` and names it.
@@ -93,10 +94,11 @@ def clip_targets(
     size: tuple[int, int],
     file_names: Sequence[str],
 ) -> list[Instances]:
-    """Targets of each of T frames: the same N objects in the same order, one for each ``id`` that is seen and no crowd.
+    """Return the targets of each of T frames: the same N objects in the same order.
 
-    Beside the fields of ``build_instances`` they have gt_ids (N,): the ``id``, or -1 where a frame does not show the
-    object. What no frame shows after its transform is left out.
+    There is one for each ``id`` that is visible and not a crowd. Beside the fields of ``build_instances`` they have
+    gt_ids (N,): the ``id``, or -1 in a frame that does not show the object. Objects that no frame shows after its
+    transform are left out.
 
     Raises:
         DatasetError: a segmentation is missing or wrong; the message names its frame and object.
@@ -121,7 +123,7 @@ def clip_targets(
 def semantic_from_panoptic(
     ids: np.ndarray, segments_info: Sequence[dict[str, Any]], *, ignore_label: int
 ) -> np.ndarray:
-    """Class labels (H, W) int32 of segment ids (H, W); what belongs to no segment is ``ignore_label``."""
+    """Return class labels (H, W) int32 of segment ids (H, W), ``ignore_label`` outside of segments."""
     if not segments_info:
         return np.full(ids.shape, ignore_label, dtype=np.int32)
     segments = sorted(segments_info, key=lambda segment: segment["id"])
@@ -152,14 +154,14 @@ def crowds_of(annotations: Sequence[dict[str, Any]], *, size: tuple[int, int], c
 
 
 def present_values(labels: np.ndarray) -> list[int]:
-    """The different values in ``labels``, rising."""
+    """Return the distinct values in ``labels``, ascending."""
     if labels.dtype == np.uint8:
         return np.flatnonzero(cv2.calcHist([labels], [0], None, [256], [0, 256])).tolist()
     return np.unique(labels).tolist()
 
 
 def check_labels(labels: np.ndarray, *, num_classes: int, ignore_label: int, file_name: str) -> None:
-    """Refuse labels (H, W) that are neither a class nor ignored.
+    """Check that labels (H, W) are classes or ignored.
 
     Raises:
         DatasetError: the message names the file and the values.
@@ -172,6 +174,6 @@ def check_labels(labels: np.ndarray, *, num_classes: int, ignore_label: int, fil
 
 
 def _equal_masks(values: np.ndarray, wanted: Sequence[int]) -> torch.Tensor:
-    """Where (N, H, W) bool ``values`` (H, W) equals each of ``wanted`` (N)."""
+    """Return where (N, H, W) bool ``values`` (H, W) equals each of ``wanted`` (N)."""
     # NumPy compares ten times faster than torch here.
     return torch.from_numpy(values.astype(np.int32, copy=False) == np.array(wanted, dtype=np.int32)[:, None, None])

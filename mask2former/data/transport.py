@@ -1,8 +1,8 @@
-"""A batch as one block of memory, from a worker to the process that trains.
+"""Send a batch from a worker to the training process as one block of memory.
 
 Sent tensor by tensor, every one of them costs a file descriptor and two system calls, which for small images takes
-longer than reading them. Here all tensors of a batch share one block, and the receiver's are views of it. Masks go as
-bits: the system clears every new page of shared memory, which costs far more than packing and unpacking them.
+longer than reading them. Here all tensors of a batch share one block, and the receiver's are views of it. Masks are
+sent as bits: the system clears every new page of shared memory, which costs far more than packing and unpacking them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALIGNMENT = 64  # bytes; a cache line
 
 
 class PackedBatch(NamedTuple):
-    """Pickled structure, where (begin, end) the data of tensors and of arrays lies, and the data (bytes,) uint8."""
+    """The pickled structure, the (begin, end) of each tensor's and array's data, and the data (bytes,) uint8."""
 
     structure: bytes
     tensors: list[tuple[int, int]]
@@ -28,7 +28,7 @@ class PackedBatch(NamedTuple):
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves the data of arrays and of tensors on the CPU out of the stream."""
+    """Leaves the data of arrays and of CPU tensors out of the stream."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         self.tensors: list[memoryview] = []
@@ -47,7 +47,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Tensors become views of the block, which torch knows by them to be pinned and in use; masks are unpacked."""
+    """Makes tensors views of the block, which keeps it in use and pinned; unpacks masks."""
 
     def __init__(self, packed: PackedBatch) -> None:
         data = packed.block.numpy().data
@@ -62,7 +62,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpack_mask(bits: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A bool tensor of that shape, pinned where its bits (bytes,) uint8 are."""
+    """Return a bool tensor of that shape, pinned where its bits (bytes,) uint8 are."""
     count = math.prod(shape)
     mask = torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).view(torch.bool).view(shape)
     return mask.pin_memory() if bits.is_pinned() else mask
@@ -99,7 +99,7 @@ def pack(batch: Any) -> PackedBatch:
 
 
 def unpack(packed: PackedBatch) -> Any:
-    """The batch that was packed; its tensors and arrays are views of the block."""
+    """Return the batch that was packed; its tensors and arrays are views of the block."""
     return _Unpickler(packed).load()
 
 

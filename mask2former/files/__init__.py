@@ -1,1 +1,1 @@
-"""One reader, one checker and one writer for every form of file."""
+"""One reader, one validator and one writer for every form of file."""

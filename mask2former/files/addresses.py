@@ -1,6 +1,6 @@
-"""What lies at http addresses: files in a cache, resumed where they were cut off, checked, whole or not there at all.
+"""Download files from http addresses to a cache: resumed after interruption, checked, and never left incomplete.
 
-Images are fetched anew each time and kept nowhere. Servers lead to other http addresses alone, never to a file.
+Images are downloaded anew each time and not stored. Redirects are followed to http addresses only, never to a file.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _DIGESTS: tuple[tuple[re.Pattern[str], str, Callable[..., Any]], ...] = (
 
 
 class _WrongContentError(Exception):
-    """What came is not what was asked for, and was removed."""
+    """The download is not what was asked for, and was removed."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server to http and https addresses alone: no file of this machine, and no other service."""
+    """Follows redirects to http and https addresses only, not to local files or other services."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not is_web_address(newurl):
@@ -61,29 +61,29 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def is_web_address(name: str) -> bool:
-    """Whether a name is an http or https address, and no path."""
+    """Return whether a name is an http or https address."""
     return name.lower().startswith(_SCHEMES)
 
 
 def name_in_address(address: str) -> str:
-    """What a file is called by the last part of its address, without suffix.
+    """Return the last part of an address as a file name, without suffix.
 
     Raises:
-        InputError: the address cannot be one.
+        InputError: the address is malformed.
     """
     last = unquote(urlsplit(_checked(address, InputError)).path.rpartition("/")[2])
     return os.path.splitext(_safe_name(last))[0] or "image"
 
 
 def cache_directory() -> Path:
-    """Where downloads lie: $MASK2FORMER_CACHE, or mask2former below the user's cache folder."""
+    """Return the cache folder: $MASK2FORMER_CACHE, or mask2former below the user's cache folder."""
     if os.environ.get(_CACHE_VARIABLE):
         return Path(os.environ[_CACHE_VARIABLE]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mask2former"
 
 
 def cached_path(address: str, *, error: type[InputError] = InputError) -> Path:
-    """The file in the cache that an http address is kept in, whether it is there or not.
+    """Return the path in the cache for an http address, whether or not the file is there.
 
     Raises:
         InputError (or ``error``): the address names no file.
@@ -99,11 +99,11 @@ def cached_path(address: str, *, error: type[InputError] = InputError) -> Path:
 
 
 def download(address: str, *, error: type[InputError] = InputError, pause: float = _PAUSE_SECONDS) -> Path:
-    """The file at an http(s) address, from the cache if it is there; one of several processes fetches it.
+    """Return the file at an http(s) address, from the cache if it is there; one of several processes downloads it.
 
     Raises:
-        InputError (or ``error``): the address cannot be reached or holds no such file, the transfer breaks off for
-            good, what came is a page of html, or not the content whose digest is in the file's name.
+        InputError (or ``error``): the address cannot be reached or has no such file, the transfer fails repeatedly, or
+            the content is an HTML page or has another digest than its name says.
     """
     path = cached_path(address, error=error)
     try:
@@ -122,10 +122,10 @@ def download(address: str, *, error: type[InputError] = InputError, pause: float
 
 
 def fetch_bytes(address: str, *, max_bytes: int, error: type[InputError] = InputError) -> bytes:
-    """What lies at an http(s) address now, at most `max_bytes`; nothing is kept.
+    """Return the content of an http(s) address, at most ``max_bytes``, without caching it.
 
     Raises:
-        InputError (or ``error``): the address cannot be reached or holds no such file, or what lies there is longer.
+        InputError (or ``error``): the address cannot be reached or has no such file, or the content is longer.
     """
     shown = _shown(address)
     try:
@@ -144,7 +144,7 @@ def fetch_bytes(address: str, *, max_bytes: int, error: type[InputError] = Input
 
 
 def _checked(address: str, error: type[InputError]) -> str:
-    """The address with what is no ASCII in it spelled as servers take it."""
+    """Return the address with non-ASCII characters encoded."""
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port  # raises where it is no number
@@ -158,7 +158,7 @@ def _checked(address: str, error: type[InputError]) -> str:
 
 
 def _safe_name(segment: str) -> str:
-    """One name of a file, whatever the segment is; of two long ones that differ two names."""
+    """Return a safe file name for any segment; different long segments get different names."""
     name = re.sub(r"[^\w.+-]", "_", segment)
     name = "_" * len(name) if name in (".", "..") else name
     if len(name.encode()) <= _MAX_NAME_BYTES:
@@ -169,7 +169,7 @@ def _safe_name(segment: str) -> str:
 
 
 def _shown(address: str) -> str:
-    """An address as messages have it: on one line, not without end, without a password."""
+    """Return an address for messages: on one line, shortened, without a password."""
     text = re.sub(r"(?<=://)[^/@]*@", "…@", address)
     plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:_MAX_SHOWN])
     return plain + "…" if len(text) > _MAX_SHOWN else plain
@@ -184,7 +184,7 @@ def _answer(problem: urllib.error.HTTPError) -> str:
 
 
 def _is_page(path: Path) -> bool:
-    """Whether a file is a page of html, as portals and servers that want a login answer in the place of a file."""
+    """Return whether a file is an HTML page, as portals and servers with a login return instead of a file."""
     with path.open("rb") as file:
         return file.read(_PAGE_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGE_BEGINNINGS)
 
@@ -256,7 +256,7 @@ def _describe_failure(address: str, path: Path, partial: Path, problem: Exceptio
 
 
 def _transfer(address: str, partial: Path, *, name: str) -> None:
-    """One request: appends to what is there if the server still has the same file, else begins anew."""
+    """Send one request: append to the partial file if the server still has the same version, else start again."""
     have = partial.stat().st_size if partial.is_file() else 0
     validator = _read_validator(partial)
     headers = {}
@@ -283,7 +283,7 @@ def _transfer(address: str, partial: Path, *, name: str) -> None:
 
 
 def _range_start(response: Any, have: int) -> int:
-    """Where in the file the answer's first byte belongs; 0 when the server sends the whole."""
+    """Return the position in the file of the answer's first byte; 0 if the server sends the whole file."""
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         return 0
     found = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
@@ -307,7 +307,7 @@ def _copy(response: Any, file: Any, *, start: int, total: int | None, name: str)
 
 
 def _check_content(partial: Path, *, name: str) -> None:
-    """Removes what is no file, or not the one whose digest its name says, and raises _WrongContentError."""
+    """Remove an HTML page or a file with a wrong digest, and raise _WrongContentError."""
     problem = "a page of html came in the place of a file" if _is_page(partial) else _find_digest_problem(partial, name)
     if problem:
         partial.unlink()
@@ -348,7 +348,7 @@ def _read_validator(partial: Path) -> str | None:
 
 
 def _write_validator(partial: Path, validator: str | None) -> None:
-    """Keeps what identifies the version of the file, so that halves of two versions are never joined."""
+    """Store what identifies the version of the file, so that parts of two versions are never joined."""
     # Weak validators are not allowed in If-Range.
     text = validator if validator and not validator.startswith("W/") else ""
     _validator_path(partial).write_text(text, encoding="ascii", errors="ignore")

@@ -1,6 +1,6 @@
-"""Atomic writing: a reader, also after a crash or power loss, finds the old file or the new one, never half of one.
+"""Atomic writing: readers, even after a crash or power loss, find the old file or the new one, never a part.
 
-A temporary file lies beside its place, with a dot before its name and ``.tmp`` after it; none outlives an error.
+A temporary file lies beside the target, with a dot before its name and ``.tmp`` after it; it is removed on any error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_NAME_KEPT = 40  # characters, of up to four bytes each, so that a name that
 
 
 def save_atomic(obj: Any, path: PathLike) -> None:
-    """Writes a torch file; on any error ``path`` keeps what it held."""
+    """Write a torch file; on any error ``path`` keeps what it held."""
     with replacing(path) as file:
         try:
             torch.save(obj, file)
@@ -37,26 +37,26 @@ def save_atomic(obj: Any, path: PathLike) -> None:
 
 
 def write_text_atomic(text: str, path: PathLike) -> None:
-    """Writes a UTF-8 text file; on any error ``path`` keeps what it held."""
+    """Write a UTF-8 text file; on any error ``path`` keeps what it held."""
     write_bytes_atomic(text.encode("utf-8"), path)
 
 
 def write_bytes_atomic(content: bytes, path: PathLike, *, is_durable: bool = True) -> None:
-    """Writes a binary file; on any error ``path`` keeps what it held.
+    """Write a binary file; on any error ``path`` keeps what it held.
 
-    is_durable: wait until it lies on the disk; not worth it for one of thousands of files that can be made again.
+    ``is_durable``: wait until it is on the disk; unnecessary for one of thousands of files that can be made again.
     """
     with replacing(path, is_durable=is_durable) as file:
         file.write(content)
 
 
 def write_json(content: Any, path: PathLike, *, is_durable: bool = True) -> None:
-    """Writes compact JSON; on any error ``path`` keeps what it held."""
+    """Write compact JSON; on any error ``path`` keeps what it held."""
     write_bytes_atomic(json.dumps(content, separators=(",", ":")).encode(), path, is_durable=is_durable)
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Make ``target`` the same file as ``source``, or a copy on another disk; False where it was there already."""
+    """Make ``target`` a link to ``source``, or a copy on another disk; return False if it exists already."""
     if target.is_file() and target.stat().st_size == source.stat().st_size:
         return False
     with replacing_path(target) as temporary:
@@ -68,7 +68,7 @@ def link_or_copy(source: Path, target: Path) -> bool:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed runs left below ``folder``."""
+    """Remove temporary files of killed runs below ``folder``."""
     for path in folder.rglob(f".*{_TEMPORARY}*"):
         if _IS_TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -76,10 +76,10 @@ def remove_temporaries(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: PathLike, *, is_durable: bool = True) -> Iterator[IO[bytes]]:
-    """A temporary file, which takes the place of ``path`` once the block is done.
+    """Yield a temporary file that replaces ``path`` when the block ends.
 
     Raises:
-        InputError: it cannot be written, with the path and the reason.
+        InputError: it cannot be written; with the path and the reason.
     """
     # Made by open, which follows the process's mask of permissions; "x" never opens what is there.
     with replacing_path(path, is_durable=is_durable) as temporary, open(temporary, "xb") as file:
@@ -91,10 +91,10 @@ def replacing(path: PathLike, *, is_durable: bool = True) -> Iterator[IO[bytes]]
 
 @contextlib.contextmanager
 def replacing_path(path: PathLike, *, is_durable: bool = False) -> Iterator[Path]:
-    """The name of a temporary file for the block to make, as ``replacing`` does.
+    """Yield the name of a temporary file that the block writes, and that then replaces ``path``.
 
     Raises:
-        InputError: it cannot be written, with the path and the reason.
+        InputError: it cannot be written; with the path and the reason.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -112,7 +112,10 @@ def replacing_path(path: PathLike, *, is_durable: bool = False) -> Iterator[Path
 
 
 def temporary_path(path: Path, *, keeps_suffix: bool = False) -> Path:
-    """Where what becomes ``path`` is written first; ``keeps_suffix`` for writers that go by the ending of the name."""
+    """Return where the content of ``path`` is written first.
+
+    ``keeps_suffix``: for writers that choose a format by the suffix.
+    """
     suffix = path.suffix if keeps_suffix else ""
     return path.with_name(f".{path.stem[:_MAX_NAME_KEPT]}.{secrets.token_hex(4)}{_TEMPORARY}{suffix}")
 

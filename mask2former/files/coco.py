@@ -1,4 +1,4 @@
-"""COCO instances: a JSON file read and checked once, for training, own data, evaluation and conversion alike."""
+"""COCO instances: a JSON file, read and checked once, for training, own data, evaluation and conversion."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NUM_NAMED = 5  # entries that a note names
 
 
 class Category(NamedTuple):
-    """A category of a file; without ``isthing`` it is one of things."""
+    """A category of a file; without ``isthing`` it is a thing."""
 
     id: int
     name: str
@@ -39,12 +39,12 @@ class Category(NamedTuple):
 
 @dataclass
 class CocoInstances:
-    """What a file of COCO instances says, every value checked and in one form.
+    """The content of a COCO instances file, every value checked and in one form.
 
-    ``images`` by id: id, height, width and, where the file gives it, file_name. ``annotations`` by the image's id,
-    one list for each image: image_id, category_id, iscrowd (0 or 1) and, where given, id, bbox (x, y, width, height),
-    area, segmentation (the form of ``check_segmentation``); is_empty is true where the mask has no pixel.
-    ``notes`` say what was put right or looks wrong.
+    ``images`` by id: id, height, width and, if given, file_name. ``annotations`` by image id, one list for each image:
+    image_id, category_id, iscrowd (0 or 1) and, if given, id, bbox (x, y, width, height), area, segmentation (in the
+    form of ``check_segmentation``); is_empty is true if the mask has no pixel. ``notes`` say what was corrected or
+    looks wrong.
     """
 
     source: PathLike
@@ -55,19 +55,19 @@ class CocoInstances:
 
     @property
     def num_annotations(self) -> int:
-        """How many annotations there are, crowds included."""
+        """Return the number of annotations, including crowds."""
         return sum(map(len, self.annotations.values()))
 
     def crowds_note(self) -> str | None:
-        """How many annotations do not train since they are crowds."""
+        """Return a note of how many annotations are crowds and not trained on."""
         crowds = sum(annotation["iscrowd"] for found in self.annotations.values() for annotation in found)
         return f"left out {crowds} of {self.num_annotations} annotations: iscrowd 1" if crowds else None
 
     def drop_empty(self) -> str | None:
-        """Leave out the annotations whose masks have no pixel, which nothing can be learned from; says how many.
+        """Remove annotations whose masks have no pixel, and note how many.
 
         Raises:
-            DatasetError: those are more than half of all: the file is not what it seems.
+            DatasetError: they are more than half of all, so that the file must be wrong.
         """
         total, empty = self.num_annotations, _empty_of(self.annotations)
         if not empty:
@@ -89,9 +89,9 @@ def read_instances(
     needs_files: bool = True,
     needs_categories: bool = False,
 ) -> CocoInstances:
-    """Read and check a file of COCO instances, or ``content`` that was read from it.
+    """Read and check a COCO instances file, or its ``content``.
 
-    ``annotated`` false reads images alone, as of a test set. Images need a file name where ``needs_files`` is set.
+    ``annotated`` false reads only images, as of a test set. With ``needs_files`` images must have a file name.
 
     Raises:
         DatasetError: the file cannot be read, or the faults of all its entries.
@@ -113,7 +113,7 @@ def read_instances(
 def read_images(
     entries: Iterable[Any], faults: Faults, *, needs_files: bool = True, needs_size: bool = True
 ) -> dict[Id, dict[str, Any]]:
-    """Images by id; a faulty one stays listed, so that its annotations are not taken for faulty too."""
+    """Return images by id; a faulty one stays in the result, so that its annotations are not reported too."""
     images: dict[Id, dict[str, Any]] = {}
     needed = (*(("file_name",) if needs_files else ()), *(_SIDES if needs_size else ()))
     for entry in entries:
@@ -137,7 +137,7 @@ def read_images(
 
 
 def read_categories(entries: Iterable[Any], faults: Faults, *, needs_isthing: bool = False) -> dict[int, Category]:
-    """Categories by id, in the order of the file; a faulty one stays listed, as with images."""
+    """Return categories by id, in the order of the file; a faulty one stays in the result, as with images."""
     categories: dict[int, Category] = {}
     for entry in entries:
         try:
@@ -163,7 +163,7 @@ def refuse_shared_names(categories: Iterable[Category], counts: Mapping[int, int
 
 
 def shared_names(categories: Iterable[Category]) -> dict[str, list[int]]:
-    """The names that several categories share, each with their ids."""
+    """Return the names that several categories share, each with their ids."""
     ids: dict[str, list[int]] = {}
     for category in categories:
         ids.setdefault(category.name, []).append(category.id)
@@ -171,7 +171,10 @@ def shared_names(categories: Iterable[Category]) -> dict[str, list[int]]:
 
 
 def names_apart(categories: Mapping[int, Category], used: Collection[int]) -> dict[int, str]:
-    """A name for each category id: where several share one, those without objects (not in ``used``) bear their id."""
+    """Return a distinct name for each category id.
+
+    Of several with one name, those without objects (not in ``used``) get their id appended.
+    """
     shared = shared_names(categories.values())
     names = {}
     for category_id, category in categories.items():
@@ -181,12 +184,12 @@ def names_apart(categories: Mapping[int, Category], used: Collection[int]) -> di
 
 
 def id_shown(entry: Any) -> str:
-    """How a message names an entry."""
+    """Return the name of an entry in messages."""
     return shown(entry["id"]) if isinstance(entry, dict) and entry.get("id") is not None else "without id"
 
 
 def unknown_category(category_id: Any, known: Collection[int]) -> str:
-    """What is wrong with an entry of a category that the file does not list."""
+    """Return the fault of an entry whose category the file does not list."""
     return f"category id {shown(category_id)} has no class; classes have ids {sorted(known)[:20]}"
 
 
@@ -213,7 +216,7 @@ class _PointlessError(DatasetError):
 
 
 def _leave_out_pointless(entries: list[Any], instances: CocoInstances, faults: Faults) -> None:
-    """Say which were left out; where they are more than half of all, each is a fault."""
+    """Note the annotations that were left out; if they are more than half of all, report each as a fault."""
     total = instances.num_annotations + len(entries)
     if 2 * len(entries) > total:
         for entry in entries:
@@ -269,7 +272,7 @@ def _read_annotation(
 
 
 def without_entry(error: Exception) -> str:
-    """The message of an error of ``require_keys`` after what it calls the entry."""
+    """Return the message of an error of ``require_keys`` without the name of the entry."""
     return str(error).removeprefix("entry: ")
 
 

@@ -1,4 +1,4 @@
-"""COCO panoptic: a JSON file read and checked once, and what its PNGs of segment ids say against it."""
+"""COCO panoptic: a JSON file, read and checked once, and the comparison of its PNG files of segment ids with it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ NUM_IDS = 1 << 24  # what three bytes of colour can hold
 
 @dataclass
 class CocoPanoptic:
-    """What a file of COCO panoptic says, every value checked and in one form.
+    """The content of a COCO panoptic file, every value checked and in one form.
 
-    ``images`` by id: id and, where given, file_name, height, width; empty where the file lists none. ``annotations`` by
-    the image's id: image_id, file_name (of the PNG), segments_info, a list of segments: id (1 and up), category_id,
-    iscrowd (0 or 1) and, where given, area.
+    ``images`` by id: id and, if given, file_name, height, width; empty if the file lists none. ``annotations`` by image
+    id: image_id, file_name (of the PNG), segments_info, a list of segments: id (1 and up), category_id, iscrowd (0 or
+    1) and, if given, area.
     """
 
     source: PathLike
@@ -52,11 +52,11 @@ class CocoPanoptic:
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> Counter[int]:
-        """Segments of each category."""
+        """Return the number of segments of each category."""
         return Counter(s["category_id"] for a in self.annotations.values() for s in a["segments_info"])
 
     def crowds_note(self) -> str | None:
-        """How many segments do not train since they are crowds."""
+        """Return a note of how many segments are crowds and not trained on."""
         segments = [s["iscrowd"] for a in self.annotations.values() for s in a["segments_info"]]
         return f"left out {sum(segments)} of {len(segments)} segments: iscrowd 1" if any(segments) else None
 
@@ -69,9 +69,9 @@ def read_panoptic(
     needs_isthing: bool = False,
     error: type[InputError] = DatasetError,
 ) -> CocoPanoptic:
-    """Read and check a file of COCO panoptic, or ``content`` that was read from it.
+    """Read and check a COCO panoptic file, or its ``content``.
 
-    ``error`` is raised in the place of a DatasetError, as for predictions.
+    ``error`` is raised instead of DatasetError, for instance for predictions.
 
     Raises:
         DatasetError: the file cannot be read, or the faults of all its entries.
@@ -103,7 +103,10 @@ def read_panoptic(
 def check_segment_ids(
     ids: np.ndarray | Iterable[int], segments: Iterable[Mapping[str, Any]]
 ) -> tuple[list[int], list[int]]:
-    """Ids of a PNG (its pixels, or those present) that no segment lists, and ids of segments that it has nowhere."""
+    """Return the ids in a PNG that no segment lists, and the ids of segments that are not in the PNG.
+
+    ``ids`` are its pixels, or the distinct values in it.
+    """
     present = set(np.unique(ids).tolist() if isinstance(ids, np.ndarray) else ids) - {VOID_ID}
     listed = {segment["id"] for segment in segments}
     return sorted(present - listed), sorted(listed - present)

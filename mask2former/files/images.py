@@ -1,8 +1,8 @@
-"""Images as people have them, decoded alike for training, evaluation and prediction: upright, 8 bits a channel.
+"""Decode images for training, evaluation and prediction alike: upright, 8 bits a channel.
 
-Files, encoded bytes and PIL images are turned by their EXIF orientation; transparency is dropped; of an animation or
-of several pages the first is taken. 16 bits are scaled, and where a camera fills fewer of them, ``bits`` says how many.
-Wider integers and floating-point numbers have no range of their own: they must hold 0..255.
+Files, encoded bytes and PIL images are turned by their EXIF orientation; transparency is dropped; of an animation or of
+several pages the first is taken. 16 bits are scaled; ``bits`` says how many of them a camera uses. Wider integers and
+floating-point numbers have no defined range: they must lie in 0..255.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_image(path: PathLike, image_format: str = "BGR", *, bits: int = FULL_BITS) -> np.ndarray:
-    """The image of a file: (H, W, 3) uint8 in the order of ``image_format``, or (H, W, 1) for "L".
+    """Return the image of a file: (H, W, 3) uint8 in the order of ``image_format``, or (H, W, 1) for "L".
 
-    bits: how many of the 16 of a wide image are filled; 255 stands for the largest number of so many bits.
+    ``bits``: how many bits of a 16-bit image are used; the largest number of that many bits becomes 255.
 
     Raises:
-        DatasetError: the file is missing, cut off, damaged, no image, or holds numbers out of range.
+        DatasetError: the file is missing, cut off, damaged, not an image, or holds numbers out of range.
     """
     if image_format not in FORMATS:
         raise ValueError(f"image format must be one of {', '.join(FORMATS)}, found {image_format!r}")
@@ -67,10 +67,10 @@ def read_image(path: PathLike, image_format: str = "BGR", *, bits: int = FULL_BI
 
 
 def read_image_size(path: PathLike) -> tuple[int, int]:
-    """(height, width) of the image that ``read_image`` returns, decoding it only where the header does not tell.
+    """Return (height, width) of the image that ``read_image`` returns, decoding it only if the header is not enough.
 
     Raises:
-        DatasetError: the file is missing or no image.
+        DatasetError: the file is missing or not an image.
     """
     with opened_image(path) as image:
         size, orientation = _read_header(image)
@@ -78,7 +78,7 @@ def read_image_size(path: PathLike) -> tuple[int, int]:
 
 
 def exif_note(path: PathLike) -> str:
-    """For errors about sizes that disagree: what the file's orientation has to do with it; empty without one."""
+    """Return for an error about sizes how the file's EXIF orientation changes its size; empty if it has none."""
     with contextlib.suppress(InputError), opened_image(path) as image:
         if (orientation := _read_header(image)[1]) in _QUARTER_TURNS:
             return (
@@ -89,11 +89,13 @@ def exif_note(path: PathLike) -> str:
 
 
 def to_rgb_array(image: ImageInput, *, channel_order: str = "RGB", bits: int = FULL_BITS) -> np.ndarray:
-    """Bring an image of any accepted kind to (H, W, 3) uint8 RGB.
+    """Return an image of any accepted kind as (H, W, 3) uint8 RGB.
 
-    image: a path or http(s) address; encoded bytes; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); or
-        a tensor (3, H, W) or (1, H, W). Arrays and tensors hold 0..255, or are uint16; `channel_order` is theirs.
-    bits: as in ``read_image``.
+    Args:
+        image: a path or http(s) address; encoded bytes; a PIL image; an array (H, W), (H, W, 1), (H, W, 3) or (H, W,
+            4); or a tensor (3, H, W) or (1, H, W). Arrays and tensors hold 0..255, or are uint16.
+        channel_order: "RGB" or "BGR", of arrays and tensors.
+        bits: as in ``read_image``.
 
     Raises:
         InputError: the image is missing, corrupt or of another form; the message names the file or the shape.
@@ -117,7 +119,7 @@ def to_rgb_array(image: ImageInput, *, channel_order: str = "RGB", bits: int = F
 def opened_image(
     source: PathLike | bytes | bytearray | memoryview | Image.Image, *, error: type[InputError] = DatasetError
 ) -> Iterator[Image.Image]:
-    """The image of a file, of encoded bytes or of Pillow, not yet decoded.
+    """Yield the image of a file, of encoded bytes or of Pillow, not yet decoded.
 
     Raises:
         DatasetError (or ``error``): what goes wrong in Pillow here or in the block, with the name of the image.
@@ -141,12 +143,12 @@ def opened_image(
 
 
 def stores_sixteen_bits(image: Image.Image) -> bool:
-    """Whether an image that is not decoded yet has 16 bits a channel."""
+    """Return whether an image that is not decoded yet has 16 bits a channel."""
     return ";16" in _raw_mode(image)
 
 
 def stored_pixels(image: Image.Image) -> np.ndarray:
-    """The numbers (H, W) or (H, W, C) of an open image as the file has them, indices of palettes included, upright."""
+    """Return the numbers (H, W) or (H, W, C) of an open image as stored, palette indices included, but upright."""
     image.load()
     pixels = np.asarray(image)
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
@@ -181,12 +183,12 @@ def _checked(image: Image.Image, name: str) -> Image.Image:
 
 @functools.lru_cache(maxsize=10_000)
 def _say_that_frames_are_left_out(name: str) -> None:
-    """Once in a process, whatever the number of epochs."""
+    """Log this once in a process, whatever the number of epochs."""
     logger.warning("%s: holds several frames or pages, the first is used", name)
 
 
 def _read_header(image: Image.Image) -> tuple[tuple[int, int], int]:
-    """(height, width) as stored, and the EXIF orientation."""
+    """Return (height, width) as stored, and the EXIF orientation."""
     if image.format == "TIFF":  # turned as it is decoded; which size Pillow names before depends on its release
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
         return (tags[_HEIGHT_TAG], tags[_WIDTH_TAG]), tags.get(_ORIENTATION_TAG, 1)
@@ -196,7 +198,7 @@ def _read_header(image: Image.Image) -> tuple[tuple[int, int], int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1..8; 1, upright, also where the file's EXIF data are damaged: the pixels are not."""
+    """Return the orientation 1..8; 1, upright, also if the EXIF data are damaged, because the pixels are not."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # as many kinds as there are ways to damage them
@@ -211,7 +213,7 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode(image: Image.Image, *, name: str, bits: int) -> np.ndarray:
-    """Pixels (H, W) of a grey image, otherwise (H, W, 3) RGB; uint8, upright."""
+    """Return pixels (H, W) of a grey image, otherwise (H, W, 3) RGB; uint8, upright."""
     stored_as = _raw_mode(image)
     if stores_sixteen_bits(image) and image.mode in _DEEP_MODES:
         colours = _read_deep_colours(image)
@@ -231,14 +233,14 @@ def _decode(image: Image.Image, *, name: str, bits: int) -> np.ndarray:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file stores a pixel, in Pillow's words; empty once it is decoded, or where there is no file."""
+    """Return Pillow's name of the pixel format in the file; empty after decoding, or without a file."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _wide_numbers(image: Image.Image, stored_as: str, bits: int) -> tuple[np.ndarray, int]:
-    """Numbers (H, W) of a decoded image of more than 8 bits, and how many bits of 16 are filled."""
+    """Return the numbers (H, W) of a decoded image of more than 8 bits, and how many of 16 bits are used."""
     numbers = np.asarray(image)
     if image.mode == "I" and (image.format == "PPM" or stored_as in ("I;16", "I;16B")):  # 16 bits, held in 32
         numbers = numbers.astype(np.uint16)
@@ -248,7 +250,7 @@ def _wide_numbers(image: Image.Image, stored_as: str, bits: int) -> tuple[np.nda
 
 
 def _read_deep_colours(image: Image.Image) -> np.ndarray | None:
-    """Colours (H, W, 3) uint16 of a file that is not decoded yet; None where only Pillow knows its form."""
+    """Return colours (H, W, 3) uint16 of a file not yet decoded; None if only Pillow reads its format."""
     file: Any = image.fp  # type: ignore[attr-defined]
     file.seek(0)
     content = bytearray(file.read())
@@ -265,7 +267,7 @@ def _read_deep_colours(image: Image.Image) -> np.ndarray | None:
 
 
 def _forget_orientation(content: bytearray) -> bool:
-    """Set the orientation in the first directory of a TIFF file to upright; False for a BigTIFF, of another layout."""
+    """Set the orientation in the first directory of a TIFF file to upright; return False for a BigTIFF."""
     order = "<" if content[:2] == b"II" else ">"
     magic, begin = struct.unpack_from(f"{order}HI", content, 2)
     if magic != _TIFF_MAGIC:
@@ -299,7 +301,7 @@ def _array_to_rgb(pixels: np.ndarray, channel_order: str, *, name: str, bits: in
 
 
 def _to_bytes(numbers: np.ndarray, *, name: str, bits: int) -> np.ndarray:
-    """The same as uint8: 16 bits are scaled, others must lie in 0..255."""
+    """Return the same as uint8: 16 bits are scaled, others must lie in 0..255."""
     if numbers.dtype == np.uint8:
         return numbers
     if numbers.dtype.kind not in "iuf":
@@ -318,7 +320,7 @@ def _to_bytes(numbers: np.ndarray, *, name: str, bits: int) -> np.ndarray:
 
 @functools.cache
 def _byte_table(bits: int) -> np.ndarray:
-    """uint8 of each number below 2**bits; (65536,)."""
+    """Return uint8 of each number below 2**bits; (65536,)."""
     largest = (1 << check_image_bits(bits)) - 1
     table = np.zeros(1 << FULL_BITS, dtype=np.uint8)
     table[: largest + 1] = np.rint(np.arange(largest + 1) * (255.0 / largest))
@@ -326,7 +328,7 @@ def _byte_table(bits: int) -> np.ndarray:
 
 
 def check_image_bits(bits: int) -> int:
-    """INPUT.IMAGE_BITS, checked.
+    """Return INPUT.IMAGE_BITS.
 
     Raises:
         ConfigError: it is not in 8..16.

@@ -1,4 +1,4 @@
-"""JSON files read and written, and errors that say everything that is wrong with one at once."""
+"""Read JSON files, and collect everything that is wrong with one in one error."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NUM_FAULTS_SHOWN = 20
 
 
 def root_note() -> str:
-    """For errors about missing files: what the dataset root is, in brackets."""
+    """Return the dataset root in brackets, for errors about missing files."""
     return f"(DETECTRON2_DATASETS is {os.environ.get('DETECTRON2_DATASETS', 'not set: ./datasets')})"
 
 
 def require_folder(path: PathLike, role: str) -> Path:
-    """``path``, checked to be a folder with something in it; ``role`` says in an error what it should hold.
+    """Return ``path`` after checking that it is a folder that is not empty; errors say its ``role``.
 
     Raises:
         DatasetError: the folder is missing or empty.
@@ -34,7 +34,7 @@ def require_folder(path: PathLike, role: str) -> Path:
 
 
 def read_json(path: PathLike, *, error: type[InputError] = DatasetError) -> Any:
-    """What a JSON file holds; it may begin with a byte-order mark.
+    """Return what a JSON file holds; it may begin with a byte-order mark.
 
     Raises:
         DatasetError (or ``error``): it is missing, no file, too large, no JSON, or nested too deeply.
@@ -58,7 +58,7 @@ def read_json(path: PathLike, *, error: type[InputError] = DatasetError) -> Any:
 def read_json_object(
     path: PathLike, keys: tuple[str, ...], *, error: type[InputError] = DatasetError
 ) -> dict[str, Any]:
-    """A JSON object that has ``keys``, each a list.
+    """Return a JSON object that has ``keys``, each a list.
 
     Raises:
         DatasetError (or ``error``): the file cannot be read, is no JSON object, or lacks a key.
@@ -74,9 +74,9 @@ def require_lists(
     optional: tuple[str, ...] = (),
     error: type[InputError] = DatasetError,
 ) -> dict[str, Any]:
-    """``content`` of the file ``source``, checked to be an object that has a list under each of ``keys``.
+    """Return ``content`` of the file ``source`` after checking that it has a list under each of ``keys``.
 
-    What stands under ``optional`` is a list, null or missing.
+    The value under an ``optional`` key is a list, null or missing.
 
     Raises:
         DatasetError (or ``error``): it is not.
@@ -91,7 +91,7 @@ def require_lists(
 
 
 def read_json_if_whole(path: Path) -> Any:
-    """The content of a JSON file, None where it is missing or damaged."""
+    """Return the content of a JSON file, or None if it is missing or damaged."""
     try:
         return read_json(path)
     except DatasetError:
@@ -99,7 +99,7 @@ def read_json_if_whole(path: Path) -> Any:
 
 
 class Faults:
-    """Everything that is wrong with a file, to be said at once: the first twenty faults, and how many there are."""
+    """The faults of a file, reported in one error: the first twenty, and how many there are."""
 
     def __init__(self, source: PathLike, *, error: type[InputError] = DatasetError) -> None:
         self.source, self.count = source, 0
@@ -107,13 +107,13 @@ class Faults:
         self._first: list[str] = []
 
     def add(self, fault: str | Exception) -> None:
-        """Keep a fault: which entry, what was expected and what was found."""
+        """Add a fault: the entry, what was expected and what was found."""
         self.count += 1
         if len(self._first) < _NUM_FAULTS_SHOWN:
             self._first.append(str(fault))
 
     def refuse(self) -> None:
-        """Raise the error that lists the faults, where there are any."""
+        """Raise the error that lists the faults, if there are any."""
         if self.count == 1:
             raise self._error(f"{self.source}: {self._first[0]}")
         if self.count:
@@ -123,7 +123,7 @@ class Faults:
 
 
 def require_keys(entry: Any, keys: tuple[str, ...], context: str) -> dict[str, Any]:
-    """``entry``, checked to be an object with ``keys``; ``context`` says in an error where it stands.
+    """Return ``entry`` after checking that it is an object with ``keys``; errors say its ``context``.
 
     Raises:
         DatasetError: it is no object or lacks a key.

@@ -1,4 +1,4 @@
-"""A folder for one process at a time, by a lock of the system: it ends with the process, however that ends."""
+"""Reserve a folder for one process, by a lock of the system that ends with the process, however it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def locked_folder(folder: str | Path) -> Iterator[None]:
-    """Holds ``folder``, which is made where it is missing; within the process it may be held several times.
+    """Hold ``folder``, which is created if missing; one process may hold it several times.
 
     Raises:
         ConfigError: another process holds it, or nothing can be written there.

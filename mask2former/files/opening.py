@@ -1,4 +1,4 @@
-"""Opening a file that somebody named; whatever stands in its place is said in one line with its name."""
+"""Open a file that a user named; report anything else at its place in one line with its name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _KINDS = (
 
 
 def open_file(path: PathLike, *, error: type[InputError] = DatasetError) -> BinaryIO:
-    """The file, opened for reading bytes.
+    """Return the file, opened for reading bytes.
 
     Raises:
-        DatasetError (or ``error``): it is missing, a link to nothing, no regular file, or must not be read.
+        DatasetError (or ``error``): it is missing, a dangling link, not a regular file, or not readable.
     """
     try:
         mode = os.stat(path).st_mode  # before opening: a pipe nobody writes to would be waited for
@@ -41,7 +41,11 @@ def open_file(path: PathLike, *, error: type[InputError] = DatasetError) -> Bina
 
 
 def read_file(path: PathLike, *, error: type[InputError] = DatasetError) -> bytes:
-    """The bytes of a file; raises as ``open_file``, and where the disk fails."""
+    """Return the bytes of a file.
+
+    Raises:
+        DatasetError (or ``error``): as ``open_file``, or the disk fails.
+    """
     with open_file(path, error=error) as file:
         try:
             return file.read()

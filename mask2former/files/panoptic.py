@@ -1,7 +1,7 @@
-"""Segment ids of panoptic PNG files, read several times faster than by way of an image library.
+"""Read segment ids of panoptic PNG files, several times faster than through an image library.
 
-The maps compress a hundredfold, so that nearly all of their decoding is inflating long repetitions, which libdeflate
-does ten times as zlib, and undoing PNG's filters, which here writes ids at once.
+The maps compress a hundredfold, so nearly all of their decoding is inflating long repetitions, which libdeflate does
+ten times faster than zlib, and undoing PNG's filters, which here writes ids at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MAX_DEFLATE_RATIO = 1032  # of what comes out to what went in, by the format; a
 
 
 def read_panoptic_ids(path: PathLike, *, error: type[InputError] = DatasetError) -> np.ndarray:
-    """Segment ids (H, W) int32 of a panoptic PNG: R + 256 G + 65536 B.
+    """Return segment ids (H, W) int32 of a panoptic PNG: R + 256 G + 65536 B.
 
     Raises:
         DatasetError (or ``error``): the file is missing, cut off, damaged, or not coloured with 8 bits a channel.
@@ -54,10 +54,9 @@ def read_panoptic_ids(path: PathLike, *, error: type[InputError] = DatasetError)
 
 
 def decode_panoptic_png(content: bytes) -> np.ndarray | None:
-    """Ids (H, W) int32, R + 256 G + 65536 B, of a PNG of three channels of 8 bits.
+    """Return ids (H, W) int32, R + 256 G + 65536 B, of a PNG of three channels of 8 bits.
 
-    None for any other file, one that is broken, and where the compiled library is missing: image libraries then say
-    what is wrong.
+    None for any other file, a broken one, or without the compiled library: image libraries then report what is wrong.
     """
     parts: list[bytes] = []
     size: tuple[int, int] | None = None

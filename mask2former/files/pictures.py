@@ -1,4 +1,4 @@
-"""Writing pictures: pixels (H, W) uint8 or uint16, or RGB (H, W, 3) uint8, to PNG, JPEG or TIFF files."""
+"""Write pictures, pixels (H, W) uint8 or uint16, or RGB (H, W, 3) uint8, to PNG, JPEG or TIFF files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _OPTIONS = {".png": _PNG_OPTIONS, ".jpg": (cv2.IMWRITE_JPEG_QUALITY, 95)}
 
 
 def encode_picture(pixels: np.ndarray, suffix: str = ".png", *, options: Sequence[int] | None = None) -> bytes:
-    """The bytes of a file of pixels; ``suffix`` is one of PICTURE_SUFFIXES, ``options`` are OpenCV's but for TIFF."""
+    """Return the bytes of a file of pixels.
+
+    ``suffix`` is one of PICTURE_SUFFIXES; ``options`` are OpenCV's, except for TIFF.
+    """
     suffix = _SAME.get(suffix.lower(), suffix.lower())
     if suffix == ".tif":
         buffer = io.BytesIO()
@@ -37,7 +40,7 @@ def encode_picture(pixels: np.ndarray, suffix: str = ".png", *, options: Sequenc
 
 
 def write_picture(pixels: np.ndarray, path: PathLike, *, options: Sequence[int] | None = None) -> None:
-    """Write pixels as the name's ending says, one of PICTURE_SUFFIXES; a reader sees the old file or the whole new one.
+    """Write pixels atomically in the format of the suffix, one of PICTURE_SUFFIXES.
 
     Raises:
         InputError: the file cannot be written.
@@ -46,7 +49,7 @@ def write_picture(pixels: np.ndarray, path: PathLike, *, options: Sequence[int] 
 
 
 def is_intact(path: Path, size: tuple[int, int]) -> bool:
-    """Whether ``path`` is a whole picture of ``size`` (height, width)."""
+    """Return whether ``path`` is a whole picture of ``size`` (height, width)."""
     try:
         with opened_image(path) as image:
             if image.size != size[::-1]:

@@ -1,4 +1,4 @@
-"""Videos in and out through OpenCV, one frame at a time: (H, W, 3) uint8 RGB."""
+"""Read and write videos through OpenCV, one frame at a time: (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -33,13 +33,17 @@ _FALLBACK = (".avi", "MJPG")
 
 
 class VideoSource:
-    """A video file, which can be iterated again and again, or a camera, by its number.
+    """A video file, which can be iterated repeatedly, or a camera, given by its number.
 
-    fps: frames a second; num_frames: what the file says, not always truly, None where it does not.
+    ``fps``: frames a second. ``num_frames``: what the file says, which may be wrong; None if it does not say.
     """
 
     def __init__(self, source: Path | int) -> None:
-        """Raises InputError where there is no such file or camera, or not one frame comes from it."""
+        """Open the source.
+
+        Raises:
+            InputError: there is no such file or camera, or it has no frame.
+        """
         self.source = source
         if isinstance(source, Path) and not source.is_file():
             raise InputError(
@@ -58,7 +62,7 @@ class VideoSource:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return str(self.source) if isinstance(self.source, Path) else f"camera {self.source}"
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -84,12 +88,16 @@ class VideoSource:
 class VideoWriter:
     """Writes frames to a file, which appears under its name when it is complete.
 
-    `path` may change at the first frame: where no codec of its container works, the file becomes an .avi.
-    Codecs take even sizes alone, so an odd side grows by a pixel, the last row or column once more.
+    ``path`` may change at the first frame: if no codec of its container works, the file becomes an .avi. Codecs need
+    even sides, so an odd side is padded by repeating its last row or column.
     """
 
     def __init__(self, path: Path, *, fps: float) -> None:
-        """Raises InputError where the suffix is none of OUTPUT_SUFFIXES."""
+        """Prepare a file of ``fps`` frames a second.
+
+        Raises:
+            InputError: the suffix is none of OUTPUT_SUFFIXES.
+        """
         if path.suffix.lower() not in _CODECS:
             raise InputError(f"{path}: expected a video name ending in {', '.join(OUTPUT_SUFFIXES)}")
         self.path = path
@@ -99,7 +107,11 @@ class VideoWriter:
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, frame: np.ndarray) -> None:
-        """Append a frame (H, W, 3) uint8 RGB; raises InputError where no codec works or the file cannot be made."""
+        """Append a frame (H, W, 3) uint8 RGB.
+
+        Raises:
+            InputError: no codec works, or the file cannot be made.
+        """
         height, width = frame.shape[:2]
         even = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._writer is None:
@@ -108,9 +120,10 @@ class VideoWriter:
         self._num_frames += 1
 
     def close(self, *, keep: bool = True) -> None:
-        """Finish the file, or with `keep` false remove what there is of it; a second time does nothing.
+        """Finish the file, or with ``keep`` false remove it; a second call does nothing.
 
-        Raises InputError, and leaves no file, where no frame was written or the disk did not take all of them.
+        Raises:
+            InputError: no frame was written, or the disk did not take all of them; no file is left.
         """
         if self._writer is not None:
             self._writer.release()
@@ -146,7 +159,7 @@ class VideoWriter:
 
 
 def _check_video(path: Path, num_frames: int) -> None:
-    """Raise OSError where a finished file lacks frames: OpenCV is silent about a disk that takes no more."""
+    """Raise OSError if a finished file lacks frames, because OpenCV does not report a full disk."""
     with path.open("r+b") as file:
         length = file.seek(0, os.SEEK_END)
         file.write(bytes(_PROBE_BYTES))  # fails on a full disk, as the last frames did
@@ -163,9 +176,12 @@ def _check_video(path: Path, num_frames: int) -> None:
 
 
 def find_codec(suffix: str, *, size: tuple[int, int], fps: float) -> tuple[str, str]:
-    """Suffix and codec whose videos can be read back here: of the container asked for, else an .avi.
+    """Return suffix and codec of videos that can be read back here: of the wanted container, else an .avi.
 
-    size: (width, height), even. Raises InputError where none works.
+    ``size``: (width, height), even.
+
+    Raises:
+        InputError: none works.
     """
     for candidate in (*((suffix, codec) for codec in _CODECS[suffix]), _FALLBACK):
         if _can_read_back(*candidate, size=size, fps=fps):

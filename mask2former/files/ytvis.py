@@ -1,4 +1,4 @@
-"""YouTube-VIS: a JSON file of videos and tracks read and checked once, for training, evaluation and results."""
+"""YouTube-VIS: a JSON file of videos and tracks, read and checked once, for training, evaluation and results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mask2former.structures.segmentations import check_segmentation, shown, whol
 
 @dataclass(frozen=True)
 class Video:
-    """A video of a file; ``file_names`` of its frames are empty where the file names none."""
+    """A video of a file; ``file_names`` is empty if the file names no frames."""
 
     id: Id
     height: int
@@ -45,11 +45,11 @@ class Video:
 
 @dataclass
 class VideoAnnotations:
-    """What a YouTube-VIS file says, every value checked and in one form.
+    """The content of a YouTube-VIS file, every value checked and in one form.
 
-    ``tracks`` are None for a file of videos alone, as public validation sets are. A track has id, video_id,
-    category_id, iscrowd, and lists with an entry for each frame: segmentations (the form of ``check_segmentation``, or
-    None), and where given bboxes and areas (None where the track is not seen).
+    ``tracks`` is None for a file of videos only, such as public validation sets. A track has id, video_id, category_id,
+    iscrowd, and lists with an entry for each frame: segmentations (in the form of ``check_segmentation``, or None), and
+    if given bboxes and areas (None where the track is not visible).
     """
 
     source: PathLike
@@ -59,7 +59,7 @@ class VideoAnnotations:
     notes: list[str] = field(default_factory=list)
 
     def crowds_note(self) -> str | None:
-        """How many tracks do not train since they are crowds."""
+        """Return a note of how many tracks are crowds and not trained on."""
         crowds = sum(track["iscrowd"] for track in self.tracks or ())
         return f"left out {crowds} of {len(self.tracks or ())} tracks: iscrowd 1" if crowds else None
 
@@ -67,7 +67,7 @@ class VideoAnnotations:
 def read_videos(path: PathLike, *, annotated: bool | None = None, needs_files: bool = True) -> VideoAnnotations:
     """Read and check a YouTube-VIS file.
 
-    ``annotated`` true requires tracks, false passes over them, None takes them where there are.
+    ``annotated``: True requires tracks, False ignores them, None reads them if there are any.
 
     Raises:
         DatasetError: the file cannot be read, or the faults of all its entries.
@@ -96,7 +96,7 @@ def read_videos(path: PathLike, *, annotated: bool | None = None, needs_files: b
 
 
 def check_frames(segmentations: Any, video: Video) -> list[Any]:
-    """A segmentation for each frame of the video, None where the object is not seen.
+    """Return a segmentation for each frame of the video, None where the object is not visible.
 
     Raises:
         DatasetError: there are more or fewer, or one is wrong.

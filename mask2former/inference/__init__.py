@@ -1,1 +1,1 @@
-"""Predicting with a built model: predictor, pipeline, test-time augmentation, tracking, outputs."""
+"""Prediction: predictor, pipeline, test-time augmentation, tracking, output files."""

@@ -1,7 +1,7 @@
 """Track ids of things in a video whose frames an image model predicts one by one.
 
-A thing is the one of an earlier frame, of the same class, whose mask it overlaps, or that would by now be near had it
-moved on as before. It keeps colours from flickering; it is no tracker of things that reappear elsewhere.
+A thing gets the track id of a thing of the same class in an earlier frame if their masks overlap, or if that thing
+would be near after moving on as before. This keeps colours stable; things that reappear elsewhere get new ids.
 Letters: N M things, H W size.
 """
 
@@ -40,21 +40,24 @@ class _Known:
     velocity: np.ndarray  # pixels a frame
 
     def see(self, sighting: _Sighting, frame: int) -> None:
-        """The thing is found again."""
+        """Update the known thing with a new sighting."""
         self.velocity = (sighting.centre - self.last.centre) / (frame - self.frame)
         self.last, self.frame = sighting, frame
 
 
 class Tracker(Protocol):
-    """Takes the results of successive frames of one video."""
+    """Assigns track ids in the results of successive frames of one video."""
 
     def track_instances(self, instances: Instances) -> Instances:
-        """The instances of the next frame with `track_ids` (N,)."""
+        """Return the instances of the next frame with ``track_ids`` (N,)."""
 
     def track_panoptic(
         self, ids: torch.Tensor, segments_info: list[dict[str, Any]]
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """The segments of the next frame under ids that stay with them; a thing has its id as `track_id` too."""
+        """Return the segments of the next frame with ids that stay the same from frame to frame.
+
+        The id of a thing is also its ``track_id``.
+        """
 
 
 # Builders that take the config, or classes with `from_config`: one is built for each video and kind of results.
@@ -63,7 +66,7 @@ TRACKER_REGISTRY = Registry("tracker", key="TEST.VIDEO.TRACKER")
 
 @TRACKER_REGISTRY.register()
 class FrameTracker:
-    """Follows masks that overlap or move on evenly; track ids begin with 1."""
+    """Tracks masks that overlap or move evenly; track ids begin with 1."""
 
     def __init__(self) -> None:
         self._known: list[_Known] = []
@@ -73,11 +76,11 @@ class FrameTracker:
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        """It has no options."""
+        """Return no arguments: this tracker has no options."""
         return {}
 
     def track_instances(self, instances: Instances) -> Instances:
-        """The instances of the next frame with `track_ids` (N,)."""
+        """Return the instances of the next frame with ``track_ids`` (N,)."""
         numbers = self.track(instances.pred_masks.cpu().numpy(), instances.pred_classes.tolist())
         fields = {**instances.get_fields(), "track_ids": torch.tensor(numbers, dtype=torch.int64)}
         return Instances(instances.image_size, **fields)
@@ -85,7 +88,10 @@ class FrameTracker:
     def track_panoptic(
         self, ids: torch.Tensor, segments_info: list[dict[str, Any]]
     ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """The segments of the next frame under ids that stay with them; a thing has its id as `track_id` too."""
+        """Return the segments of the next frame with ids that stay the same from frame to frame.
+
+        The id of a thing is also its ``track_id``.
+        """
         things = [info for info in segments_info if info["isthing"]]
         array = ids.cpu().numpy()
         masks = np.stack([array == info["id"] for info in things]) if things else np.zeros((0, *array.shape), bool)
@@ -99,7 +105,7 @@ class FrameTracker:
         return torch.from_numpy(table[array]), numbered
 
     def track(self, masks: np.ndarray, class_ids: list[int]) -> list[int]:
-        """Track ids of the things of the next frame: masks (N, H, W) bool and contiguous class ids."""
+        """Return track ids of the things of the next frame: masks (N, H, W) bool and contiguous class ids."""
         sightings = [_look_at(mask, class_id) for mask, class_id in zip(masks, class_ids, strict=True)]
         similarity = self._compare(sightings)
         rows, columns = linear_sum_assignment(similarity, maximize=True)
@@ -117,7 +123,7 @@ class FrameTracker:
         return [found[index].number for index in range(len(sightings))]
 
     def _compare(self, sightings: list[_Sighting]) -> np.ndarray:
-        """For known things (N) and those of the frame (M) how likely they are the same, (N, M); 0: they are not."""
+        """Return the similarity (N, M) of known things (N) and those of the frame (M); 0: not the same."""
         intersections, unions = track_ious(
             [[known.last.rle] for known in self._known], [[sighting.rle] for sighting in sightings]
         )

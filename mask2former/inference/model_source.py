@@ -1,6 +1,6 @@
-"""What weights tell of their model: where they lie, its config, its classes, and the modules that hold its parts.
+"""Find what belongs to weights: the file, its config, its class names, and the modules that define its parts.
 
-A run folder, a name of the zoo and a folder of transformers each tell all of it, so that nothing else has to be given.
+A run folder, a zoo name and a folder of transformers each contain all of it, so nothing else has to be given.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _logger = logging.getLogger(__name__)
 
 
 def locate_weights(weights: str | os.PathLike[str]) -> str:
-    """Names of the zoo with their scheme, of the hub as the files that were fetched, for a run folder its weights.
+    """Return where weights are: a zoo name with its scheme, downloaded hub files, or the weights of a run folder.
 
-    Everything else stays as it is: a file that is to be downloaded has nothing beside it.
+    Anything else is returned unchanged; no config lies beside a file that is still to be downloaded.
 
     Raises:
-        CheckpointError: a run folder without a checkpoint, or a name of the hub that cannot be had.
+        CheckpointError: a run folder has no checkpoint, or a hub name is not available.
     """
     name = os.fspath(weights)
     path = Path(name).expanduser()
@@ -56,11 +56,11 @@ def locate_weights(weights: str | os.PathLike[str]) -> str:
 
 
 def find_config(weights: str) -> CfgNode:
-    """The config of a model of the zoo, of a folder of transformers, or of the file that lies beside a checkpoint.
+    """Return the config of a zoo model, of a folder of transformers, or of the file beside a checkpoint.
 
     Raises:
         ConfigError: there is none.
-        CheckpointError: no such file, an unknown name of the zoo, or the config of another model.
+        CheckpointError: there is no such file or zoo name, or the config is of another model.
     """
     address, path = locate_weights(weights), Path(weights).expanduser()
     may_import = path.exists()  # what was downloaded does not say what runs here
@@ -79,15 +79,15 @@ def find_config(weights: str) -> CfgNode:
 
 
 def find_config_file(checkpoint: Path) -> Path | None:
-    """The config file that lies beside a checkpoint: of its name, or that of the run folder; None without one."""
+    """Return the config file beside a checkpoint: of the same name, or that of the run folder; None without one."""
     return next((path for path in _beside(checkpoint) if path.is_file()), None)
 
 
 def read_config(name: str | os.PathLike[str], *, may_import: bool = True) -> CfgNode:
-    """The config of a file, or of a name below the published ones, after the modules that it names in IMPORTS.
+    """Return the config of a file or of a published name, after importing the modules in its IMPORTS.
 
-    What the run of a run folder knew of its data is registered too. may_import: whether those modules are imported, or
-    have to be imported already.
+    The class metadata stored in a run folder are registered, too. ``may_import``: whether to import those modules;
+    otherwise they must have been imported already.
 
     Raises:
         ConfigError: the file, or a module that it names, cannot be read.
@@ -128,7 +128,7 @@ def import_modules(names: Iterable[str], *, origin: str = "--import") -> None:
 
 
 def register_data(cfg: CfgNode, *, folder: Path | None = None) -> None:
-    """Register the built-in data sets, those of a run with --data, and what the run of `folder` knew of others."""
+    """Register the built-in data sets, those of a run with --data, and the class metadata stored in ``folder``."""
     register_builtin_datasets()
     register_own_data(cfg)
     if folder is not None:
@@ -136,7 +136,7 @@ def register_data(cfg: CfgNode, *, folder: Path | None = None) -> None:
 
 
 def check_device(cfg: CfgNode) -> None:
-    """Raise ConfigError for the device that only shapes live on: models are built there, but nothing is computed."""
+    """Raise ConfigError for the device "meta", on which a model can be built but computes nothing."""
     if cfg.MODEL.DEVICE.partition(":")[0] == "meta":
         raise ConfigError(
             f"MODEL.DEVICE: expected a device that computes, such as cuda or cpu, found {cfg.MODEL.DEVICE}"

@@ -1,7 +1,7 @@
-"""What a prediction command makes of results: pictures by task, and files of masks.
+"""Output files of prediction commands: pictures by task, and masks.
 
 Masks: panoptic ids as PNG and json, semantic labels as PNG, instances as COCO results json. Category ids in the files
-are those of the data set where its metadata knows them, otherwise the contiguous ones.
+are those of the data set if its metadata have them, otherwise the contiguous ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mask2former.visualization.overlays import class_name
 def draw_results(
     image: np.ndarray, results: dict[str, Any], metadata: Metadata, *, threshold: float
 ) -> dict[str, np.ndarray]:
-    """An overlay (h, w, 3) uint8 RGB by task; instances that score less than `threshold` are left out."""
+    """Return an overlay (h, w, 3) uint8 RGB by task; instances with scores below ``threshold`` are left out."""
     pictures = {}
     if "panoptic_seg" in results:
         pictures["panoptic"] = draw_panoptic(image, results["panoptic_seg"], metadata)
@@ -36,9 +36,9 @@ def draw_results(
 
 
 def save_results(stem: Path, results: dict[str, Any], metadata: Metadata, *, name: str, threshold: float) -> int:
-    """Write the masks of all tasks to files whose names begin with `stem`; returns the number of files.
+    """Write the masks of all tasks to files whose names begin with ``stem``; return the number of files.
 
-    name: what the json files call the image.
+    ``name`` is the image name in the json files.
     """
     written = []
     if "panoptic_seg" in results:
@@ -59,7 +59,7 @@ def save_panoptic(
     metadata: Metadata | None = None,
     image_name: str = "",
 ) -> list[Path]:
-    """Write `<stem>_panoptic_ids.png` (id = R + 256 G + 65536 B, 0 is void) and `<stem>_panoptic.json`.
+    """Write ``<stem>_panoptic_ids.png`` (id = R + 256 G + 65536 B, 0 is void) and ``<stem>_panoptic.json``.
 
     panoptic_seg: ids (H, W), segments_info. Returns the paths of the two files.
     """
@@ -86,7 +86,7 @@ def save_panoptic(
 
 
 def save_semantic(stem: str | os.PathLike[str], sem_seg: torch.Tensor | np.ndarray) -> list[Path]:
-    """Write `<stem>_semantic_labels.png`: the contiguous class of each pixel, 8 bits, or 16 from 256 classes on.
+    """Write ``<stem>_semantic_labels.png``: the contiguous class of each pixel, 8 bits, or 16 from 256 classes on.
 
     sem_seg: scores (K, H, W), or labels (H, W) of an integer type.
     """
@@ -106,7 +106,7 @@ def save_instances(
     image_name: str = "",
     score_threshold: float = 0.0,
 ) -> list[Path]:
-    """Write `<stem>_instances.json`: a list in COCO's results format, masks as compressed RLE, boxes as (x, y, w, h).
+    """Write ``<stem>_instances.json``: a list in COCO's results format, masks as compressed RLE, boxes as (x, y, w, h).
 
     instances: pred_masks (N, H, W), pred_classes (N,), scores (N,) in 0..1, pred_boxes (N, 4).
     """
@@ -136,7 +136,7 @@ def save_instances(
 
 
 def _dataset_ids(metadata: Metadata | None) -> dict[int, int]:
-    """Data-set category id of every contiguous class id that the metadata knows."""
+    """Return the category id in the data set of each contiguous class id, as far as the metadata have them."""
     if metadata is None:
         return {}
     mapping: Mapping[int, int] = (

@@ -22,7 +22,10 @@ _INSTANCE_THRESHOLD = 0.5  # every query yields an instance, and most of them ar
 
 
 class Segmentation(TypedDict):
-    """What is seen in an image: `masks` (N, H, W) bool, `labels` N names of classes, `scores` N numbers in 0..1."""
+    """The segments of an image.
+
+    ``masks`` (N, H, W) bool, ``labels`` N names of classes, ``scores`` N numbers in 0..1.
+    """
 
     masks: np.ndarray
     labels: list[str]
@@ -37,11 +40,14 @@ class Pipeline:
         self._read = {"panoptic": _read_panoptic, "instance": _read_instances, "semantic": _read_semantic}[task]
 
     def __call__(self, image: ImageInput | list[ImageInput] | tuple[ImageInput, ...]) -> Any:
-        """The segmentation of a path, PIL image, array (H, W, 3) or tensor (3, H, W), RGB; a list of them for a list.
+        """Return the segmentation of an image, or a list of them for a list of images.
 
-        Masks of the panoptic and semantic tasks do not overlap; instances come best first. The score of a segment or
-        instance is the model's, that of a semantic class its mean over the mask.
-        Raises InputError where an image is missing, corrupt or of a wrong form.
+        An image is a path, PIL image, array (H, W, 3) or tensor (3, H, W), RGB. Masks of the panoptic and semantic
+        tasks do not overlap; instances are sorted by score, best first. The score of a segment or instance is the
+        model's, that of a semantic class its mean over the mask.
+
+        Raises:
+            InputError: an image is missing, corrupt or of a wrong form.
         """
         if isinstance(image, (list, tuple)):
             return [self(item) for item in image]
@@ -59,14 +65,20 @@ def pipeline(
     score_threshold: float | None = None,
     precision: str | None = None,
 ) -> Pipeline:
-    """A function from images to masks, labels and scores.
+    """Return a function from images to masks, labels and scores.
 
-    task: "panoptic", "instance" or "semantic". weights: a checkpoint, a run folder, a name of the zoo such as
-        coco/panoptic/r50, or a folder of transformers. config: needed where none lies beside the weights, as
-        config.yaml or under the same name. device: by default a GPU where there is one. score_threshold: 0..1, what
-        scores less is left out; by default 0.5 for instances, and what the config says for panoptic segments.
-        precision: "bfloat16" is the faster on GPUs and on CPUs that have it; by default what the config says, float32.
-    Raises ConfigError for a wrong task or config, or where none is found, CheckpointError for unusable weights.
+    Args:
+        task: "panoptic", "instance" or "semantic".
+        weights: a checkpoint, a run folder, a zoo name such as coco/panoptic/r50, or a folder of transformers.
+        config: needed if no config lies beside the weights, as config.yaml or under the same name.
+        device: by default a GPU if there is one.
+        score_threshold: 0..1; results with lower scores are left out. By default 0.5 for instances, and the config's
+            value for panoptic segments.
+        precision: "bfloat16" is faster on GPUs and CPUs that support it; by default that of the config, float32.
+
+    Raises:
+        ConfigError: a task or config is wrong, or no config is found.
+        CheckpointError: weights cannot be used.
 
     Example:
         result = mask2former.pipeline("panoptic", weights="zoo://coco/panoptic/r50")("photo.jpg")

@@ -1,4 +1,4 @@
-"""One image or clip in, results out: a config, its weights, and the preparation an image needs."""
+"""Predict images and clips: a model with its weights, and the preparation of images."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ ClipInput: TypeAlias = "Iterable[ImageInput] | str | os.PathLike[str]"
 
 
 class Predictor:
-    """Predicts single images, in lists too, and clips.
+    """Predicts images, lists of images, clips and videos.
 
-    `model` is prepared for inference (`prepare_for_inference`): weights are loaded before, and it is not one to save.
+    ``model`` is prepared for inference (``prepare_for_inference``) after its weights are loaded, so it cannot be saved
+    as a checkpoint.
 
     Example:
         predictor = Predictor("configs/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml", "model_final.pkl")
@@ -55,12 +56,18 @@ class Predictor:
     ) -> None:
         """Build the model and load its weights.
 
-        cfg: a config, which is not changed, or a config file; the other arguments go before what it says.
+        Args:
+            cfg: a config, which is not changed, or a config file; the other arguments override it.
+            weights: as MODEL.WEIGHTS.
+            device: as MODEL.DEVICE.
             task: one or several of "panoptic", "instance", "semantic".
-            score_threshold: 0..1, instances below it are dropped and panoptic segments must exceed it.
+            score_threshold: 0..1; instances below it are dropped, and panoptic segments must exceed it.
+            augment: average over resized and mirrored copies of the image, those of TEST.AUG.
             precision: "float32", "bfloat16" or, on a GPU, "float16".
-            augment: the mean over copies of the image of other sizes and mirrored ones, those of TEST.AUG.
-        Raises ConfigError for a wrong config or argument, CheckpointError for weights that cannot be used.
+
+        Raises:
+            ConfigError: a config or argument is wrong.
+            CheckpointError: weights cannot be used.
         """
         self.cfg = _resolve_config(
             cfg, weights=weights, device=device, task=task, score_threshold=score_threshold, precision=precision
@@ -86,12 +93,18 @@ class Predictor:
     ) -> Any:
         """Predict one image, or each image of a list.
 
-        image: as `to_rgb_array` takes it; channel_order: "RGB" or "BGR", for arrays and tensors.
-        batch_size: so many images of a list at most pass the model together, those that are padded to one size.
-        Returns for an image the dict of the model's results at the size of the image (those of "sem_seg" (K, H, W),
-        or (H, W) with TEST.SEMANTIC_LABELS, "panoptic_seg" (ids (H, W), segments_info), "instances" that the config
-        asks for), for a list a list of them.
-        Raises InputError where an image is missing, corrupt or of a wrong form, or `batch_size` is below 1.
+        Args:
+            image: anything that ``to_rgb_array`` accepts, or a list.
+            channel_order: "RGB" or "BGR", of arrays and tensors.
+            batch_size: how many images of a list, of equal padded size, pass the model together at most.
+
+        Returns:
+            For an image a dict of the results that the config asks for, at the size of the image: "sem_seg" (K, H, W),
+                or (H, W) with TEST.SEMANTIC_LABELS; "panoptic_seg" (ids (H, W), segments_info); "instances". For a
+                list, a list of them.
+
+        Raises:
+            InputError: an image is missing, corrupt or of a wrong form, or ``batch_size`` is below 1.
         """
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, found {batch_size}")
@@ -101,13 +114,19 @@ class Predictor:
         return self._predict(image, channel_order=channel_order)
 
     def predict_clip(self, frames: ClipInput, *, channel_order: str = "RGB") -> dict[str, Any]:
-        """Predict T frames of one clip, however long, with one set of results; needs the config of a video model.
+        """Predict T frames of one clip of any length, with one set of results; needs the config of a video model.
 
-        frames: images, or the path of a video file. They are read as they are needed: clips longer than
-        TEST.VIDEO.WINDOW never lie in memory as a whole.
-        Returns "image_size", and lists "pred_scores", "pred_labels", "pred_masks", each (T, H, W) bool, or for longer
-        clips a MaskTrack, which decodes the mask of one frame at a time.
-        Raises InputError where there is no frame, a frame is wrong, or frames differ in size.
+        Args:
+            frames: images, or the path of a video file. They are read as needed: a clip longer than TEST.VIDEO.WINDOW
+                is never in memory as a whole.
+            channel_order: "RGB" or "BGR", of arrays and tensors.
+
+        Returns:
+            "image_size", and lists "pred_scores", "pred_labels" and "pred_masks". A mask is (T, H, W) bool, or for
+                longer clips a MaskTrack, which decodes one frame at a time.
+
+        Raises:
+            InputError: there is no frame, a frame is wrong, or frames differ in size.
         """
         (height, width), arrays = _peek_size(_to_arrays(frames, channel_order, bits=self.cfg.INPUT.IMAGE_BITS))
         inputs = (self._to_model_input(array) for array in arrays)
@@ -121,13 +140,23 @@ class Predictor:
     def video(
         self, frames: ClipInput, *, channel_order: str = "RGB", score_threshold: float = 0.0
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """Predict a video of any length, the path of a file or its frames, and give each with its results, in order.
+        """Predict a video of any length, and yield each frame with its results, in order.
 
-        A video model looks at windows of frames, an image model at each alone; then things are matched with those of
-        the frames before. Yields (frame (H, W, 3) uint8 RGB, results); results are those of an image, and besides:
-        "instances" have `track_ids` (N,) and hold what scores at least `score_threshold` and is to be seen in the
-        frame; the ids of "panoptic_seg" stay with their segments, and infos of things have a "track_id".
-        Raises InputError as `predict_clip` does.
+        A video model infers windows of frames; an image model infers each frame alone, and things are matched with
+        those of earlier frames.
+
+        Args:
+            frames: the path of a video file, or its frames.
+            channel_order: "RGB" or "BGR", of arrays and tensors.
+            score_threshold: instances with lower scores are left out.
+
+        Yields:
+            (frame (H, W, 3) uint8 RGB, results). Results are those of an image. In addition "instances" have
+                ``track_ids`` (N,) and hold only those visible in the frame, ids of "panoptic_seg" stay the same from
+                frame to frame, and things in segments_info have a "track_id".
+
+        Raises:
+            InputError: as ``predict_clip`` does.
         """
         size, arrays = _peek_size(_to_arrays(frames, channel_order, bits=self.cfg.INPUT.IMAGE_BITS))
         if getattr(self.model, "takes_clips", False):
@@ -177,7 +206,10 @@ class Predictor:
         return self._run_in_batches([sample], batch_size=1)[0]
 
     def _run_in_batches(self, samples: Iterable[dict[str, Any]], *, batch_size: int) -> list[dict[str, Any]]:
-        """Results in the order of the samples. Only what is padded alike anyway goes together: it changes no result."""
+        """Return results in the order of the samples.
+
+        Only samples of equal padded size form a batch, so batching changes no result.
+        """
         results: dict[int, dict[str, Any]] = {}
         waiting: dict[Any, dict[int, dict[str, Any]]] = {}  # samples by padded size and by place
 
@@ -208,7 +240,7 @@ class Predictor:
         return {"image": self._to_model_input(array), "height": height, "width": width}
 
     def _to_model_input(self, rgb: np.ndarray) -> torch.Tensor:
-        """Image (3, h, w) uint8 at test size, in the channel order of the config."""
+        """Return the image (3, h, w) uint8 at test size, in the channel order of the config."""
         ordered = np.ascontiguousarray(rgb[:, :, ::-1]) if self.cfg.INPUT.FORMAT == "BGR" else rgb
         # Test-time resizing has one length to choose from: nothing is random.
         transform = self._resize.sample(np.random.default_rng(0), (ordered.shape[0], ordered.shape[1]))
@@ -217,7 +249,7 @@ class Predictor:
 
 
 def _to_arrays(frames: ClipInput, channel_order: str, *, bits: int) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 RGB, all of one size."""
+    """Yield frames (H, W, 3) uint8 RGB, all of one size."""
     if isinstance(frames, (str, os.PathLike)):
         frames, channel_order = VideoSource(Path(frames)), "RGB"
     elif isinstance(frames, (bytes, bytearray, memoryview)) or not isinstance(frames, Iterable):
@@ -235,7 +267,7 @@ def _to_arrays(frames: ClipInput, channel_order: str, *, bits: int) -> Iterator[
 
 
 def _peek_size(arrays: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
-    """(height, width) of the first frame, and all frames."""
+    """Return (height, width) of the first frame, and an iterator over all frames."""
     first = next(arrays, None)
     if first is None:
         raise InputError("clip: expected at least one frame, found none")
@@ -243,14 +275,14 @@ def _peek_size(arrays: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[
 
 
 def _find_metadata(cfg: CfgNode) -> Metadata:
-    """Class names and colours of the first data set of the config; empty where nobody registered it."""
+    """Return the metadata of the config's first data set; empty if it is not registered."""
     register_data(cfg)
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
 
 
 def _refuse_backbone_alone(report: LoadReport) -> None:
-    """Raise CheckpointError for weights to start training from: with a head of random weights nothing is found."""
+    """Raise CheckpointError for weights of a backbone alone, whose randomly initialised head would predict nothing."""
     if all(name.startswith("backbone.") for name in (*report.matched, *report.adapted)):
         raise CheckpointError(
             f"{report.source}: holds weights of a backbone alone, expected those of a trained model; without any, "
@@ -259,7 +291,7 @@ def _refuse_backbone_alone(report: LoadReport) -> None:
 
 
 def copy_config(cfg: CfgNode | str | os.PathLike[str]) -> CfgNode:
-    """A config, or the one of a file, as a copy that can be changed."""
+    """Return a copy, which can be changed, of a config or of that of a file."""
     if isinstance(cfg, (str, os.PathLike)):
         return read_config(cfg)
     copied = cfg.clone()

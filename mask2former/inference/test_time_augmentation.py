@@ -1,7 +1,7 @@
-"""Test-time augmentation: the mean of a model's results on copies of an image, of several sizes and mirrored ones.
+"""Test-time augmentation: average a model's results over resized and mirrored copies of an image.
 
 Semantic results are averaged as published. Panoptic and instance results come from the mean of matched queries
-(`modeling.query_merging`). One copy is made and predicted at a time.
+(``modeling.query_merging``). One copy is made and predicted at a time.
 
 Letters: B batch, Q queries, K classes, C channels, H W output size, h w size of an image.
 """
@@ -29,7 +29,7 @@ from mask2former.modeling.query_merging import QueryMean
 
 
 class ImageCopy(NamedTuple):
-    """A sample with another `image` (C, h, w), and whether that is mirrored left to right."""
+    """A sample with another ``image`` (C, h, w), and whether it is mirrored left to right."""
 
     sample: dict[str, Any]
     is_mirrored: bool
@@ -37,7 +37,7 @@ class ImageCopy(NamedTuple):
 
 @dataclass(frozen=True)
 class CopyMaker:
-    """Which copies of an image are predicted: one of each shortest edge in pixels, and the same mirrored."""
+    """Makes the copies of an image: one for each shortest edge in pixels, and a mirrored one of each."""
 
     min_sizes: tuple[int, ...]
     max_size: int
@@ -47,7 +47,7 @@ class CopyMaker:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CopyMaker:
-        """The copies of TEST.AUG.
+        """Return the copies of TEST.AUG.
 
         Raises:
             ConfigError: there is no size, or one below 1 pixel.
@@ -64,15 +64,15 @@ class CopyMaker:
         return len(self.min_sizes) * (2 if self.flip else 1)
 
     def describe(self) -> str:
-        """The copies in a line for the log."""
+        """Return a line for the log that describes the copies."""
         mirrored = ", each mirrored too" if self.flip else ""
         return f"{len(self)} copies of each image: shortest edges {', '.join(map(str, self.min_sizes))}{mirrored}"
 
     def copies(self, sample: Mapping[str, Any]) -> Iterator[ImageCopy]:
-        """The copies, made when asked for; that of the size next to the sample's own comes first, not mirrored.
+        """Yield the copies; the one nearest to the sample's own size comes first, not mirrored.
 
-        A sample holds `image` (C, h, w), or its `file_name`; `height` and `width`, the output size, are the image's
-        where they are left out.
+        A sample holds ``image`` (C, h, w) or its ``file_name``, and optionally the output size ``height`` and
+        ``width``, by default the image's.
 
         Raises:
             InputError: the sample is a clip, or malformed.
@@ -106,10 +106,13 @@ class CopyMaker:
 
 
 class SemanticSegmentorWithTTA(nn.Module):
-    """Any model that returns `sem_seg`, with test-time augmentation: a list of samples in, a list of `sem_seg` out."""
+    """Test-time augmentation of any model that returns ``sem_seg``.
+
+    Takes a list of samples and returns a list of ``sem_seg``.
+    """
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
-        """TEST.AUG says which copies; the weights of `model` are shared.
+        """TEST.AUG describes the copies; the weights of ``model`` are shared.
 
         Raises:
             ConfigError: values of TEST.AUG are wrong.
@@ -122,17 +125,17 @@ class SemanticSegmentorWithTTA(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Results of each sample (see `CopyMaker.copies`) at its output size.
+        """Return the results of each sample (see ``CopyMaker.copies``) at its output size.
 
         Raises:
-            ConfigError: the model returns no `sem_seg`.
+            ConfigError: the model returns no ``sem_seg``.
             InputError: a sample is a clip, or malformed.
         """
         assert not self.model.training, "test-time augmentation of a model in training mode"
         return [self.infer(sample) for sample in batch]
 
     def infer(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """`sem_seg` of one sample: the mean over the copies (K, H, W), or where it is largest, as TEST says."""
+        """Return ``sem_seg`` of one sample: the mean over the copies (K, H, W), or the labels of its largest values."""
         mean = _Mean()
         for copy in self.copy_maker.copies(sample):
             with _scores_of_classes(self.model):
@@ -147,12 +150,12 @@ class SemanticSegmentorWithTTA(nn.Module):
 
 
 class MaskFormerWithTTA(SemanticSegmentorWithTTA):
-    """MaskFormer and Mask2Former with test-time augmentation of every task that MODEL.MASK_FORMER.TEST asks for."""
+    """Test-time augmentation of MaskFormer and Mask2Former, for every task of MODEL.MASK_FORMER.TEST."""
 
     model: MaskFormer
 
     def infer(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """`sem_seg`, `panoptic_seg` and `instances` of one sample, as the model returns them."""
+        """Return ``sem_seg``, ``panoptic_seg`` and ``instances`` of one sample, as the model does."""
         model = self.model
         merged = _MergedResults(model.inference, model.thing_ids, model.postprocess)
         for copy in self.copy_maker.copies(sample):
@@ -165,7 +168,7 @@ class MaskFormerWithTTA(SemanticSegmentorWithTTA):
 
 
 def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> SemanticSegmentorWithTTA:
-    """The model with the augmentation of TEST.AUG, for every task that it is asked for.
+    """Return the model with the augmentation of TEST.AUG, for all its tasks.
 
     Raises:
         ConfigError: values of TEST.AUG are wrong.
@@ -176,7 +179,7 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> SemanticSegme
 
 
 class _Mean:
-    """The running mean of maps: a step towards each new value, so that equal ones stay what they are, bit by bit."""
+    """Running mean of maps, updated by steps towards each new value, so that equal maps stay bit-equal."""
 
     def __init__(self) -> None:
         self.value = torch.empty(0)
@@ -204,7 +207,7 @@ class _MergedResults:
         self._queries: QueryMean | None = None
 
     def add(self, prediction: QueryPrediction, geometry: MaskGeometry, *, is_mirrored: bool) -> None:
-        """Take in the prediction of one copy, a batch of one image."""
+        """Add the prediction of one copy, a batch of one image."""
         class_logits = prediction.class_logits[0]  # (Q, K + 1)
         mask_logits = prediction.mask_logits()[0].squeeze(1)  # (B, Q, T, h, w) -> (Q, h, w)
         if self._semantic.semantic:
@@ -232,7 +235,7 @@ class _MergedResults:
 
 @contextlib.contextmanager
 def _scores_of_classes(model: Any) -> Iterator[None]:
-    """The model returns scores, of which there is a mean, also where it is to return labels."""
+    """Make the model return scores, which can be averaged, even if it is set to return labels."""
     inference = getattr(model, "inference", None)
     if not isinstance(inference, InferenceOptions):
         yield
@@ -249,5 +252,5 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    """Image (h, w, C) -> its own contiguous tensor (C, h, w)."""
+    """Map the image (h, w, C) to its own contiguous tensor (C, h, w)."""
     return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C", copy=True))

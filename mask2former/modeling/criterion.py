@@ -96,10 +96,10 @@ class SetCriterion(nn.Module):
     def forward(
         self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Scalar losses ``loss_ce``, ``loss_mask``, … of the last layer, and with suffix ``_0``, … of the others.
+        """Return scalar losses ``loss_ce``, ``loss_mask``, … of the last layer, and ``loss_ce_0``, … of the others.
 
-        Targets, one for each image: ``labels`` (N,) in 0..K-1 and ``masks`` (N, [T,] H, W) bool, padded alike; where
-        there are pixels that train nothing, ``ignored`` (T, H, W) bool.
+        Targets, one for each image: ``labels`` (N,) in 0..K-1 and ``masks`` (N, [T,] H, W) bool, padded alike, and if
+        some pixels are not trained on, ``ignored`` (T, H, W) bool.
         """
         targets = [{**target, "masks": with_frames(target["masks"])} for target in targets]
         device = predictions[0].class_logits.device
@@ -194,9 +194,9 @@ class SetCriterion(nn.Module):
         return self._at_points(torch.cat(logits, 1).float(), masks, ignored_by_target(targets))
 
     def _at_points(self, logits: Tensor, masks: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return logits (L, M, T, h, w), labels of targets (M, T, H, W), weights, each at points of its own.
+        """Return logits, target labels and weights at points of each mask, all (L, M, T, P).
 
-        (L, M, T, P).
+        Inputs are logits (L, M, T, h, w) and labels of targets (M, T, H, W).
         """
         shape = (*logits.shape[:3], self.num_points)
         maps = logits.flatten(0, 2)[:, None]  # (LMT, 1, h, w)

@@ -15,9 +15,9 @@ IGNORED = -1  # label of a pixel that trains nothing
 
 
 def dice_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Dice losses (..., N) in 0..1 of logits (..., N, P) against targets (..., N, P) in 0..1, smoothed by one point.
+    """Return dice losses (..., N) in 0..1 of logits and targets (..., N, P), smoothed by one point.
 
-    ``weights`` (..., N, P): 0 where a point does not count, else 1.
+    ``weights`` (..., N, P): 0 at points that do not count, else 1.
     """
     probs = mask_logits.sigmoid()
     if weights is not None:
@@ -27,9 +27,9 @@ def dice_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | None = N
 
 
 def sigmoid_ce_losses(mask_logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Binary cross-entropies (..., N), means over points, of logits (..., N, P) against targets (..., N, P) in 0..1.
+    """Return binary cross-entropies (..., N), means over points that count, of logits and targets (..., N, P).
 
-    ``weights`` (..., N, P): 0 where a point does not count, else 1; the mean is over those that do.
+    ``weights`` (..., N, P): 0 at points that do not count, else 1.
     """
     losses = F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none")
     if weights is None:

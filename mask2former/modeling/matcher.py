@@ -58,9 +58,9 @@ class HungarianMatcher:
     def __call__(self, predictions: Sequence[QueryPrediction], targets: Sequence[dict[str, Tensor]]) -> Tensor:
         """Return the query of each target: (L, M) int64 on the host, targets of all images one after another.
 
-        Targets hold ``labels`` (N,) and ``masks`` (N, T, H, W), and perhaps ``ignored`` (T, H, W), pixels at which
-        masks are not compared. No query is given twice in an image; where an image has more targets than queries, the
-        costliest stay ``UNMATCHED``, which is said once.
+        Targets hold ``labels`` (N,), ``masks`` (N, T, H, W) and optionally ``ignored`` (T, H, W), pixels at which masks
+        are not compared. A query is assigned at most once in an image; if an image has more targets than queries, those
+        of highest cost stay ``UNMATCHED``, with one warning.
 
         Raises:
             NonFiniteError: a cost is not finite; names the layer, the image of the batch and the tensor.

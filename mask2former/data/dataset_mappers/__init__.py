@@ -1,1 +1,1 @@
-"""The published mappers under their published module paths; ``DatasetMapper`` is what they all are."""
+"""The published mappers under their published module paths; all are ``DatasetMapper`` with a preset."""

@@ -1,4 +1,4 @@
-"""The five published mappers under their names: each is the one mapper with a preset of its own."""
+"""The five published mappers under their names: each is DatasetMapper with its own preset."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mask2former.data.mapper import DatasetMapper
 
 
 class PublishedMapper(DatasetMapper):
-    """Made of ``(cfg, is_train)``; its ``augmentations`` are a plain list, to be changed or replaced."""
+    """Built from ``(cfg, is_train)``; its ``augmentations`` are a plain list, which may be changed or replaced."""
 
     mapper_name: ClassVar[str]  # the value of INPUT.DATASET_MAPPER_NAME
     target: ClassVar[str]  # what is trained; a registered subclass is asked for it
 
     def __init__(self, cfg: CfgNode, is_train: bool = True) -> None:
-        """Reads ``INPUT`` and the metadata of the first training data set.
+        """Read ``INPUT`` and the metadata of the first training data set.
 
         Raises:
             ConfigError: a value of ``INPUT`` is wrong.
@@ -28,7 +28,7 @@ class PublishedMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> PublishedMapper:
-        """The same as calling the class."""
+        """Do the same as calling the class."""
         return cls(cfg, is_train)
 
 

@@ -1,4 +1,4 @@
-"""The data sets that published configs name, below one root; what is known of them stands in ``tables/``."""
+"""The data sets that published configs name, below one root; ``tables/`` describes them."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ _registered = _Registered()
 def register_builtin_datasets(root: str | Path | None = None) -> None:
     """Register every built-in data set that is not registered yet, below ``root``.
 
-    Without ``root`` they lie below ``dataset_root()``; but a root that was given once holds until the environment
-    names another, so that loading a data set, which calls this too, does not move it. Called with another root, the
-    names move there; what somebody else registered stays. Reads nothing but the class tables.
+    ``root`` is by default ``dataset_root()``. A root that was given once stays in use until the environment names
+    another, so that loading a data set, which calls this too, does not move it. Called with another root, the built-in
+    names move there; names registered by others stay. Reads only the class tables.
     """
     default = dataset_root().absolute()
     if root is not None:
@@ -160,7 +160,7 @@ def _check_there(root: Path, place: str) -> None:
 
 
 def provision_of(place: str) -> str:
-    """Where the files at ``place``, a path below the dataset root, come from: a sentence for an error."""
+    """Return a sentence for an error that says where the files at ``place``, below the dataset root, come from."""
     for pattern, provision in read_table("provisions").items():
         if fnmatch.fnmatch(place, pattern):
             return provision

@@ -30,7 +30,7 @@ _NUM_READERS = 8
 
 
 def load_cityscapes_sem_seg(image_dir: PathLike, gt_dir: PathLike) -> list[DatasetDict]:
-    """Dataset dicts with the maps of training ids (0 to 18, 255 ignored).
+    """Return dataset dicts with the maps of training ids (0 to 18, 255 ignored).
 
     Raises:
         DatasetError: a folder is missing or empty, or an image has no label file.
@@ -42,7 +42,7 @@ def load_cityscapes_sem_seg(image_dir: PathLike, gt_dir: PathLike) -> list[Datas
 
 
 def load_cityscapes_instances(image_dir: PathLike, gt_dir: PathLike) -> list[DatasetDict]:
-    """Dataset dicts with instances (run-length codes) of the eight thing classes; groups are crowds.
+    """Return dataset dicts with instances (run-length codes) of the eight thing classes; groups are crowds.
 
     Reads every instance map, in several threads.
 
@@ -61,7 +61,7 @@ def load_cityscapes_instances(image_dir: PathLike, gt_dir: PathLike) -> list[Dat
 def load_cityscapes_panoptic(
     json_file: PathLike, image_dir: PathLike, panoptic_root: PathLike, *, gt_dir: PathLike, metadata: str
 ) -> list[DatasetDict]:
-    """Dataset dicts of the annotated images, with contiguous classes in ``segments_info``.
+    """Return dataset dicts of the annotated images, with contiguous classes in ``segments_info``.
 
     Raises:
         DatasetError: a folder or file is missing, or an annotation is wrong or belongs to no image.
@@ -87,7 +87,7 @@ def load_cityscapes_panoptic(
 
 
 def city_images(image_dir: PathLike) -> dict[str, Path]:
-    """Images <city>/<stem>_leftImg8bit.png by their stem, in order of their names."""
+    """Return images <city>/<stem>_leftImg8bit.png by their stem, sorted by name."""
     folder = require_folder(image_dir, "image")
     images = {path.name.removesuffix(IMAGE_SUFFIX): path for path in sorted(folder.glob(f"*/*{IMAGE_SUFFIX}"))}
     if not images:
@@ -96,7 +96,7 @@ def city_images(image_dir: PathLike) -> dict[str, Path]:
 
 
 def label_file(image: Path, gt_dir: PathLike, kind: str) -> Path:
-    """The annotation of an image: ``kind`` is labelIds, labelTrainIds, instanceIds.
+    """Return the annotation of an image; ``kind`` is labelIds, labelTrainIds or instanceIds.
 
     Raises:
         DatasetError: there is no such file.

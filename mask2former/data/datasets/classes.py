@@ -1,4 +1,4 @@
-"""Class tables of the built-in data sets, and the metadata that each data set makes of its table."""
+"""Class tables of the built-in data sets, and the metadata built from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _THINGS_AS_ONE = (0, "things", (82, 18, 128))  # id, name, colour of the class t
 
 @dataclass(frozen=True)
 class Category:
-    """One class: ``id`` as in annotation files, ``color`` RGB; its place in the table is its contiguous id."""
+    """One class: ``id`` as in annotation files, ``color`` RGB; its index in the table is its contiguous id."""
 
     id: int
     name: str
@@ -25,13 +25,13 @@ class Category:
 
 @functools.cache
 def read_table(name: str) -> Any:
-    """The content of ``tables/<name>.json``."""
+    """Return the content of ``tables/<name>.json``."""
     return json.loads(resources.files(_TABLES).joinpath(f"{name}.json").read_text(encoding="utf-8"))
 
 
 @functools.cache
 def class_table(name: str) -> tuple[Category, ...]:
-    """The classes of ``tables/<name>.json``, in order of their contiguous ids."""
+    """Return the classes of ``tables/<name>.json``, in order of their contiguous ids."""
     return tuple(
         Category(
             id=row["id"],
@@ -45,9 +45,9 @@ def class_table(name: str) -> tuple[Category, ...]:
 
 
 def taxonomy_metadata(name: str) -> dict[str, Any]:
-    """Names, colours and id maps of a taxonomy, under the names that metadata gives them.
+    """Return names, colours and id maps of a taxonomy, under the names of metadata attributes.
 
-    Contiguous ids are places in ``stuff_classes`` where a class is listed there, else in ``thing_classes``.
+    Contiguous ids are indices into ``stuff_classes`` for a class that is listed there, else into ``thing_classes``.
     """
     rule = read_table("taxonomies")[name]
     table = class_table(rule["table"])

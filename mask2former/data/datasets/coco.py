@@ -23,9 +23,13 @@ XYWH_ABS = 1  # detectron2's BoxMode of COCO boxes: left, top, width, height in 
 def register_coco_instances(
     name: str, metadata: Mapping[str, Any], json_file: str | os.PathLike[str], image_root: str | os.PathLike[str]
 ) -> None:
-    """Register ``name`` for a COCO instance data set; its files are read when it is first asked for.
+    """Register a COCO instance data set; its files are read when it is first asked for.
 
-    ``metadata`` may hold anything; class names and ids it lacks are taken from the JSON file on loading.
+    Args:
+        name: of the data set.
+        metadata: any attributes; missing class names and ids are taken from the JSON file on loading.
+        json_file: in COCO's instance format.
+        image_root: folder of the images.
     """
     json_path, images = os.fspath(json_file), os.fspath(image_root)
     DatasetCatalog.register(name, lambda: load_coco_json(json_path, images, name))
@@ -41,11 +45,14 @@ def load_coco_json(
     *,
     annotated: bool = True,
 ) -> list[DatasetDict]:
-    """Dataset dicts of all images of a COCO instance file.
+    """Return dataset dicts of all images of a COCO instance file.
 
-    With ``dataset_name``, category ids become the contiguous ids of its metadata, which is completed from the
-    file (``thing_classes``, ``thing_dataset_id_to_contiguous_id``). Without, ids stay as they are. ``annotated`` false
-    reads a file of images alone, as of a test set; its dicts have no annotations.
+    Args:
+        json_file: in COCO's instance format.
+        image_root: folder of the images.
+        dataset_name: category ids become the contiguous ids of its metadata, which is completed from the file
+            (``thing_classes``, ``thing_dataset_id_to_contiguous_id``); None keeps the ids.
+        annotated: False reads a file of images only, such as a test set; its dicts have no annotations.
 
     Raises:
         DatasetError: a file or folder is missing, or entries are wrong; the message names them.
@@ -72,7 +79,7 @@ def load_coco_json(
 
 
 def log_notes(source: str | os.PathLike[str], notes: Iterable[str]) -> None:
-    """Say what was put right in a file, or left out."""
+    """Log what was corrected in a file, or left out."""
     for note in notes:
         logger.warning("%s: %s", source, note)
 

@@ -31,11 +31,17 @@ def register_coco_panoptic(
     sem_seg_root: PathLike | None = None,
     instances_json: PathLike | None = None,
 ) -> None:
-    """Register ``name`` for a COCO panoptic data set; its files are read when it is first asked for.
+    """Register a COCO panoptic data set; its files are read when it is first asked for.
 
-    ``metadata`` holds the classes: ``thing_classes``, ``stuff_classes`` (all classes, by contiguous id) and the two
-    maps from dataset ids to contiguous ids. Where it lacks them they are taken from the JSON file on loading.
-    ``sem_seg_root`` holds semantic PNGs and ``instances_json`` COCO instances of the same images.
+    Args:
+        name: of the data set.
+        metadata: the classes: ``thing_classes``, ``stuff_classes`` (all classes, by contiguous id) and the two maps
+            from dataset ids to contiguous ids. What is missing is taken from the JSON file on loading.
+        image_root: folder of the images.
+        panoptic_root: folder of the PNG files of segment ids.
+        panoptic_json: in COCO's panoptic format.
+        sem_seg_root: folder of semantic PNG files of the same images.
+        instances_json: COCO instances of the same images.
     """
     paths = {
         "image_root": os.fspath(image_root),
@@ -68,9 +74,9 @@ def load_coco_panoptic_json(
     sem_seg_root: PathLike | None = None,
     metadata: str | Any,
 ) -> list[DatasetDict]:
-    """Dataset dicts of all annotated images; category ids in ``segments_info`` become contiguous.
+    """Return dataset dicts of all annotated images; category ids in ``segments_info`` become contiguous.
 
-    ``metadata`` is a ``Metadata`` object or the name of one. The category maps it lacks are set from the file.
+    ``metadata`` is a ``Metadata`` object or the name of one; category maps that it lacks are set from the file.
 
     Raises:
         DatasetError: a file or folder is missing, or an entry is wrong; the message names it.
@@ -118,7 +124,7 @@ def _image_record(annotation: Mapping[str, Any], image: Mapping[str, Any], folde
 def load_coco_panoptic_separated(
     json_file: PathLike, image_root: PathLike, sem_seg_root: PathLike, dataset_name: str
 ) -> list[DatasetDict]:
-    """Dataset dicts of COCO instances, each with the semantic PNG of its image's name.
+    """Return dataset dicts of COCO instances, each with the semantic PNG of its image's name.
 
     Raises:
         DatasetError: a file or folder is missing, an image has no PNG, or an entry is wrong.
@@ -143,7 +149,7 @@ def _check_first_files(record: DatasetDict, json_file: PathLike) -> None:
 
 
 def resolve_categories(panoptic: CocoPanoptic, metadata: Any) -> dict[int, tuple[int, bool]]:
-    """Dataset id → (contiguous id, is thing); where ``metadata`` lacks the ids it is completed from the file."""
+    """Return (contiguous id, is thing) by dataset id; ids that ``metadata`` lacks are taken from the file."""
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
         _set_categories_from_file(panoptic, metadata)
     things: dict[int, int] = metadata.thing_dataset_id_to_contiguous_id
@@ -172,7 +178,7 @@ def _set_categories_from_file(panoptic: CocoPanoptic, metadata: Any) -> None:
 def convert_segments(
     annotation: Mapping[str, Any], contiguous_of: Mapping[int, tuple[int, bool]], faults: Faults
 ) -> list[dict[str, Any]]:
-    """The segments of an annotation with their contiguous classes and ``isthing``."""
+    """Return the segments of an annotation with their contiguous classes and ``isthing``."""
     segments = []
     for segment in annotation["segments_info"]:
         if segment["category_id"] not in contiguous_of:

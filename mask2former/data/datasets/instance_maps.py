@@ -1,4 +1,4 @@
-"""Instances of an id map: boxes, areas and run-length codes of all ids in one pass over the picture."""
+"""Boxes, areas and run-length codes of all ids of an instance map, in one pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import ndimage
 
 @dataclass(frozen=True)
 class MapSegment:
-    """Where an id occurs: ``box`` is (left, top, width, height) in pixels, ``area`` in pixels."""
+    """The pixels of an id: ``box`` is (left, top, width, height) in pixels, ``area`` in pixels."""
 
     id: int
     box: tuple[int, int, int, int]
@@ -21,7 +21,7 @@ class MapSegment:
     """(height, width) bool, inside the box."""
 
     def to_rle(self, size: tuple[int, int]) -> dict[str, Any]:
-        """COCO's compressed run-length code in a picture of ``size`` (height, width)."""
+        """Return COCO's compressed run-length code in an image of ``size`` (height, width)."""
         left, top, width, height = self.box
         # Columns are scanned one after the other, and only those of the box hold something.
         columns = np.zeros((width, size[0]), dtype=np.int8)
@@ -35,7 +35,7 @@ class MapSegment:
 
 
 def segments_of(ids: np.ndarray) -> list[MapSegment]:
-    """The segments of ``ids`` (H, W), whole numbers of 0 or more, in rising order of the ids that occur."""
+    """Return the segments of ``ids`` (H, W), integers of 0 or more, in ascending order of their ids."""
     areas = np.bincount(ids.reshape(-1))  # much cheaper than sorting, which np.unique does
     present = np.flatnonzero(areas)
     places = np.zeros(len(areas), dtype=np.int32)

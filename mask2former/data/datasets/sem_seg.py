@@ -24,9 +24,15 @@ def register_sem_seg(
     image_ext: str = "jpg",
     gt_ext: str = "png",
 ) -> None:
-    """Register ``name`` for a semantic data set; its folders are read when it is first asked for.
+    """Register a semantic data set; its folders are read when it is first asked for.
 
-    ``metadata`` holds ``stuff_classes`` (all class names), and ``ignore_label`` where it is not 255.
+    Args:
+        name: of the data set.
+        metadata: ``stuff_classes`` (all class names), and ``ignore_label`` if it is not 255.
+        image_root: folder of the images.
+        sem_seg_root: folder of the label maps, with the same names.
+        image_ext: suffix of images.
+        gt_ext: suffix of label maps.
     """
     images, labels = os.fspath(image_root), os.fspath(sem_seg_root)
     DatasetCatalog.register(name, lambda: load_sem_seg(labels, images, image_ext=image_ext, gt_ext=gt_ext))
@@ -37,7 +43,7 @@ def register_sem_seg(
 def load_sem_seg(
     gt_root: str | os.PathLike[str], image_root: str | os.PathLike[str], *, gt_ext: str = "png", image_ext: str = "jpg"
 ) -> list[DatasetDict]:
-    """Dataset dicts of the images that have a label file of the same relative name, in order of that name.
+    """Return dataset dicts of the images that have a label file of the same relative name, sorted by that name.
 
     Raises:
         DatasetError: a folder is missing, empty, or no image has a label file.
@@ -58,7 +64,7 @@ def load_sem_seg(
 
 
 def _files_below(folder: Path, extension: str) -> dict[str, Path]:
-    """Files by their path relative to ``folder`` without extension."""
+    """Return files by their path relative to ``folder`` without extension."""
     files = {}
     for path in folder.rglob(f"*.{extension}"):
         files[path.relative_to(folder).with_suffix("").as_posix()] = path

@@ -19,9 +19,9 @@ SPLITS = ("train", "val")
 
 
 def register_shapes_datasets(root: Path | None = None) -> None:
-    """Register shapes_{panoptic,instance,sem_seg,video}_{train,val}, if not done before, below `root`.
+    """Register shapes_{panoptic,instance,sem_seg,video}_{train,val} below ``root``, unless already registered.
 
-    That is `dataset_root()` where it is not given. Nothing is read from the folder before a data set is asked for.
+    ``root`` is by default ``dataset_root()``. Nothing is read from it before a data set is asked for.
     """
     folder = (dataset_root() if root is None else Path(root)) / "shapes"
     for split in SPLITS:
@@ -32,7 +32,7 @@ def register_shapes_datasets(root: Path | None = None) -> None:
 
 
 def thing_metadata() -> dict[str, Any]:
-    """Names, colours and ids of the things alone."""
+    """Return names, colours and ids of things only."""
     things = thing_classes()
     return {
         "thing_classes": [c.name for c in things],
@@ -42,7 +42,7 @@ def thing_metadata() -> dict[str, Any]:
 
 
 def all_metadata() -> dict[str, Any]:
-    """Names, colours and ids of things and of all classes; the fields of the latter are called stuff_…"""
+    """Return names, colours and ids of things and of all classes; the latter in fields called stuff_…."""
     classes = shape_classes()
     return {
         **thing_metadata(),

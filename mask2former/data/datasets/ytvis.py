@@ -23,11 +23,11 @@ PathLike = str | os.PathLike[str]
 def load_ytvis_json(
     json_file: PathLike, image_root: PathLike, dataset_name: str, *, annotated: bool = True
 ) -> list[DatasetDict]:
-    """Dataset dicts of all videos: file_names (T), height, width, length T, video_id.
+    """Return dataset dicts of all videos: file_names (T), height, width, length T, video_id.
 
-    ``annotations`` lists for each of the T frames the objects seen in it: id (the same in all frames), contiguous
-    category_id, iscrowd, segmentation, bbox. ``annotated`` false reads videos alone, as of a test set. Metadata
-    without classes is completed from the file.
+    ``annotations`` lists for each of the T frames the visible objects: id (the same in all frames), contiguous
+    category_id, iscrowd, segmentation, bbox. ``annotated`` false reads a file of videos only, such as a test set.
+    Metadata without classes is completed from the file.
 
     Raises:
         DatasetError: a file or folder is missing, or entries are wrong; the message names them.
@@ -63,7 +63,7 @@ def load_ytvis_json(
 
 
 def _resolve_categories(annotations: VideoAnnotations, name: str) -> Mapping[int, int]:
-    """Contiguous classes by category id."""
+    """Return contiguous classes by category id."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_dataset_id_to_contiguous_id") is None:
         if not annotations.categories:

@@ -1,1 +1,1 @@
-"""Preparation of downloaded data sets: from the official files to those that the registered names read."""
+"""Prepare downloaded data sets: from the official files to those that the registered names read."""

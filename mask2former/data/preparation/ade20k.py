@@ -1,4 +1,4 @@
-"""ADE20K's scene parsing data: semantic label maps, instances, and panoptic annotations made of both."""
+"""Prepare ADE20K's scene parsing data: semantic label maps, instances, and panoptic annotations of both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INSTANCES_PER_CLASS = 1000  # segment ids are (class + 1) × 1000 + number, whi
 
 
 def prepare_ade20k_sem_seg(root: Path, split: str, options: RunOptions) -> None:
-    """annotations_detectron2/<split>: 0, which is no class, becomes 255; class n becomes n - 1."""
+    """Write annotations_detectron2/<split>: 0, which is no class, becomes 255; class n becomes n - 1."""
     source, target = (root / FOLDER / name / split for name in ("annotations", "annotations_detectron2"))
     remove_temporaries(target)
     conversions = [Conversion(path, target / path.name) for path in _png_files(source)]
@@ -34,7 +34,10 @@ def prepare_ade20k_sem_seg(root: Path, split: str, options: RunOptions) -> None:
 
 
 def prepare_ade20k_ins_seg(root: Path, split: str, options: RunOptions) -> None:
-    """ade20k_instance_<train|val>.json, of annotations_instance: class in the red channel, number in the green one."""
+    """Write ade20k_instance_<train|val>.json from annotations_instance.
+
+    Its PNG files hold the class in the red channel and the number of the instance in the green one.
+    """
     sources = _png_files(root / FOLDER / "annotations_instance" / split)
     json_file = root / FOLDER / f"ade20k_instance_{SHORT_SPLIT[split]}.json"
     content = None if options.force else read_json_if_whole(json_file)
@@ -56,7 +59,7 @@ def prepare_ade20k_ins_seg(root: Path, split: str, options: RunOptions) -> None:
 
 
 def prepare_ade20k_pan_seg(root: Path, split: str, options: RunOptions) -> None:
-    """ade20k_panoptic_<train|val>/ and its json: stuff of the label maps first, things of the instance maps over it."""
+    """Write ade20k_panoptic_<train|val>/ and its json: stuff from the label maps, things over it."""
     folder = root / FOLDER
     sources = _png_files(folder / "annotations_instance" / split)
     read = partial(_panoptic_image, semantic_folder=folder / "annotations" / split)
@@ -72,7 +75,7 @@ def _png_files(folder: Path) -> list[Path]:
 
 
 def _things() -> list[Category]:
-    """The instance classes; ADE20K's instance maps number them from 1, in this order."""
+    """Return the instance classes; ADE20K's instance maps number them from 1, in this order."""
     return [c for c in class_table("ade20k") if c.isthing]
 
 
@@ -87,7 +90,7 @@ def _read_semantic(path: Path) -> np.ndarray:
 
 
 def _read_instances(path: Path) -> np.ndarray:
-    """(class + 1) × 1000 + number (H, W) int32 of the pixels of instances, else 0."""
+    """Return (class + 1) × 1000 + number (H, W) int32 for pixels of instances, else 0."""
     classes, numbers = read_red_and_green(path)
     belongs = numbers > 0
     things = {number: c.id for number, c in enumerate(_things(), start=1)}

@@ -1,4 +1,4 @@
-"""The full ADE20K with its 847 classes: images made smaller, and 16-bit label maps."""
+"""Prepare the full ADE20K with its 847 classes: smaller images, and 16-bit label maps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_SHORT_SIDE = 512  # pixels; of the published experiments
 
 
 def prepare_ade20k_full_sem_seg(root: Path, split: str, options: RunOptions) -> None:
-    """{images,annotations}_detectron2/<split> of images/ADE/<split>; the shorter side becomes 512 pixels at most."""
+    """Write {images,annotations}_detectron2/<split> from images/ADE/<split>, the shorter side at most 512 pixels."""
     folder = root / FOLDER
     images = sorted((folder / "images" / "ADE" / split).rglob("*.jpg"))
     by_stem = {path.stem: path for path in images}
@@ -49,7 +49,7 @@ def prepare_ade20k_full_sem_seg(root: Path, split: str, options: RunOptions) -> 
 
 
 def read_train_ids(index_file: Path) -> dict[int, int]:
-    """Label in the download's pictures → class; labels are places in the index's list of names, from 1 on.
+    """Return the class of each label in the download; labels are positions in the index's list of names, from 1 on.
 
     Raises:
         DatasetError: the index is missing or damaged, or lacks a name.

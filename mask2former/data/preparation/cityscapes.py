@@ -1,4 +1,4 @@
-"""Cityscapes: maps of training ids, and panoptic annotations made of the instance maps."""
+"""Prepare Cityscapes: maps of training ids, and panoptic annotations from the instance maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LABELS, _TRAIN_LABELS, _INSTANCES = "_labelIds.png", "_labelTrainIds.png", "_in
 
 
 def prepare_cityscapes(root: Path, split: str, options: RunOptions) -> None:
-    """gtFine/<split>/<city>/*_labelTrainIds.png and gtFine/cityscapes_panoptic_<split>/ with its json."""
+    """Write gtFine/<split>/<city>/*_labelTrainIds.png and gtFine/cityscapes_panoptic_<split>/ with its json."""
     folder = root / "cityscapes" / "gtFine" / split
     remove_temporaries(folder)
     conversions = [
@@ -48,7 +48,7 @@ def _train_labels(conversion: Conversion) -> np.ndarray:
 
 
 def _panoptic_image(path: Path) -> PanopticImage:
-    """Segment ids are those of the instance map: class × 1000 + number; the class alone for stuff and groups."""
+    """Return an image with the instance map's ids: class × 1000 + number; the class alone for stuff and groups."""
     ids = read_label_map(path).astype(np.int32)
     things = {c.id: c.isthing for c in class_table("cityscapes")}
     segments, ignored = {}, []

@@ -1,4 +1,4 @@
-"""COCO: semantic label maps out of panoptic annotations, and COCO-Stuff 10k."""
+"""Prepare COCO: semantic label maps from panoptic annotations, and COCO-Stuff 10k."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ IGNORE_LABEL = 255
 
 
 def prepare_coco_semantic(root: Path, split: str, options: RunOptions) -> None:
-    """coco/panoptic_semseg_<split>: all 133 classes by contiguous id."""
+    """Write coco/panoptic_semseg_<split>: all 133 classes by contiguous id."""
     metadata = taxonomy_metadata("coco_panoptic_with_sem_seg")
     _semantic_from_panoptic(root / "coco", split, options, metadata["stuff_dataset_id_to_contiguous_id"], "semseg")
 
 
 def prepare_coco_stuff(root: Path, split: str, options: RunOptions) -> None:
-    """coco/panoptic_stuff_<split>: all things as class 0, the 53 stuff classes from 1 on."""
+    """Write coco/panoptic_stuff_<split>: all things as class 0, the 53 stuff classes from 1 on."""
     metadata = taxonomy_metadata("coco_panoptic_separated")
     things = dict.fromkeys(metadata["thing_dataset_id_to_contiguous_id"], 0)
     _semantic_from_panoptic(
@@ -63,7 +63,7 @@ def _semantic_labels(conversion: Conversion) -> np.ndarray:
 
 
 def prepare_coco_stuff_10k(root: Path, split: str, options: RunOptions) -> None:
-    """coco/coco_stuff_10k/{images,annotations}_detectron2/<split>, from MATLAB files."""
+    """Write coco/coco_stuff_10k/{images,annotations}_detectron2/<split> from MATLAB files."""
     folder = root / "coco" / "coco_stuff_10k"
     images, labels = (folder / f"{role}_detectron2" / split for role in ("images", "annotations"))
     for output in (images, labels):

@@ -1,4 +1,4 @@
-"""Label values replaced by a table."""
+"""Replace label values by a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NUM_VALUES = 1 << 16
 def lookup(
     values: np.ndarray, table: dict[int, int], path: Path, *, default: int | None = None, dtype: type = np.uint8
 ) -> np.ndarray:
-    """``table[value]`` (H, W) for values (H, W) of 0 to 65535; ``default`` for values without an entry.
+    """Return ``table[value]`` (H, W) for values (H, W) of 0 to 65535; ``default`` for values without an entry.
 
     Raises:
         DatasetError: a value of the file ``path`` has no entry and there is no default.
@@ -30,7 +30,7 @@ def lookup(
 
 
 def read_red_and_green(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The first two channels (H, W) int32 of an RGB label file.
+    """Return the first two channels (H, W) int32 of an RGB label file.
 
     Raises:
         DatasetError: the file is missing, damaged or not coloured.

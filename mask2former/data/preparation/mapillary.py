@@ -1,4 +1,4 @@
-"""Mapillary Vistas: annotations of version 1.2 in the place where the data sets read them, checked."""
+"""Prepare Mapillary Vistas: put annotations of version 1.2 where the data sets read them, and check them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PANOPTIC_JSON = "panoptic_2018.json"
 
 
 def prepare_mapillary_vistas(root: Path, split: str, options: RunOptions) -> None:
-    """Move in the annotations of v1.2/ where the download is version 2.0; then check that every image has its own."""
+    """Move in the annotations of v1.2/ if the download is version 2.0; then check that every image has its own."""
     folder = root / FOLDER / split
     nested = folder / "v1.2"
     for role in _ROLES:

@@ -1,4 +1,4 @@
-"""Panoptic annotations: a PNG of segment ids per image, and one json file that is written last."""
+"""Write panoptic annotations: a PNG of segment ids per image, and one json file, which is written last."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _is_complete(json_file: Path, folder: Path, count: int) -> bool:
 
 
 def _write_one(item: Item, read: Callable[[Item], PanopticImage], folder: Path, force: bool) -> tuple[Record, Record]:
-    """Entries of ``images`` and ``annotations`` of one image."""
+    """Return the entries of one image in ``images`` and ``annotations``."""
     image = read(item)
     height, width = image.ids.shape
     segments = []

@@ -1,4 +1,4 @@
-"""Work on many files: several processes, one progress bar, and no work on what is there already."""
+"""Process many files: in several processes, with one progress bar, without repeating what is done."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_CHUNK = 16  # files handed to a process at a time
 
 @dataclass(frozen=True)
 class RunOptions:
-    """``force`` makes anew what is there already."""
+    """``force`` repeats what is already there."""
 
     num_workers: int = 1
     force: bool = False
@@ -33,7 +33,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A picture to be made of ``source``; its size is that of ``size_of`` (``source`` where None)."""
+    """A target image to be made from ``source``; its size is that of ``size_of`` (``source`` if None)."""
 
     source: Path
     target: Path
@@ -48,7 +48,7 @@ def convert_all(
     *,
     description: str,
 ) -> None:
-    """Write what ``convert`` returns, pixels (H, W) or (H, W, 3), to each target that is not there and whole."""
+    """Write what ``convert`` returns, pixels (H, W) or (H, W, 3), to each target that is missing or damaged."""
     convert_one = partial(_convert_one, convert=convert, force=options.force)
     written = run_all(convert_one, conversions, options, description=description)
     print(f"{description}: {sum(written)} files written, {len(written) - sum(written)} were there")
@@ -68,7 +68,7 @@ def _convert_one(conversion: Conversion, convert: Callable[[Conversion], np.ndar
 
 
 def link_all(pairs: Sequence[tuple[Path, Path]], options: RunOptions, *, description: str) -> None:
-    """Make each target the same file as its source, or a copy; those that are there already are kept."""
+    """Make each target a link to its source, or a copy; existing ones are kept."""
     written = run_all(_link, pairs, options, description=description)
     print(f"{description}: {sum(written)} files placed, {len(written) - sum(written)} were there")
 
@@ -80,7 +80,7 @@ def _link(pair: tuple[Path, Path]) -> bool:
 def run_all(
     function: Callable[[Item], Result], items: Sequence[Item], options: RunOptions, *, description: str
 ) -> list[Result]:
-    """What ``function`` returns for each item, in their order.
+    """Return the results of ``function`` for each item, in their order.
 
     Raises:
         DatasetError: what ``function`` raised, a file that cannot be written, or a process that was killed.

@@ -13,9 +13,9 @@ CLASSES_FILE = Path(__file__).with_name("classes.json")
 
 @dataclass(frozen=True)
 class ShapeClass:
-    """One class. `category_id` is the id in the files (with gaps), `contiguous_id` counts things first, then stuff.
+    """One class. ``category_id`` is the id in the files (with gaps), ``contiguous_id`` counts things first, then stuff.
 
-    `typical_hue`, in degrees, is the colour that things of the class often have; stuff has none.
+    ``typical_hue``, in degrees, is the colour that things of the class often have; stuff has none.
     """
 
     name: str
@@ -28,7 +28,7 @@ class ShapeClass:
 
 @lru_cache(maxsize=1)
 def shape_classes() -> tuple[ShapeClass, ...]:
-    """All classes ordered by contiguous id: things first, then stuff."""
+    """Return all classes ordered by contiguous id: things first, then stuff."""
     table = json.loads(CLASSES_FILE.read_text(encoding="utf-8"))
     rows = [(row, True) for row in table["things"]] + [(row, False) for row in table["stuff"]]
     return tuple(
@@ -38,22 +38,22 @@ def shape_classes() -> tuple[ShapeClass, ...]:
 
 
 def thing_classes() -> tuple[ShapeClass, ...]:
-    """The classes that are things, by contiguous id."""
+    """Return the classes that are things, by contiguous id."""
     return tuple(c for c in shape_classes() if c.isthing)
 
 
 def stuff_classes() -> tuple[ShapeClass, ...]:
-    """The classes that are not things (the metadata field of this name lists all classes instead)."""
+    """Return the classes that are not things (the metadata field of this name lists all classes instead)."""
     return tuple(c for c in shape_classes() if not c.isthing)
 
 
 def class_named(name: str) -> ShapeClass:
-    """The class of this name."""
+    """Return the class of this name."""
     return next(c for c in shape_classes() if c.name == name)
 
 
 def coco_categories(*, things_only: bool = False) -> list[dict[str, Any]]:
-    """The `categories` list of a COCO json file."""
+    """Return the ``categories`` list of a COCO json file."""
     return [
         {
             "id": c.category_id,

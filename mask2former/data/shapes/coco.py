@@ -16,7 +16,7 @@ _POLYGON_PERIOD = 8
 
 
 def panoptic_entry(scene: Scene, image_id: int, file_name: str) -> dict[str, Any]:
-    """An entry of `annotations` in a COCO panoptic file; `file_name` is that of the PNG."""
+    """Return an entry of ``annotations`` in a COCO panoptic file; ``file_name`` is that of the PNG."""
     return {
         "image_id": image_id,
         "file_name": file_name,
@@ -34,7 +34,7 @@ def panoptic_entry(scene: Scene, image_id: int, file_name: str) -> dict[str, Any
 
 
 def instance_entries(scene: Scene, image_id: int) -> list[dict[str, Any]]:
-    """Entries of `annotations` in a COCO instances file, one a thing segment, still without `id`."""
+    """Return entries of ``annotations`` in a COCO instances file, one a thing segment, still without ``id``."""
     things = [segment for segment in scene.segments if segment.category.isthing]
     if not things:
         return []
@@ -57,7 +57,10 @@ def instance_entries(scene: Scene, image_id: int) -> list[dict[str, Any]]:
 
 
 def track_entries(video: Video, video_id: int) -> list[dict[str, Any]]:
-    """Entries of `annotations` in a YouTube-VIS file, still without `id`; null in frames where nothing shows."""
+    """Return entries of ``annotations`` in a YouTube-VIS file, still without ``id``.
+
+    Null in frames where nothing shows.
+    """
     num_frames, height, width = video.ids.shape
     entries = []
     for track in video.tracks:
@@ -80,7 +83,10 @@ def track_entries(video: Video, video_id: int) -> list[dict[str, Any]]:
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]] | None:
-    """Polygons along the pixel edges of a mask (H, W) bool; None where they would not give back the very mask."""
+    """Return polygons along the pixel edges of a mask (H, W) bool.
+
+    None where they would not give back the very mask.
+    """
     # In a doubled mask a contour runs through pixel 2x on a left edge and 2x + 1 on a right one: half of that,
     # rounded up, is the edge itself.
     doubled = np.repeat(np.repeat(mask.astype(np.uint8), 2, 0), 2, 1)
@@ -92,7 +98,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]] | None:
 
 
 def _without_repeats(points: np.ndarray) -> np.ndarray:
-    """Closed polygon (N, 2) of whole steps without repeated points and points within straight lines."""
+    """Return closed polygon (N, 2) of whole steps without repeated points and points within straight lines."""
     points = points[np.any(points != np.roll(points, 1, 0), 1)]
     before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
     return points[np.any(before != after, 1)]

@@ -13,13 +13,16 @@ Size: TypeAlias = tuple[int, int]  # (height, width)
 
 
 def smoothstep(low: float, high: float, values: Array) -> Array:
-    """0 below `low`, 1 above `high`, a smooth cubic between them."""
+    """0 below ``low``, 1 above ``high``, a smooth cubic between them."""
     t = np.clip((values - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 def noise(rng: np.random.Generator, size: Size, *, cells: tuple[float, float], octaves: int = 4) -> Array:
-    """Fractal noise of mean 0 and standard deviation 1; `cells` (rows, columns) is the grid of the coarsest octave."""
+    """Return fractal noise of mean 0 and standard deviation 1.
+
+    ``cells`` (rows, columns) is the grid of the coarsest octave.
+    """
     field = np.zeros(size, np.float32)
     for octave in range(octaves):
         grid = tuple(max(2, min(round(c * 2**octave) + 1, s)) for c, s in zip(cells, size, strict=True))
@@ -30,7 +33,7 @@ def noise(rng: np.random.Generator, size: Size, *, cells: tuple[float, float], o
 
 
 def pixel_grid(size: Size) -> tuple[Array, Array]:
-    """Broadcastable coordinates of the pixel centres: y (h, 1) and x (1, w), both in pixels."""
+    """Return broadcastable coordinates of the pixel centres: y (h, 1) and x (1, w), both in pixels."""
     height, width = size
     y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5)
     x = np.arange(width, dtype=np.float32)[None, :] + np.float32(0.5)
@@ -45,18 +48,18 @@ def mix(first: Array, second: Array, weight: Array) -> Array:
 
 
 def as_field(color: Array, like: Array) -> Array:
-    """A colour (3,) as a field (h, w, 3) as the field `like` (h, w, …); a field stays what it is."""
+    """Return a colour (3,) as a field (h, w, 3) as the field ``like`` (h, w, …); a field stays what it is."""
     return color if color.ndim == 3 else np.tile(color, (*like.shape[:2], 1)).astype(np.float32, copy=False)
 
 
 def shaded(color: Array, factor: Array) -> Array:
-    """A colour field (h, w, 3), or a colour (3,), times a factor field (h, w)."""
+    """Return a colour field (h, w, 3), or a colour (3,), times a factor field (h, w)."""
     if color.ndim == 1:
         return cv2.merge([factor * c for c in color])
     return cv2.multiply(color, cv2.merge((factor, factor, factor)))
 
 
 def rgb(hue: float, saturation: float, value: float) -> Array:
-    """A colour (3,) from hue in degrees, saturation and value in [0, 1] (clipped)."""
+    """Return a colour (3,) from hue in degrees, saturation and value in [0, 1] (clipped)."""
     clipped = (min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
     return np.array(colorsys.hsv_to_rgb((hue % 360.0) / 360.0, *clipped), np.float32)

@@ -31,7 +31,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Ground:
-    """`canvas` (S*H, S*W, 3) and `names[labels]`, the class of each of the (H, W) pixels."""
+    """``canvas`` (S*H, S*W, 3) and ``names[labels]``, the class of each of the (H, W) pixels."""
 
     canvas: Array
     names: tuple[str, ...]
@@ -39,7 +39,7 @@ class Ground:
 
 
 def fill_polygons(size: Size, polygons: list[np.ndarray]) -> Array:
-    """Antialiased even-odd coverage (h, w) in [0, 1] of polygons (N, 2) of x, y in pixels."""
+    """Return antialiased even-odd coverage (h, w) in [0, 1] of polygons (N, 2) of x, y in pixels."""
     image = np.zeros(size, np.uint8)
     points = [np.rint((p - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32) for p in polygons]
     cv2.fillPoly(image, points, 255, cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -47,13 +47,13 @@ def fill_polygons(size: Size, polygons: list[np.ndarray]) -> Array:
 
 
 def downsample(field: np.ndarray) -> np.ndarray:
-    """Mean over each SUPERSAMPLING x SUPERSAMPLING block."""
+    """Return the mean over each SUPERSAMPLING x SUPERSAMPLING block."""
     size = (field.shape[1] // SUPERSAMPLING, field.shape[0] // SUPERSAMPLING)
     return cv2.resize(field, size, interpolation=cv2.INTER_AREA)
 
 
 def draw_ground(rng: np.random.Generator, size: Size, light: Light) -> Ground:
-    """Choose and paint the ground of an image of `size` (H, W)."""
+    """Choose and paint the ground of an image of ``size`` (H, W)."""
     fine = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     view = rng.random()
     if view < 0.62:
@@ -87,7 +87,7 @@ def _paint(rng: np.random.Generator, fine: Size, regions: list[Region], horizon:
 
 
 def _below(boundary: Array, fine: Size) -> Array:
-    """Coverage of what lies below a boundary (w,) given as y in pixels."""
+    """Return the coverage of what lies below a boundary (w,) given as y in pixels."""
     y, _ = pixel_grid(fine)
     return np.clip(y - boundary[None, :] + np.float32(0.5), 0, 1)
 
@@ -142,7 +142,10 @@ def _road_from_above(rng: np.random.Generator, fine: Size) -> Region:
 
 
 def _road(fine: Size, centre: np.ndarray, half: np.ndarray, *, dashes: np.ndarray) -> Region:
-    """A ribbon about a centre line (N, 2) with half widths (N, 2); `dashes` (N,) counts the dashes along it."""
+    """Return a ribbon about a centre line (N, 2) with half widths (N, 2).
+
+    ``dashes`` (N,) counts the dashes along it.
+    """
     outline = np.concatenate([centre + half, (centre - half)[::-1]])
     marks = []
     for k in range(int(dashes.min()), math.ceil(dashes.max())):

@@ -1,6 +1,6 @@
 """Textures of the stuff classes. Each paints a whole canvas (h, w, 3) in [0, 1]; the layout cuts its region out.
 
-`depth` (h, 1) runs from 0 at the horizon to 1 at the bottom (constant 1 seen from above) and scales the pattern with
+``depth`` (h, 1) runs from 0 at the horizon to 1 at the bottom (constant 1 seen from above) and scales the pattern with
 distance, so that the ground lies flat.
 """
 

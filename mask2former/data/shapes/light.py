@@ -23,7 +23,7 @@ _HOUR_ODDS = (0.36, 0.22, 0.16, 0.16, 0.10)
 
 @dataclass(frozen=True)
 class Light:
-    """`direction` (x, y) is the unit vector in the image plane towards the light."""
+    """``direction`` (x, y) is the unit vector in the image plane towards the light."""
 
     direction: tuple[float, float]
     sky_top: Array
@@ -34,7 +34,7 @@ class Light:
 
 
 def sample_light(rng: np.random.Generator) -> Light:
-    """The light of an hour of the day, from a direction above the picture."""
+    """Return the light of an hour of the day, from a direction above the picture."""
     top, bottom, tint = _HOURS[rng.choice(len(_HOURS), p=_HOUR_ODDS)]
     angle = math.radians(rng.uniform(-150.0, -30.0))
     return Light(
@@ -48,7 +48,7 @@ def sample_light(rng: np.random.Generator) -> Light:
 
 
 def sample_exposure(rng: np.random.Generator, size: Size, light: Light) -> Array:
-    """A factor (h, w, 3): brighter towards the light, darker in the corners, tinted by the hour."""
+    """Return a factor (h, w, 3): brighter towards the light, darker in the corners, tinted by the hour."""
     y, x = pixel_grid(size)
     y, x = y / size[0] * 2 - 1, x / size[1] * 2 - 1
     slope = np.float32(rng.uniform(0.04, 0.16))
@@ -61,19 +61,19 @@ def sample_exposure(rng: np.random.Generator, size: Size, light: Light) -> Array
 
 @dataclass(frozen=True)
 class Camera:
-    """`blur` in canvas pixels, `grain` the standard deviation of the sensor noise on a 0-255 scale."""
+    """``blur`` in canvas pixels, ``grain`` the standard deviation of the sensor noise on a 0-255 scale."""
 
     blur: float
     grain: float
 
 
 def sample_camera(rng: np.random.Generator) -> Camera:
-    """A camera of middling quality."""
+    """Return a camera of middling quality."""
     return Camera(blur=rng.uniform(0.3, 1.1), grain=rng.uniform(0.8, 4.0))
 
 
 def develop(rng: np.random.Generator, canvas: Array, camera: Camera, size: Size) -> np.ndarray:
-    """The picture (H, W, 3) uint8 that the camera takes of a supersampled canvas in [0, 1]."""
+    """Return the picture (H, W, 3) uint8 that the camera takes of a supersampled canvas in [0, 1]."""
     canvas = cv2.GaussianBlur(canvas, (0, 0), camera.blur)
     picture = cv2.resize(canvas, size[::-1], interpolation=cv2.INTER_AREA) * np.float32(255.0)
     # Two thirds of the grain is common to the three channels, as luminance noise is in photographs.

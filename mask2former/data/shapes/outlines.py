@@ -69,7 +69,7 @@ _OUTLINES: Mapping[str, Callable[[np.random.Generator], Outline]] = {
 
 
 def sample_outline(rng: np.random.Generator, name: str) -> Outline:
-    """The outline of a thing class for a radius of about 1, slightly squashed."""
+    """Return the outline of a thing class for a radius of about 1, slightly squashed."""
     polygons = _OUTLINES[name](rng)
     scale = (_TYPICAL_AREA / _area(polygons[0])) ** _EQUALISING
     squash = np.array([rng.uniform(0.92, 1.08), 1.0])
@@ -82,7 +82,7 @@ def _area(polygon: np.ndarray) -> float:
 
 
 def place_outline(outline: Outline, centre: tuple[float, float], *, radius: float, angle: float) -> Outline:
-    """Polygons turned by `angle` (radians), scaled by `radius` and moved to `centre` (x, y)."""
+    """Return polygons turned by ``angle`` (radians), scaled by ``radius`` and moved to ``centre`` (x, y)."""
     c, s = np.cos(angle), np.sin(angle)
     turn = np.array([[c, s], [-s, c]])
     return tuple(polygon @ turn * radius + np.asarray(centre) for polygon in outline)

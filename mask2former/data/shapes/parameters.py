@@ -46,16 +46,16 @@ class ShapesParameters:
             raise DatasetError(f"num_frames: expected 1 <= fewest <= most, found {self.num_frames}")
 
     def count(self, kind: str, split: str) -> int:
-        """How many items of a kind a split has."""
+        """Return how many items of a kind a split has."""
         return int(getattr(self, f"num_{split}" if kind == "image" else f"num_{split}_videos"))
 
     def manifest(self) -> dict[str, Any]:
-        """The parameters as they stand in the manifest file."""
+        """Return the parameters as they stand in the manifest file."""
         content = {"dataset": "shapes", "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         return json.loads(json.dumps(content))  # so that it equals what is read back
 
 
 def item_generator(seed: int, kind: str, split: str, index: int) -> np.random.Generator:
-    """The random numbers of one item; those of different items, splits and kinds are independent."""
+    """Return the random numbers of one item; those of different items, splits and kinds are independent."""
     key = (KINDS.index(kind), SPLITS.index(split), index)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

@@ -26,7 +26,7 @@ _TRIES = 12
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing in its place. Things of one `crowd` (an index) are annotated together, as one crowd segment."""
+    """A thing in its place. Things of one ``crowd`` (an index) are annotated together, as one crowd segment."""
 
     thing: Thing
     pose: Pose
@@ -35,17 +35,17 @@ class Placed:
 
 
 def scale_of(size: Size) -> float:
-    """How much larger things are than in an image of the reference size."""
+    """Return how much larger things are than in an image of the reference size."""
     return min(size) / REFERENCE_SIDE
 
 
 def min_visible_pixels(size: Size) -> int:
-    """The fewest visible pixels with which something can be recognised in an image of this size."""
+    """Return the fewest visible pixels with which something can be recognised in an image of this size."""
     return max(8, round(MIN_VISIBLE_PIXELS * scale_of(size) ** 2))
 
 
 def clip_to_image(patch: Patch, size: Size) -> tuple[slice, slice, np.ndarray]:
-    """Rows, columns and mask of the image pixels that a patch covers."""
+    """Return rows, columns and mask of the image pixels that a patch covers."""
     top, left, mask = patch.label_mask()
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = max(min(top + mask.shape[0], size[0]), y0), max(min(left + mask.shape[1], size[1]), x0)
@@ -82,7 +82,7 @@ class Stage:
 
 
 def sample_thing(rng: np.random.Generator, name: str | None = None) -> Thing:
-    """A thing of the class `name`, or of any class."""
+    """Return a thing of the class ``name``, or of any class."""
     classes = thing_classes()
     category = classes[rng.integers(len(classes))] if name is None else class_named(name)
     return Thing(category, sample_outline(rng, category.name))
@@ -120,7 +120,7 @@ def _sample_pose(rng: np.random.Generator, stage: Stage, crowding: float) -> Pos
 
 
 def _place_crowd(rng: np.random.Generator, stage: Stage) -> None:
-    """Small things of one class close together; some crowds are too many to count (`crowd` is set)."""
+    """Small things of one class close together; some crowds are too many to count (``crowd`` is set)."""
     height, width = stage.size
     scale = scale_of(stage.size)
     name = sample_thing(rng).category.name

@@ -36,11 +36,13 @@ _FOLDERS = ("annotations", *(f"{role}{split}" for role in ("", "panoptic_", "sem
 def prepare_shapes(
     output: str | os.PathLike[str], parameters: ShapesParameters, *, num_workers: int = 2, force: bool = False
 ) -> bool:
-    """Write the data set below `output`; returns False where it was complete already.
+    """Write the data set below ``output``; returns False where it was complete already.
 
-    An interrupted run with the same parameters is continued. With `force` a data set drawn before is drawn anew.
-    Raises DatasetError when `output` holds shapes drawn with other parameters and `force` is not set, holds files
-    that are not from here, or cannot be written.
+    An interrupted run with the same parameters is continued. With ``force`` a data set drawn before is drawn anew.
+
+    Raises:
+        DatasetError: ``output`` holds shapes drawn with other parameters and ``force`` is not set, holds files that are
+            not from here, or cannot be written.
     """
     if num_workers < 1:
         raise DatasetError(f"num_workers: expected at least 1, found {num_workers}")
@@ -74,7 +76,7 @@ def _is_complete(root: Path, parameters: ShapesParameters) -> bool:
 
 
 def _read_manifest(path: Path) -> Record | None:
-    """The manifest, an empty one where a run was stopped while it made room, or None where there is no such file."""
+    """Return the manifest, an empty one after an interrupted run, or None if there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -22,7 +22,10 @@ _COLOR_JITTER = 26
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment of a scene: `id` is its value in `Scene.ids`, `bbox_xywh` whole pixels, `area` a count of pixels."""
+    """A segment of a scene.
+
+    ``id`` is its value in ``Scene.ids``, ``bbox_xywh`` whole pixels, ``area`` a count of pixels.
+    """
 
     id: int
     category: ShapeClass
@@ -40,7 +43,7 @@ class Scene:
     segments: tuple[Segment, ...]
 
     def semantic(self, ignore_label: int = 255) -> np.ndarray:
-        """(H, W) uint8 contiguous class ids, `ignore_label` where void."""
+        """(H, W) uint8 contiguous class ids, ``ignore_label`` where void."""
         labels = np.full(self.ids.shape, ignore_label, np.uint8)
         for segment in self.segments:
             labels[self.ids == segment.id] = segment.category.contiguous_id
@@ -48,12 +51,12 @@ class Scene:
 
 
 def generator_of(seed: int | np.random.Generator) -> np.random.Generator:
-    """A generator of random numbers from a seed; a generator is returned as it is."""
+    """Return a generator of random numbers from a seed; a generator is returned as it is."""
     return seed if isinstance(seed, np.random.Generator) else np.random.default_rng(seed)
 
 
 def check_size(size: Size) -> None:
-    """Raises DatasetError for a picture too small to hold shapes that can be told apart."""
+    """Raise DatasetError for a picture too small to hold shapes that can be told apart."""
     if min(size) < MIN_SIDE:
         raise DatasetError(f"size (height, width): expected at least {MIN_SIDE} x {MIN_SIDE} pixels, found {size}")
 
@@ -62,7 +65,9 @@ def draw_scene(seed: int | np.random.Generator, size: Size = (128, 128)) -> Scen
     """Draw the scene of a seed: the same seed and size give the same scene.
 
     Every thing shows at least a quarter of itself and enough pixels to be recognised.
-    Raises DatasetError when a side is shorter than 32 pixels.
+
+    Raises:
+        DatasetError: a side is shorter than 32 pixels.
     """
     check_size(size)
     rng = generator_of(seed)
@@ -85,7 +90,7 @@ def paint_placed(canvas: Array, placed: Placed, style: Style, light: Light) -> N
 
 
 def backdrop(canvas: Array, patch: Patch) -> Array:
-    """Mean colour (3,) of the canvas under a patch."""
+    """Return the mean colour (3,) of the canvas under a patch."""
     height, width = patch.coverage.shape
     rows = slice(max(patch.top, 0), max(patch.top + height, 1))
     columns = slice(max(patch.left, 0), max(patch.left + width, 1))
@@ -116,7 +121,7 @@ def _label(rng: np.random.Generator, ground: Ground, stage: Stage) -> tuple[np.n
 
 
 def _sample_id(rng: np.random.Generator, category: ShapeClass, taken: set[int]) -> int:
-    """An id whose colour in the panoptic PNG is close to the class's own, as in the PNGs of COCO."""
+    """Return an id whose colour in the panoptic PNG is close to the class's own, as in the PNGs of COCO."""
     while True:
         jitter = rng.integers(-_COLOR_JITTER, _COLOR_JITTER + 1, 3) if category.isthing else np.zeros(3, int)
         r, g, b = np.clip(np.array(category.color) + jitter, 1, 255).tolist()

@@ -24,7 +24,7 @@ _GRAIN_TILE = 32
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a thing lies: `x`, `y` and `radius` in image pixels, `angle` in radians."""
+    """Where a thing lies: ``x``, ``y`` and ``radius`` in image pixels, ``angle`` in radians."""
 
     x: float
     y: float
@@ -52,7 +52,7 @@ class Style:
 class Patch:
     """The coverage of a thing on a rectangle of the canvas that may reach beyond the canvas.
 
-    `top` and `left` are canvas pixels, whole multiples of SUPERSAMPLING; so are the sides of `coverage`.
+    ``top`` and ``left`` are canvas pixels, whole multiples of SUPERSAMPLING; so are the sides of ``coverage``.
     """
 
     top: int
@@ -73,7 +73,7 @@ class Thing:
 
 
 def cover(thing: Thing, pose: Pose) -> Patch:
-    """The canvas pixels that a thing in this pose covers, with a margin of at least four canvas pixels."""
+    """Return the canvas pixels that a thing in this pose covers, with a margin of at least four canvas pixels."""
     s = SUPERSAMPLING
     polygons = place_outline(thing.outline, (pose.x * s, pose.y * s), radius=pose.radius * s, angle=pose.angle)
     low = np.floor((polygons[0].min(0) - 4) / s).astype(int) * s
@@ -86,7 +86,7 @@ def cover(thing: Thing, pose: Pose) -> Patch:
 def sample_style(
     rng: np.random.Generator, category: ShapeClass, backdrop: Array, *, typical_color_odds: float = TYPICAL_COLOR_ODDS
 ) -> Style:
-    """A random style for a thing whose main colour stands out from the mean colour (3,) of what lies behind."""
+    """Return a random style for a thing whose main colour stands out from the mean colour (3,) of what lies behind."""
     hue, color = 0.0, backdrop
     typical_hue = category.typical_hue
     if typical_hue is not None and rng.random() >= typical_color_odds:
@@ -113,7 +113,7 @@ def sample_style(
 
 
 def _edge(wave: Array, pixels_per_unit: float) -> Array:
-    """A wave turned into stripes with edges about a pixel wide."""
+    """Return a wave turned into stripes with edges about a pixel wide."""
     return np.clip(np.float32(0.5) + wave * np.float32(0.4 * pixels_per_unit), 0, 1)
 
 
@@ -156,7 +156,7 @@ _PATTERN_ODDS = (0.4, 0.26, 0.12, 0.06, 0.08, 0.08)
 
 
 def _window(patch: Patch, canvas_size: Size) -> tuple[slice, slice, slice, slice] | None:
-    """Rows and columns of the canvas and of the patch where they overlap, or None."""
+    """Return rows and columns of the canvas and of the patch where they overlap, or None."""
     height, width = patch.coverage.shape
     y0, x0 = max(patch.top, 0), max(patch.left, 0)
     y1, x1 = min(patch.top + height, canvas_size[0]), min(patch.left + width, canvas_size[1])
@@ -167,7 +167,7 @@ def _window(patch: Patch, canvas_size: Size) -> tuple[slice, slice, slice, slice
 
 
 def cast_shadow(canvas: Array, patch: Patch, *, radius: float, light: Light) -> None:
-    """Darken the canvas where a thing of `radius` image pixels, floating a little above it, keeps the light off."""
+    """Darken the canvas where a thing of ``radius`` image pixels, floating a little above it, keeps the light off."""
     softness = SUPERSAMPLING * (0.6 + light.shadow_softness * radius)
     reach = SUPERSAMPLING * (1.2 + 0.14 * radius)
     pad = SUPERSAMPLING * math.ceil(1 + 1.2 * softness)
@@ -193,7 +193,7 @@ def paint(canvas: Array, patch: Patch, pose: Pose, *, style: Style, light: Light
 
 
 def _surface(patch: Patch, pose: Pose, style: Style, light: Light) -> Array:
-    """The colour (h, w, 3) of a thing over its whole patch."""
+    """Return the colour (h, w, 3) of a thing over its whole patch."""
     s, (height, width) = SUPERSAMPLING, patch.coverage.shape
     radius = np.float32(pose.radius * s)
     x = (np.arange(width, dtype=np.float32)[None] + np.float32(patch.left + 0.5 - pose.x * s)) / radius
@@ -214,7 +214,7 @@ def _surface(patch: Patch, pose: Pose, style: Style, light: Light) -> Array:
 
 
 def _bevel(coverage: Array, style: Style, light: Light, radius: float) -> tuple[Array, Array]:
-    """How far the rounded edge faces the light, in [-1, 1], and how close the edge is, in [0, 1]."""
+    """Return how far the rounded edge faces the light, in [-1, 1], and how close the edge is, in [0, 1]."""
     inside = (coverage >= 0.5).astype(np.uint8)
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
     width = max(style.bevel * radius, 2.0 * SUPERSAMPLING)

@@ -29,7 +29,7 @@ _MAX_PAN = 0.12  # of the width, over the whole clip
 
 @dataclass(frozen=True)
 class Track:
-    """A thing through a clip: `id` is its value in `Video.ids`."""
+    """A thing through a clip: ``id`` is its value in ``Video.ids``."""
 
     id: int
     category: ShapeClass
@@ -37,7 +37,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Video:
-    """`frames` (T, H, W, 3) uint8 RGB, `ids` (T, H, W) int32 (0 is the ground), `tracks` seen at least once."""
+    """``frames`` (T, H, W, 3) uint8 RGB, ``ids`` (T, H, W) int32 (0 is the ground), ``tracks`` seen at least once."""
 
     frames: np.ndarray
     ids: np.ndarray
@@ -46,7 +46,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Motion:
-    """Where a thing is at each time: at (x, y) at time `when`, from there along a line with a sway."""
+    """Where a thing is at each time: at (x, y) at time ``when``, from there along a line with a sway."""
 
     when: float
     x: float
@@ -59,7 +59,7 @@ class Motion:
     growth: float  # part of the radius a frame
 
     def pose(self, time: float) -> Pose:
-        """The pose at a time in frames."""
+        """Return the pose at a time in frames."""
         t = time - self.when
         vx, vy = self.velocity
         speed = math.hypot(vx, vy) + 1e-6
@@ -121,7 +121,7 @@ def _draw_actors(canvas: Array, actors: list[_Actor], time: int, *, size: Size, 
 
 
 def _sample_motion(rng: np.random.Generator, size: Size, *, num_frames: int, others: list[Motion]) -> Motion:
-    """A motion that is not much in the way of others, or the least so of a few."""
+    """Return a motion that is not much in the way of others, or the least so of a few."""
     tried: list[tuple[float, Motion]] = []
     for _ in range(_MOTION_TRIES):
         motion = _draw_motion(rng, size, num_frames)
@@ -132,7 +132,7 @@ def _sample_motion(rng: np.random.Generator, size: Size, *, num_frames: int, oth
 
 
 def _crowding(motion: Motion, others: list[Motion], num_frames: int) -> float:
-    """How deep a thing is within others, as a part of both radii: the mean over time of the sum."""
+    """Return how deep a thing is within others, as a part of both radii: the mean over time of the sum."""
     depths = 0.0
     for time in range(num_frames):
         pose = motion.pose(time)

@@ -52,7 +52,7 @@ class Chunk:
 
 
 def chunks_of(parameters: ShapesParameters) -> Iterator[Chunk]:
-    """All chunks, in the order of the items."""
+    """Yield all chunks, in the order of the items."""
     for kind in KINDS:
         for split in SPLITS:
             count, step = parameters.count(kind, split), _ITEMS_PER_CHUNK[kind]

@@ -1,4 +1,4 @@
-"""What an augmentation is: the distribution of a transform, sampled from an explicit random generator."""
+"""The interface of augmentations: distributions of transforms, sampled from a given random generator."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ AUGMENTATION_REGISTRY = Registry("augmentation", key="INPUT.AUGMENTATIONS")
 
 
 class Augmentation(ABC):
-    """Samples its randomness once and returns the transform.
+    """Draws its random numbers once and returns the transform.
 
-    All randomness comes from the generator handed in, never from a global one: training resumes bit-equal because
-    the generator of a sample is a function of the seed and the sample's position alone.
+    All random numbers come from the given generator, never from a global one: training resumes bit-equal because the
+    generator of a sample is a function of the seed and the sample's position alone.
     """
 
     needs_sem_seg: bool = False
@@ -27,9 +27,9 @@ class Augmentation(ABC):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
-        """The transform for an image of ``size`` (height, width) with the class labels ``sem_seg`` (H, W).
+        """Return the transform for an image of ``size`` (height, width).
 
-        ``sem_seg`` is given where ``needs_sem_seg`` is set.
+        ``sem_seg`` (H, W), its class labels, is given if ``needs_sem_seg`` is set.
         """
 
     def __repr__(self) -> str:
@@ -38,16 +38,16 @@ class Augmentation(ABC):
 
 
 class ImageAugmentation(Augmentation):
-    """An augmentation that looks at the pixels of the image, not at its size alone."""
+    """An augmentation that depends on the pixels of the image, not only on its size."""
 
     needs_image = True
 
     @abstractmethod
     def sample_for(self, rng: np.random.Generator, image: np.ndarray, sem_seg: np.ndarray | None = None) -> Transform:
-        """As ``sample``, for ``image`` (H, W, C) uint8."""
+        """Return the transform for ``image`` (H, W, C) uint8."""
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
-        """Refused: there is no image.
+        """Refuse to sample without an image.
 
         Raises:
             ConfigError: always.
@@ -56,13 +56,13 @@ class ImageAugmentation(Augmentation):
 
 
 class AugmentationList(Augmentation):
-    """Augmentations one after the other; each sees the size, labels and pixels that those before it leave."""
+    """Augmentations in sequence; each gets the size, labels and pixels that the previous one leaves."""
 
     def __init__(self, augmentations: Sequence[Augmentation]) -> None:
-        """Those of detectron2 need `integrations.detectron2.DetectronAugmentation` around them.
+        """Augmentations of detectron2 must be wrapped in ``integrations.detectron2.DetectronAugmentation``.
 
         Raises:
-            ConfigError: one is none of ours.
+            ConfigError: one is not an augmentation of this package.
         """
         for augmentation in augmentations:
             if not isinstance(augmentation, Augmentation):
@@ -80,7 +80,7 @@ class AugmentationList(Augmentation):
         *,
         image: np.ndarray | None = None,
     ) -> TransformList:
-        """The composed transform; labels and image are carried along only as an augmentation looks at them."""
+        """Return the composed transform; labels and image are transformed only if an augmentation needs them."""
         last_label_reader = max((i for i, a in enumerate(self.augmentations) if a.needs_sem_seg), default=-1)
         last_image_reader = max((i for i, a in enumerate(self.augmentations) if a.needs_image), default=-1)
         transforms = []

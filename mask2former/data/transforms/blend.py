@@ -1,4 +1,4 @@
-"""Slight changes of brightness, contrast and saturation, as the published video models are trained with."""
+"""Small changes of brightness, contrast and saturation, as in the training of the published video models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LUMA_RGB = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class BlendTransform(NoOpTransform):
-    """``weight`` times the image plus (1 - ``weight``) times what ``kind`` says.
+    """``weight`` times the image plus (1 - ``weight``) times an image that depends on ``kind``.
 
-    That is black for brightness, the mean of all values for contrast, the pixel's grey for saturation.
+    That image is black for brightness, the mean of all values for contrast, and the grey of each pixel for saturation.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class BlendTransform(NoOpTransform):
 
 
 class RandomBlend(Augmentation):
-    """A weight drawn from ``weights`` (least, most) for one of brightness, contrast and saturation."""
+    """Brightness, contrast or saturation with a weight drawn from ``weights`` (least, most)."""
 
     def __init__(self, kind: str, *, image_format: str, weights: tuple[float, float] = (0.9, 1.1)) -> None:
         if kind not in BLENDS:
@@ -56,21 +56,21 @@ class RandomBlend(Augmentation):
 
 
 class RandomBrightness(RandomBlend):
-    """Brightness times a factor drawn from ``intensity_min`` to ``intensity_max``."""
+    """Multiply brightness by a factor drawn from ``intensity_min`` to ``intensity_max``."""
 
     def __init__(self, intensity_min: float, intensity_max: float) -> None:
         super().__init__("brightness", image_format="RGB", weights=(intensity_min, intensity_max))
 
 
 class RandomContrast(RandomBlend):
-    """Distances from the mean times a factor drawn from ``intensity_min`` to ``intensity_max``."""
+    """Multiply distances from the mean by a factor drawn from ``intensity_min`` to ``intensity_max``."""
 
     def __init__(self, intensity_min: float, intensity_max: float) -> None:
         super().__init__("contrast", image_format="RGB", weights=(intensity_min, intensity_max))
 
 
 class RandomSaturation(RandomBlend):
-    """Distances from grey times a factor drawn from ``intensity_min`` to ``intensity_max``; for images in RGB."""
+    """Multiply distances from grey by a factor drawn from ``intensity_min`` to ``intensity_max``; for RGB images."""
 
     def __init__(self, intensity_min: float, intensity_max: float) -> None:
         super().__init__("saturation", image_format="RGB", weights=(intensity_min, intensity_max))

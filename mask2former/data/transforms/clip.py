@@ -1,4 +1,4 @@
-"""Transforms for the T frames of a clip: the same for all, each frame its own, or a window that moves.
+"""Transforms of the T frames of a clip: one for all, one for each, or a moving window.
 
 All frames of a clip have one size, before and after.
 """
@@ -21,7 +21,7 @@ class ClipAugmentation(ABC):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, size: tuple[int, int], *, num_frames: int) -> list[Transform]:
-        """One transform for each of ``num_frames`` frames of ``size`` (height, width)."""
+        """Return one transform for each of ``num_frames`` frames of ``size`` (height, width)."""
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -29,7 +29,7 @@ class ClipAugmentation(ABC):
 
 
 class ByClip(ClipAugmentation):
-    """One draw for all frames: they move together."""
+    """One draw for all frames: the same transform for each."""
 
     def __init__(self, augmentation: Augmentation) -> None:
         self.augmentation = augmentation
@@ -49,7 +49,7 @@ class ByFrame(ClipAugmentation):
 
 
 class PanningCrop(ClipAugmentation):
-    """A window of one size that moves in a straight line between two random places, as a camera does."""
+    """A window of one size that moves in a straight line between two random positions, as a camera does."""
 
     def __init__(self, crop: RandomCrop) -> None:
         self.crop = crop
@@ -63,7 +63,7 @@ class PanningCrop(ClipAugmentation):
 
 
 class ClipAugmentationList(ClipAugmentation):
-    """Clip augmentations one after the other."""
+    """Clip augmentations in sequence."""
 
     def __init__(self, augmentations: Sequence[ClipAugmentation]) -> None:
         self.augmentations = list(augmentations)

@@ -65,7 +65,7 @@ class SSDColorTransform(Transform):
 
 
 def _linear_table(factor: float, offset: float) -> np.ndarray:
-    """What becomes of every byte: factor × value + offset, clipped and cut to whole numbers, (256,) uint8."""
+    """Return for every byte factor × value + offset, clipped and truncated to integers, (256,) uint8."""
     values = np.arange(256, dtype=np.float32) * np.float32(factor) + np.float32(offset)
     return np.clip(values, 0, 255).astype(np.uint8)
 

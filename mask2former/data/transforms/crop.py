@@ -15,10 +15,10 @@ _NUM_ATTEMPTS = 10  # of the published implementation
 
 
 class RandomCrop(Augmentation):
-    """A window at a random place. ``crop_size`` is (height, width), read by ``crop_type``:
+    """A window at a random position. ``crop_type`` says what ``crop_size`` (height, width) means:
 
-    relative: share of the image; relative_range: a share between it and 1; absolute: pixels;
-    absolute_range: (least, most) pixels, each side drawn on its own.
+    relative: share of the image; relative_range: a share between it and 1; absolute: pixels; absolute_range: (least,
+    most) pixels, each side drawn on its own.
     """
 
     def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
@@ -42,7 +42,7 @@ class RandomCrop(Augmentation):
         return CropTransform(left, top, width, height)
 
     def sample_size(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the window in an image of ``size``, at least 1 × 1."""
+        """Return (height, width) of the window in an image of ``size``, at least 1 × 1."""
         if self.crop_type == "absolute":
             return min(int(self.crop_size[0]), size[0]), min(int(self.crop_size[1]), size[1])
         if self.crop_type == "absolute_range":
@@ -57,10 +57,10 @@ class RandomCrop(Augmentation):
 
 
 class RandomCropCategoryAreaConstraint(Augmentation):
-    """A random crop, drawn again up to ten times while one class covers too much of it.
+    """A random crop, drawn again up to ten times if one class covers too much of it.
 
-    A crop is accepted when it holds more than one class and none covers ``single_category_max_area`` of its
-    labelled pixels or more; ``ignored_category`` counts as unlabelled. 1.0 accepts every crop.
+    A crop is accepted when it holds more than one class and none covers ``single_category_max_area`` of its labelled
+    pixels or more; ``ignored_category`` counts as unlabelled. 1.0 accepts every crop.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class FixedSizeCrop(Augmentation):
         return self.at(size, top=top, left=left)
 
     def at(self, size: tuple[int, int], *, top: int, left: int) -> Transform:
-        """The window whose upper left corner is given, in an image of ``size``."""
+        """Return the window whose upper left corner is given, in an image of ``size``."""
         height, width = self.crop_size
         crop = CropTransform(left, top, width, height)
         kept_height, kept_width = crop.output_size(size)

@@ -1,7 +1,7 @@
 """Transforms that move pixels: resize, crop, pad, flip, rotate.
 
-Resizing is Pillow's (bilinear with a support that grows when shrinking, nearest for labels), rotation OpenCV's,
-because the published models were trained on exactly those pixels.
+Resizing is Pillow's (bilinear with a support that grows when shrinking, nearest for labels), rotation OpenCV's, because
+the published models were trained with them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class ResizeTransform(Transform):
         return self.apply_segmentation_within(segmentation, CropTransform(0, 0, self.new_width, self.new_height))
 
     def apply_image_within(self, image: np.ndarray, window: CropTransform) -> np.ndarray:
-        """The resized image as ``window`` shows it."""
+        """Return the part of the resized image inside ``window``."""
         self._check(image)
         if (self.height, self.width) == (self.new_height, self.new_width):
             return window.apply_image(image)
         return _resize_bilinear(image, (self.new_height, self.new_width), window)
 
     def apply_segmentation_within(self, segmentation: np.ndarray, window: CropTransform) -> np.ndarray:
-        """The resized segmentation as ``window`` shows it."""
+        """Return the part of the resized segmentation inside ``window``."""
         self._check(segmentation)
         if (self.height, self.width) == (self.new_height, self.new_width):
             return window.apply_image(segmentation)
@@ -64,7 +64,7 @@ class ResizeTransform(Transform):
 
 
 def _resize_bilinear(image: np.ndarray, size: tuple[int, int], window: CropTransform) -> np.ndarray:
-    """What ``window`` shows of ``image`` at another ``size`` (height, width)."""
+    """Return the part inside ``window`` of ``image`` resized to ``size`` (height, width)."""
     if image.ndim == 3 and image.shape[2] != 3:
         channels = [_resize_bilinear(image[..., c], size, window) for c in range(image.shape[2])]
         return np.stack(channels, axis=-1)
@@ -95,14 +95,14 @@ def _resize_window(image: Image.Image, size: tuple[int, int], window: CropTransf
 
 
 def _nearest_indices(length: int, new_length: int) -> np.ndarray:
-    """Which of ``length`` pixels Pillow takes for each of ``new_length`` (new_length,)."""
+    """Return which of ``length`` pixels Pillow takes for each of ``new_length``: (new_length,)."""
     ramp = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     return np.asarray(ramp.resize((new_length, 1), Image.Resampling.NEAREST))[0]
 
 
 @dataclass(frozen=True)
 class CropTransform(Transform):
-    """Keep a window; what of it reaches beyond the image is left out."""
+    """Keep a window; the part of it outside the image is left out."""
 
     left: int
     top: int
@@ -124,7 +124,7 @@ class CropTransform(Transform):
 
 @dataclass(frozen=True)
 class ResizedWindow(Transform):
-    """Resize, then keep a window: what is outside it is not resized where that changes nothing inside."""
+    """Resize, then keep a window; what lies outside it is not resized if that changes nothing inside."""
 
     resize: ResizeTransform
     window: CropTransform
@@ -144,7 +144,7 @@ class ResizedWindow(Transform):
 
 @dataclass(frozen=True)
 class PadTransform(Transform):
-    """Add pixels around an image: ``image_fill`` in the image, in labels the fill of the call."""
+    """Add pixels around an image: ``image_fill`` in the image; in labels the ``fill`` of the call."""
 
     left: int
     top: int
@@ -270,7 +270,7 @@ class RotationTransform(Transform):
         return self.angle % 360 == 0
 
     def _matrix(self, offset: float) -> np.ndarray:
-        """Affine map (2, 3); OpenCV's pixel centres lie at integers, so images need ``offset`` -0.5."""
+        """Return the affine map (2, 3); OpenCV's pixel centres lie at integers, so images need ``offset`` -0.5."""
         middle = np.array([self.width / 2, self.height / 2])
         center = middle if self.center_xy is None else np.array(self.center_xy)
         pivot = (float(center[0] + offset), float(center[1] + offset))

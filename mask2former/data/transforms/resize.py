@@ -44,7 +44,7 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def output_size(size: tuple[int, int], length: int, max_size: int) -> tuple[int, int]:
-        """(height, width) of an image of ``size`` after its shorter side is brought to ``length``."""
+        """Return (height, width) of an image of ``size`` whose shorter side is resized to ``length``."""
         # Parity: the order of these products decides how halves are rounded (test_resize_shortest_edge_sizes).
         height, width = size
         scale = length * 1.0 / min(height, width)
@@ -85,7 +85,7 @@ class ResizeScale(Augmentation):
 
     @staticmethod
     def output_size(size: tuple[int, int], scale: float, target_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of an image of ``size`` fitted into ``target_size`` times ``scale``."""
+        """Return (height, width) of an image of ``size`` fitted into ``target_size`` times ``scale``."""
         ratio = min(target_size[0] * scale / size[0], target_size[1] * scale / size[1])
         new_height, new_width = (int(np.round(side * ratio)) for side in size)
         return max(new_height, 1), max(new_width, 1)

@@ -28,10 +28,10 @@ class RandomFlip(Augmentation):
 
 
 class RandomRotation(Augmentation):
-    """Rotate by an angle in degrees: within (least, most) when ``sample_style`` is "range", one of them when "choice".
+    """Rotate by an angle in degrees: within (least, most) if ``sample_style`` is "range", one of several if "choice".
 
-    ``center`` gives the range of the centre as shares of width and height, ((x0, y0), (x1, y1)), or, when
-    choosing, the centres to choose from; None is the middle. ``expand`` enlarges the image to hold everything.
+    ``center`` is the range of the centre as shares of width and height, ((x0, y0), (x1, y1)), or, for "choice", the
+    centres to choose from; None is the middle. ``expand`` enlarges the image to hold everything.
     """
 
     def __init__(

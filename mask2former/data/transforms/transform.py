@@ -1,4 +1,4 @@
-"""What a transform is: one fixed change of an image, and of everything that is drawn on it.
+"""The interface of transforms: one fixed change of an image and of its annotations.
 
 Coordinates are continuous: pixel (column i, row j) covers [i, i+1] × [j, j+1]. Sizes are (height, width).
 """
@@ -19,47 +19,46 @@ _CORNERS = np.array([[0, 1], [2, 1], [2, 3], [0, 3]])
 
 
 class Transform(ABC):
-    """A change without randomness. The same object applied to image and annotations keeps them together."""
+    """A change without randomness, which is applied to image and annotations alike."""
 
     @abstractmethod
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """Image (H, W) or (H, W, C) uint8 → image of ``output_size``."""
+        """Map an image (H, W) or (H, W, C) uint8 to one of ``output_size``."""
 
     @abstractmethod
     def apply_segmentation(self, segmentation: np.ndarray, *, fill: int = IGNORE_FILL) -> np.ndarray:
-        """Labels or ids (H, W) or (H, W, C) of any integer type, or a bool mask; values are never mixed.
+        """Map labels or ids (H, W) or (H, W, C) of any integer type, or a bool mask; values are never mixed.
 
         Pixels that come from outside the image become ``fill``.
         """
 
     @abstractmethod
     def apply_coords(self, coords_xy: np.ndarray) -> np.ndarray:
-        """Points (N, 2) float → points (N, 2); points may leave the image."""
+        """Map points (N, 2) float to points (N, 2), which may lie outside the image."""
 
     @abstractmethod
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of what becomes of an image of ``size``."""
+        """Return (height, width) of a transformed image of ``size``."""
 
     def fused_with(self, following: Transform) -> Transform | None:
-        """One transform of images and segmentations that does this and ``following`` with the same result, in less
-        work; None where there is none."""
+        """Return one faster transform of images and segmentations, equal to this one and ``following``; or None."""
         return None
 
     def apply_boxes(self, boxes_xyxy: np.ndarray) -> np.ndarray:
-        """Boxes (N, 4) → the smallest axis-aligned boxes (N, 4) around their moved corners, not clipped."""
+        """Map boxes (N, 4) to the smallest axis-aligned boxes (N, 4) around their moved corners, not clipped."""
         boxes_xyxy = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
         corners = self.apply_coords(boxes_xyxy[:, _CORNERS].reshape(-1, 2)).reshape(-1, 4, 2)
         return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
     def apply_polygons(self, polygons: Sequence[Sequence[float] | np.ndarray]) -> list[np.ndarray]:
-        """Polygons (x0, y0, x1, y1, …) → the same with moved points, not clipped."""
+        """Map polygons (x0, y0, x1, y1, …) to the same with moved points, not clipped."""
         return [
             self.apply_coords(np.asarray(polygon, dtype=np.float64).reshape(-1, 2)).reshape(-1) for polygon in polygons
         ]
 
 
 class NoOpTransform(Transform):
-    """Leaves everything as it is."""
+    """Changes nothing."""
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         return image
@@ -75,14 +74,14 @@ class NoOpTransform(Transform):
 
 
 class TransformList(Transform):
-    """Transforms applied one after the other."""
+    """Transforms applied in sequence."""
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
 
     @functools.cached_property
     def _pixel_steps(self) -> list[Transform]:
-        """What is done to pixels: the transforms, nested lists unrolled, neighbours fused."""
+        """Return the transforms of pixels: nested lists are flattened, and neighbours fused."""
         steps: list[Transform] = []
         for transform in self.transforms:
             for step in transform._pixel_steps if isinstance(transform, TransformList) else [transform]:
