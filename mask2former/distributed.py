@@ -1,4 +1,4 @@
-"""The processes of a run: who is who, and what they agree upon. Everything works without a process group too."""
+"""Processes of a run: rank, world size, and collective operations. Works without a process group, too."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ _TIMEOUT = datetime.timedelta(minutes=60)  # the main process evaluates alone wh
 
 
 def is_active() -> bool:
-    """A process group exists."""
+    """Return whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
 def get_rank() -> int:
-    """This process's number, 0 for the main one."""
+    """Return the rank of this process, 0 for the main one."""
     return dist.get_rank() if is_active() else 0
 
 
 def get_world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if is_active() else 1
 
 
 def is_main() -> bool:
-    """This process writes files and log lines."""
+    """Return whether this is the main process, which writes files and log lines."""
     return get_rank() == 0
 
 
 def local_rank() -> int:
-    """This process's number on its machine."""
+    """Return the rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def was_launched() -> bool:
-    """A launcher (torchrun, or ours) started this process as one of a group."""
+    """Return whether a launcher (torchrun, or ours) started this process as one of a group."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Joins the group that the launcher's environment describes; without a launcher, nothing."""
+    """Join the group that the launcher's environment describes; do nothing without a launcher."""
     if not was_launched() or is_active():
         yield
         return
@@ -65,7 +65,7 @@ def process_group(device: str) -> Iterator[None]:
 
 
 def average(tensor: torch.Tensor) -> torch.Tensor:
-    """Mean of a tensor over the processes, on each of them."""
+    """Return the mean of a tensor over the processes, on each of them."""
     if get_world_size() == 1:
         return tensor
     total = tensor.clone()
@@ -74,14 +74,14 @@ def average(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def any_process(flag: torch.Tensor) -> torch.Tensor:
-    """Where any process's flag (float, 0 or 1) is set, on each of them; in place."""
+    """Set a flag (float, 0 or 1) on all processes if it is set on any, in place."""
     if get_world_size() > 1:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return flag
 
 
 def gather_on_main(value: T) -> list[T] | None:
-    """The values of all processes in the order of ranks, on the main one; None elsewhere. All must call it."""
+    """Return the values of all processes by rank on the main one, None elsewhere. All processes must call it."""
     if get_world_size() == 1:
         return [value]
     # NCCL alone would pickle through GPU memory: bulky host data goes over gloo.
@@ -94,7 +94,7 @@ def gather_on_main(value: T) -> list[T] | None:
 
 
 def broadcast(value: Any) -> Any:
-    """The main process's value, on each of them."""
+    """Return the main process's value, on each of them."""
     if get_world_size() == 1:
         return value
     values = [value]
@@ -103,7 +103,7 @@ def broadcast(value: Any) -> Any:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """What ``function`` returns on the main process, on each of them. An InputError there is raised on each, too."""
+    """Run ``function`` on the main process and return its result on all; an InputError is raised on all, too."""
     value: Any = None
     error: InputError | None = None
     if is_main():
@@ -118,13 +118,13 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def share_buffers(model: torch.nn.Module) -> None:
-    """Gives every process the main one's buffers: the running statistics of batch norms differ between them."""
+    """Copy the main process's buffers, such as running statistics of batch norms, to all processes."""
     if get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def barrier() -> None:
-    """Waits for every process."""
+    """Wait for every process."""
     if get_world_size() > 1:
         dist.barrier()

@@ -1,4 +1,4 @@
-"""Checkpoints: reading never executes code, loading says what matched."""
+"""Checkpoints: read without executing code, and loaded with a report of what matched."""
 
 from mask2former.checkpoint.addresses import ZooModel, find_zoo_model, resolve_address, zoo_models
 from mask2former.checkpoint.loading import LoadReport, load_state_dict, load_weights

@@ -1,4 +1,4 @@
-"""Tensors of another size that can be brought to the model's: relative position tables and queries."""
+"""Resize tensors to the model's shapes: relative position tables and queries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUERIES = re.compile(r"\.predictor\.query_(feat|embed)\.weight$")
 def adapt_shapes(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, resize_queries: bool
 ) -> tuple[dict[str, Tensor], dict[str, Shapes]]:
-    """The tensors, those that can be resized in the model's size, and the shapes (theirs, ours) of the resized ones."""
+    """Return the tensors, resized where that is possible, and the shapes (theirs, ours) of the resized ones."""
     result, adapted = dict(tensors), {}
     for name, tensor in tensors.items():
         ours = own.get(name)
@@ -38,7 +38,10 @@ def adapt_shapes(
 
 
 def resize_position_table(table: Tensor, length: int) -> Tensor:
-    """A table of (2 w - 1)² offsets by M heads, interpolated bicubically to ``length`` offsets, itself a square."""
+    """Return a table of (2 w - 1)² offsets by M heads, interpolated bicubically to ``length`` offsets.
+
+    ``length`` is a square, too.
+    """
     old, new = math.isqrt(len(table)), math.isqrt(length)
     grid = table.float().T.reshape(1, -1, old, old)  # (1, M, 2w - 1, 2w - 1)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
@@ -46,7 +49,7 @@ def resize_position_table(table: Tensor, length: int) -> Tensor:
 
 
 def copy_queries(queries: Tensor, ours: Tensor) -> Tensor:
-    """Rows (N, C) of as many queries as both have, then the model's own initial ones. Queries have no order."""
+    """Return rows (N, C) of as many queries as both have, then the model's own initial ones. Queries have no order."""
     count = min(len(queries), len(ours))
     return torch.cat((queries[:count].to(ours), ours[count:]))
 

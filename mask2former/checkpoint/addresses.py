@@ -55,14 +55,14 @@ class ZooModel:
 
 @functools.cache
 def zoo_models() -> dict[str, ZooModel]:
-    """The published models by name."""
+    """Return the published models by name."""
     text = resources.files(__package__).joinpath("model_zoo.json").read_text(encoding="utf-8")
     entries: list[dict[str, Any]] = json.loads(text)
     return {entry["name"]: ZooModel(**entry) for entry in entries}
 
 
 def find_zoo_model(name: str) -> ZooModel:
-    """The model of a name; capitals do not matter, and an ending that only one model has may be left out.
+    """Return the model of a name; case is ignored, and a unique beginning is enough.
 
     Raises:
         CheckpointError: no such name, or several begin so; the message lists them.
@@ -79,10 +79,9 @@ def find_zoo_model(name: str) -> ZooModel:
 
 
 def resolve_address(address: str | Path) -> Path:
-    """A local file, or a folder with the weights of transformers: downloaded, found in a run folder, or as it is.
+    """Return a local file or folder for an address: downloaded, found in a run folder, or unchanged.
 
-    Names are taken for those of the zoo (DATASET/TASK/BACKBONE) or of the hub (OWNER/NAME[@REVISION]) where there is
-    no such file.
+    A name for which there is no file is one of the zoo (DATASET/TASK/BACKBONE) or of the hub (OWNER/NAME[@REVISION]).
 
     Raises:
         CheckpointError: an unknown name or kind of address, or the download fails.

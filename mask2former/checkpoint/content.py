@@ -22,7 +22,7 @@ class DamagedError(CheckpointError):
 
 
 def check_content(content: Any, *, source: str, size: int) -> None:
-    """Refuses what a file of `size` bytes cannot honestly hold.
+    """Refuse what a file of ``size`` bytes cannot honestly hold.
 
     A few bytes can say that a list holds itself, or ten copies of a list that holds ten of another, and so on; whoever
     walks through it never ends.
@@ -41,7 +41,7 @@ def check_content(content: Any, *, source: str, size: int) -> None:
 
 
 def _measure(value: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """Entries and bytes, those of shared containers at each place; `known` holds containers that are done."""
+    """Return entries and bytes, those of shared containers at each place; ``known`` holds containers that are done."""
     if isinstance(value, torch.Tensor):
         return 1, value.numel() * value.element_size()
     if isinstance(value, np.ndarray):

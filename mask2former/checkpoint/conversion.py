@@ -27,7 +27,7 @@ _FIRST_CONVOLUTIONS = ("backbone.stem.conv1.weight", "backbone.patch_embed.proj.
 
 
 def read_converted(path: str | Path, *, swap_channels: bool = False) -> Converted:
-    """The weights of a file, folder or address of any known family, under our names.
+    """Return the weights of a file, folder or address of any known family, under our names.
 
     ``swap_channels``: the first convolution takes BGR images where it took RGB ones, or the other way round.
 
@@ -89,7 +89,7 @@ def _pickle(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a Mask2Former or MaskFormer of ours under the names of transformers.
+    """Return the tensors of a Mask2Former or MaskFormer of ours under the names of transformers.
 
     Raises:
         CheckpointError: tensors that their model has no place for.
@@ -128,5 +128,5 @@ def write_transformers(
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, which safetensors refuses and torch files would write whole."""
+    """Return tensors that share no memory, which safetensors refuses and torch files would write whole."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

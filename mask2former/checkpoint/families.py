@@ -61,7 +61,7 @@ class Converted:
 
 
 def convert_to_ours(tensors: Mapping[str, Tensor], *, source: str) -> Converted:
-    """Renames tensors of any known family to ours; the values stay the same.
+    """Rename tensors of any known family to ours; the values stay the same.
 
     Raises:
         CheckpointError: an architecture that no backbone here has.
@@ -81,13 +81,13 @@ def convert_to_ours(tensors: Mapping[str, Tensor], *, source: str) -> Converted:
 
 
 def find_family(names: Iterable[str]) -> Family | None:
-    """The family whose signature is in the names."""
+    """Return the family whose signature occurs in the names."""
     listed = list(names)
     return next((family for family in FAMILIES if any(re.search(family.signature, name) for name in listed)), None)
 
 
 def rename_older_layout(tensors: Mapping[str, Tensor]) -> Renamed:
-    """Names of the version before 2: the pixel decoder lay in the head itself, query features were "static"."""
+    """Return names of the version before 2: the pixel decoder lay in the head itself, query features were "static"."""
     renamed = Renamed()
     for name, tensor in tensors.items():
         new = name
@@ -138,7 +138,7 @@ _OTHER_RESNETS = {
 
 
 def _caffe2_rules() -> tuple[Rule, ...]:
-    """The original ResNets: ``branch1`` is the shortcut, ``branch2a`` to ``branch2c`` the convolutions."""
+    """Return the original ResNets: ``branch1`` is the shortcut, ``branch2a`` to ``branch2c`` the convolutions."""
     rules = [
         Rule("conv1_w", "backbone.stem.conv1.weight"),
         Rule("res_conv1_bn_s", "backbone.stem.conv1.norm.weight"),
@@ -166,7 +166,10 @@ _SWIN_BLOCK_PARTS = {  # ours: torchvision's
 
 
 def _swin_rules(merging: str) -> tuple[Rule, ...]:
-    """The original names, which ours are; ``merging`` says in which stage the file keeps the merging after stage i."""
+    """Return the rules of the original names, which are ours but for the place of patch merging.
+
+    ``merging`` says in which stage the file keeps the merging after stage i.
+    """
     ours = "backbone.layers.{i}"
     return (
         Rule("patch_embed.proj.{p}", "backbone.patch_embed.proj.{p}"),
@@ -178,7 +181,7 @@ def _swin_rules(merging: str) -> tuple[Rule, ...]:
 
 
 def _torchvision_swin_rules() -> tuple[Rule, ...]:
-    """A flat list: embedding, then stage and merging in turn."""
+    """Return a flat list: embedding, then stage and merging in turn."""
     rules = [
         Rule("features.0.0.{p}", "backbone.patch_embed.proj.{p}"),
         Rule("features.0.2.{p}", "backbone.patch_embed.norm.{p}"),

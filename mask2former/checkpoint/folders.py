@@ -13,7 +13,11 @@ WHOLE_FILES = (*TRANSFORMERS_FILES[1:], FINAL, BEST)
 
 
 def find_weights_file(folder: Path) -> Path | None:
-    """The weights of a folder: of transformers; the newer of a run's final and best; its newest; or the only file."""
+    """Return the weights file of a folder.
+
+    That is: the weights of transformers; the newer of a run's final and best weights; its newest checkpoint; or the
+    only file.
+    """
     for name in TRANSFORMERS_FILES:
         if (folder / name).is_file():
             return folder / name

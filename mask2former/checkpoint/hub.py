@@ -39,13 +39,13 @@ def parse_hub_name(name: str) -> HubName | None:
 
 
 def fetch_from_hub(name: HubName, *, options: Mapping[str, Any] | None = None) -> Path:
-    """The folder of a repository with its config and weights, or the one file, from the hub's cache or downloaded.
+    """Return the folder of a hub repository with config and weights, or one file, cached or downloaded.
 
-    options: of the client: cache_dir, token, local_files_only, force_download.
+    ``options`` of the client: cache_dir, token, local_files_only, force_download.
 
     Raises:
-        CheckpointError: there is no such repository, revision or file, it cannot be reached and is not in the cache,
-            or it holds no weights.
+        CheckpointError: there is no such repository, revision or file, it cannot be reached and is not in the cache, or
+            it holds no weights.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -66,7 +66,7 @@ def fetch_from_hub(name: HubName, *, options: Mapping[str, Any] | None = None) -
 
 
 def _list_files(name: HubName, *, token: Any) -> list[str] | None:
-    """The files of a repository, or None where the hub cannot be asked and its cache has to do."""
+    """Return the files of a repository, or None where the hub cannot be asked and its cache has to do."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 

@@ -1,4 +1,4 @@
-"""Loading weights into a model, with a report of what matched and what did not."""
+"""Load weights into a model, and report what matched and what did not."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MAX_LISTED = 8  # names per list in the log; the report object holds all
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What happened to each name; shapes are (in the checkpoint, in the model).
+    """The result for each name; shapes are (in the checkpoint, in the model).
 
-    ``adapted`` are loaded too, but resized; ``nonfinite`` hold values that are NaN or infinite; ``notes`` say what else
-    the user should know of this file.
+    ``adapted`` were resized and loaded; ``nonfinite`` hold values that are NaN or infinite; ``notes`` are remarks for
+    the user.
     """
 
     source: str
@@ -47,7 +47,7 @@ class LoadReport:
         return not self.missing and not self.mismatched
 
     def format(self) -> str:
-        """The report in a few lines for the log."""
+        """Return the report in a few lines for the log."""
         total = len(self.matched) + len(self.missing) + len(self.mismatched)
         lines = [f"{self.source}: {len(self.matched)} of {total} tensors of the model loaded"]
         lines += _format_list("resized", _format_shapes(self.adapted))
@@ -60,11 +60,14 @@ class LoadReport:
 
 
 def load_weights(model: nn.Module, path: str | Path, *, resize_queries: bool = False) -> LoadReport:
-    """Loads a checkpoint of any known family into a model and logs the report.
+    """Load a checkpoint of any known family into a model and log the report.
 
-    ``path`` is a file, a folder of transformers, or an address as ``load_state`` takes them. Relative position tables
-    of other windows are interpolated. ``resize_queries``: of another number of queries, as both have are
-    copied and the others keep their initial values; without it the queries count as of another shape.
+    Args:
+        model: is changed in place.
+        path: a file, a folder of transformers, or an address, as ``load_state`` takes them. Relative position tables of
+            other window sizes are interpolated.
+        resize_queries: if the number of queries differs, copy as many as both have; the others keep their initial
+            values. Otherwise queries count as having another shape.
 
     Raises:
         CheckpointError: the file cannot be read safely, no parameter of the model is in it, or the model was prepared
@@ -84,7 +87,7 @@ def load_weights(model: nn.Module, path: str | Path, *, resize_queries: bool = F
 def _choose_names(
     tensors: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], *, source: str, try_suffixes: bool
 ) -> tuple[dict[str, torch.Tensor], Family | None]:
-    """The tensors under those names that most of the model's entries bear: as they are, by family, or by endings."""
+    """Return the tensors under the names that fit most entries of the model: unchanged, by family, or by suffix."""
 
     def count(candidate: Iterable[str]) -> int:
         return sum(name in own and not re.search(DERIVED, name) for name in candidate)
@@ -107,7 +110,7 @@ def _choose_names(
 
 
 def _note_images(model: nn.Module, family: Family | None) -> list[str]:
-    """What to tell of weights that know other images than the model is fed with."""
+    """Return a note if the weights expect other images than the model gets."""
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
     if family is None or not isinstance(mean, torch.Tensor) or not isinstance(std, torch.Tensor):
         return []
@@ -135,7 +138,7 @@ def _rounded(statistic: torch.Tensor) -> list[float]:
 
 
 def find_weights(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The name-to-tensor mapping inside a checkpoint, whichever key holds it."""
+    """Return the name-to-tensor mapping inside a checkpoint, under whichever key it is."""
     for key in _WRAPPER_KEYS:
         if isinstance(state.get(key), Mapping):
             return state[key]
@@ -143,7 +146,7 @@ def find_weights(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def load_state_dict(model: nn.Module, weights: Mapping[str, Any], *, source: str) -> LoadReport:
-    """Copies those weights whose name and shape fit; tensors of another shape keep their initial values.
+    """Copy those weights whose name and shape fit; tensors of another shape keep their initial values.
 
     Raises:
         CheckpointError: no parameter of the model is in the checkpoint, or the model was prepared for inference.
@@ -177,7 +180,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def to_tensors(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The numeric entries as tensors, without the prefix that wrappers for several processes add."""
+    """Return the numeric entries as tensors, without the prefix that wrappers for several processes add."""
     tensors = {}
     for name, value in weights.items():
         if isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "biuf":
@@ -191,7 +194,7 @@ def to_tensors(weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _rename_by_suffix(tensors: dict[str, torch.Tensor], own: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Each model entry takes the longest checkpoint name that ends it at a dot; a name goes to one entry only."""
+    """Give each model entry the longest checkpoint name that ends it at a dot; a name goes to one entry only."""
     renamed: dict[str, torch.Tensor] = {}
     taken: dict[str, list[str]] = {}
     for name in own:

@@ -35,7 +35,7 @@ class Template:
         self._pattern = re.compile("".join(pieces) + re.escape(text[end:]))
 
     def match(self, name: str) -> Values | None:
-        """The values of the placeholders, None where the name is another."""
+        """Return the values of the placeholders, None where the name is another."""
         found = self._pattern.fullmatch(name)
         if found is None:
             return None
@@ -45,7 +45,7 @@ class Template:
         return None if any(isinstance(value, int) and value < 0 for value in values.values()) else values
 
     def fill(self, values: Mapping[str, int | str]) -> str:
-        """The name with these values."""
+        """Return the name with these values."""
         return _PLACEHOLDER.sub(lambda place: str(_evaluate(place, values[place["name"]])), self.text)
 
 
@@ -56,7 +56,7 @@ def _evaluate(place: re.Match[str], value: int | str) -> int | str:
 
 
 def _solve(place: re.Match[str], shown: int) -> int:
-    """The value of a placeholder that shows this number."""
+    """Return the value of a placeholder that shows this number."""
     return int(place["base"]) - shown if place["base"] else shown - int(place["offset"] or 0)
 
 
@@ -88,7 +88,7 @@ class Renamed:
 
 
 def rename_to_ours(tensors: Mapping[str, Tensor], rules: Sequence[Rule], *, drop: Iterable[str] = ()) -> Renamed:
-    """Applies the first fitting rule to each name; names that a pattern of ``drop`` finds are left out."""
+    """Apply the first fitting rule to each name; names that a pattern of ``drop`` finds are left out."""
     result, stacks = Renamed(), _Stacks()
     dropped = re.compile("|".join(drop) or r"(?!)")
     for name, tensor in tensors.items():
@@ -111,7 +111,7 @@ def rename_to_ours(tensors: Mapping[str, Tensor], rules: Sequence[Rule], *, drop
 
 
 def rename_from_ours(tensors: Mapping[str, Tensor], rules: Sequence[Rule], *, drop: Iterable[str] = ()) -> Renamed:
-    """The way back: the first rule whose side of ours fits; stacked tensors are taken apart."""
+    """Rename in the other direction: apply the first rule whose side of ours fits, and split stacked tensors."""
     result = Renamed()
     dropped = re.compile("|".join(drop) or r"(?!)")
     for name, tensor in tensors.items():
@@ -128,7 +128,7 @@ def rename_from_ours(tensors: Mapping[str, Tensor], rules: Sequence[Rule], *, dr
 
 
 def _find_ours(name: str, rules: Sequence[Rule]) -> tuple[str, int, int] | None:
-    """Our name, the position within its stack and the height of that stack."""
+    """Return our name, the position within its stack and the height of that stack."""
     for rule in rules:
         for position, template in enumerate(rule.their_templates):
             values = template.match(name)

@@ -47,7 +47,7 @@ class Unfinished(Foreign):
 
 
 class PickleMachine:
-    """Runs one pickle of a file of `size` bytes; afterwards the file stands behind it.
+    """Runs one pickle of a file of ``size`` bytes; afterwards the file stands behind it.
 
     Raises:
         ValueError, IndexError, KeyError, EOFError: the pickle is damaged, claims more than the file has, or is of a
@@ -61,23 +61,23 @@ class PickleMachine:
         self._memo: dict[int, Any] = {}
 
     def name(self, module: str, name: str) -> Foreign:
-        """What the pickle calls ``module.name``."""
+        """Return the meaning of ``module.name`` in the pickle."""
         return Foreign(f"{module}.{name}")
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """The result of a call that the pickle asks for."""
+        """Return the result of a call that the pickle asks for."""
         return Foreign("a result")
 
     def build(self, target: Any, state: Any) -> Any:
-        """What `target` is once it has the state that the pickle gives it."""
+        """Return what ``target`` is once it has the state that the pickle gives it."""
         return target
 
     def refer(self, reference: Any) -> Any:
-        """What lies outside of the pickle."""
+        """Return the object outside of the pickle that a reference names."""
         return Foreign("something outside")
 
     def run(self) -> Any:
-        """The object that the pickle describes."""
+        """Return the object that the pickle describes."""
         for step, (opcode, argument, _) in enumerate(pickletools.genops(self._file)):  # type: ignore[arg-type]
             if step >= _MAX_STEPS:
                 raise ValueError(f"more than {_MAX_STEPS} steps")
@@ -195,14 +195,14 @@ class PickleMachine:
 
 
 def to_pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
-    """Keys and values from a list of them in turn."""
+    """Return keys and values from a list of them in turn."""
     if len(items) % 2:
         raise ValueError("a key without a value")
     return zip(check_keys(items[::2]), items[1::2], strict=True)
 
 
 def check_keys(keys: Iterable[Any]) -> list[Any]:
-    """The keys, which are scalars or tuples of scalars: hashing of others can take as long as the file wants."""
+    """Return the keys, which are scalars or tuples of scalars: hashing of others can take as long as the file wants."""
     listed = list(keys)
     for key in listed:
         parts = key if type(key) is tuple else (key,)

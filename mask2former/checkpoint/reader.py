@@ -23,7 +23,7 @@ _FOLDER_FILES = (*TRANSFORMERS_FILES, FINAL)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Content of a checkpoint, tensors on the CPU; arrays of ``.pkl`` files stay numpy arrays.
+    """Return the content of a checkpoint, tensors on the CPU; arrays of ``.pkl`` files stay numpy arrays.
 
     ``.pth``, ``.pt`` and ``.bin`` are torch files, ``.safetensors`` is flat name to tensor (returned as
     ``{"model": …}``), ``.pkl`` holds numpy arrays. A folder is one of transformers or of a run. Addresses

@@ -33,7 +33,7 @@ _TORCH_METADATA = {"_metadata"}  # what the state dict of a torch module says of
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a pickle file.
+    """Return the content of a pickle file.
 
     Raises:
         CheckpointError: the pickle names something else; the message names the file and what was refused.
@@ -47,7 +47,7 @@ def read_pickle(path: Path) -> Any:
 
 
 class _ArrayPickle(PickleMachine):
-    """Gives a meaning to the names of `_ADMITTED` and refuses all others."""
+    """Gives a meaning to the names of ``_ADMITTED`` and refuses all others."""
 
     def __init__(self, file: IO[bytes], *, size: int, source: str) -> None:
         super().__init__(file, size=size)
@@ -131,7 +131,7 @@ class _Array(Unfinished):
 
 
 def _array_from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """How pickle protocol 5 spells an array."""
+    """Return an array in the form of pickle protocol 5."""
     content = buffer.encode("latin1") if isinstance(buffer, str) else buffer  # Python 2's strings are bytes
     if not isinstance(dtype, _DType) or not isinstance(content, bytes | bytearray) or order not in ("C", "F"):
         raise ValueError("an array whose content is no bytes")
@@ -153,7 +153,7 @@ def _scalar(dtype: Any, buffer: Any = b"") -> Any:
 
 
 def _encode_latin1(text: Any, encoding: Any = "latin1") -> bytes:
-    """How pickle protocols 0 to 2 spell bytes: text that is encoded on reading."""
+    """Return bytes, which pickle protocols 0 to 2 write as text to be encoded."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"bytes spelled in the encoding {ascii(encoding)[:_MAX_SHOWN]}, expected 'latin1'")
     return text.encode("latin1")
@@ -177,7 +177,7 @@ def _complex(real: float, imaginary: float) -> complex:
 
 
 def _load_storage(content: Any) -> Any:
-    """The bytes of a tensor in a pickle are a torch file of their own."""
+    """Return the storage of a tensor whose bytes are a torch file of their own."""
     return load_torch(io.BytesIO(content), source="a tensor", size=len(content))
 
 

@@ -37,7 +37,7 @@ _ELEMENT_BYTES = {
 
 
 def load_torch(file: IO[bytes], *, source: str, size: int) -> Any:
-    """The content of a torch file of `size` bytes, tensors on the CPU.
+    """Return the content of a torch file of ``size`` bytes, tensors on the CPU.
 
     Raises:
         CheckpointError: the file names code, is damaged, or claims more than it has; nothing was run.
@@ -62,7 +62,7 @@ def load_torch(file: IO[bytes], *, source: str, size: int) -> Any:
 
 
 def _look(file: IO[bytes], *, source: str, size: int) -> int:
-    """Checks the file against itself; returns how many bytes it holds unpacked."""
+    """Check the file against itself; returns how many bytes it holds unpacked."""
     is_zip = file.read(4) == _ZIP_BEGINNING  # as torch tells them apart
     file.seek(0)
     if not size or (is_zip and not zipfile.is_zipfile(file)):

@@ -50,7 +50,7 @@ def _resnet_rules() -> tuple[Rule, ...]:
 
 
 def _separate_attention(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Query, key and value projections that ours, as PyTorch's attention, keeps as one."""
+    """Return query, key and value projections that ours, as PyTorch's attention, keeps as one."""
     parts = ("q_proj", "k_proj", "v_proj")
     return (
         *(Rule(tuple(f"{theirs}.{part}.{p}" for part in parts), f"{ours}.in_proj_{p}") for p in ("weight", "bias")),

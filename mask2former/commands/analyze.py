@@ -90,7 +90,7 @@ def _analyze(task: str, cfg: CfgNode, model: Any, args: argparse.Namespace) -> s
 
 
 def describe_parameters(model: nn.Module, *, max_depth: int) -> str:
-    """A table of the numbers of parameters by module, down to `max_depth` names, and how many are trained."""
+    """Return a table of the numbers of parameters by module, down to ``max_depth`` names, and how many are trained."""
     rows = []
     for name, module in model.named_modules():
         total = sum(parameter.numel() for parameter in module.parameters())
@@ -101,7 +101,7 @@ def describe_parameters(model: nn.Module, *, max_depth: int) -> str:
 
 
 def describe_counts(counts: Sequence[Counts], *, unit: str, scale: float, max_depth: int) -> str:
-    """A table of mean and standard deviation by module, another by operator, and what was not counted."""
+    """Return a table of mean and standard deviation by module, another by operator, and what was not counted."""
     modules = [name for name in counts[0].by_module if _depth(name) <= max_depth]
     by_module = _count_table([count.by_module for count in counts], modules, title="module", unit=unit, scale=scale)
     operators = sorted(counts[0].by_operator, key=lambda name: -counts[0].by_operator[name])
@@ -115,7 +115,7 @@ def describe_counts(counts: Sequence[Counts], *, unit: str, scale: float, max_de
 def _count_table(
     counts: Sequence[Mapping[str, float]], names: Sequence[str], *, title: str, unit: str, scale: float
 ) -> str:
-    """One row for each name with a count; percents are of "", the whole, or else of the sum."""
+    """Return one row for each name with a count; percents are of "", the whole, or else of the sum."""
     means = {name: statistics.fmean(count.get(name, 0) for count in counts) / scale for name in names}
     total = means.get("", sum(means.values()))
     headers = (title, unit, "%") if len(counts) == 1 else (title, unit, "±", "%")
@@ -145,7 +145,7 @@ def _analyze_inputs(task: str, cfg: CfgNode, model: Any, args: argparse.Namespac
 
 
 def _find_samples(cfg: CfgNode, args: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
-    """Samples, and a line that says what they are."""
+    """Return samples, and a line that says what they are."""
     if args.size is None and cfg.DATASETS.TEST:
         name = cfg.DATASETS.TEST[0]
         try:

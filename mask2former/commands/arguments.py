@@ -98,12 +98,12 @@ class CommandParser(argparse.ArgumentParser):
         self.error(f"no such option: {name}{f'; did you mean {near[0]}?' if near else ''}")
 
     def option_names(self) -> list[str]:
-        """All options, such as --output and -n."""
+        """Return all options, such as --output and -n."""
         return [name for action in self._actions for name in action.option_strings]
 
 
 def parse_arguments(parser: CommandParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line; config overrides are `opts`, a flat list of keys and values.
+    """Return the parsed command line; config overrides are ``opts``, a flat list of keys and values.
 
     Ends the process with exit code 2 where an option is unknown or lacks its value.
     """
@@ -144,7 +144,7 @@ def split_pairs(argv: Sequence[str], parser: CommandParser) -> tuple[list[str], 
 
 
 def is_key(argument: str) -> bool:
-    """Whether an argument is a key of the config, known or not, and no name of a file."""
+    """Return whether an argument is a key of the config, known or not, and no name of a file."""
     from mask2former.config import CfgNode, get_cfg
 
     if not _KEY.fullmatch(argument) or _FILE_ENDING.search(argument):

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def time_data(cfg: CfgNode, args: argparse.Namespace) -> Report:
-    """How long a step would wait for its batch if nothing else were done."""
+    """Return how long a step would wait for its batch if nothing else were done."""
     loader, timer = build_train_loader(cfg), StageTimer()
     started = time.perf_counter()
     _time_batches(loader, timer, args, stage="batch")
@@ -114,7 +114,7 @@ def time_data(cfg: CfgNode, args: argparse.Namespace) -> Report:
 
 
 def time_data_parts(cfg: CfgNode, args: argparse.Namespace) -> Report:
-    """The same piece by piece: list of the data set, files, loader without and with workers."""
+    """Return the same piece by piece: list of the data set, files, loader without and with workers."""
     timer = StageTimer()
     with timer.stage("list of the data set"):
         records = [record for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
@@ -139,7 +139,7 @@ def time_data_parts(cfg: CfgNode, args: argparse.Namespace) -> Report:
 
 
 def time_training(cfg: CfgNode, args: argparse.Namespace) -> Report:
-    """Steps of one process, on random weights: what a step costs does not depend on them."""
+    """Return steps of one process, on random weights: what a step costs does not depend on them."""
     from mask2former import build_model
 
     model: Any = build_model(cfg)
@@ -174,7 +174,7 @@ def time_training(cfg: CfgNode, args: argparse.Namespace) -> Report:
 
 
 def time_inference(cfg: CfgNode, args: argparse.Namespace) -> Report:
-    """One image after the other, as in evaluation, without the evaluators."""
+    """Return one image after the other, as in evaluation, without the evaluators."""
     from mask2former import build_model
     from mask2former.checkpoint import load_weights
 
@@ -241,7 +241,7 @@ class _EndOfRun(Hook):
 
 
 def _stages(model: Any) -> dict[str, tuple[Any, str]]:
-    """The methods that a model's time is divided by; what is left of it prepares the inputs."""
+    """Return the methods that a model's time is divided by; what is left of it prepares the inputs."""
     if isinstance(getattr(model, "predict_pixels", None), CompiledStep):
         return {"backbone and head": (model, "predict")}
     parts = {"backbone": ("backbone", "forward"), "head": ("sem_seg_head", "predict")}

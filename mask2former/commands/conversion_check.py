@@ -37,16 +37,19 @@ class Outputs:
     attended: Sequence[Tensor] = ()
 
     def difference(self, other: Outputs) -> float:
-        """The largest difference of a logit, as a share of the largest of its kind here; NaN where one is NaN."""
+        """Return the largest difference of a logit, as a share of the largest of its kind here.
+
+        NaN where one is NaN.
+        """
         differences = [relative_difference(other.logits[name], logits) for name, logits in self.logits.items()]
         return math.nan if any(map(math.isnan, differences)) else max(differences)
 
     def count_bits(self) -> int:
-        """Attention-mask bits of all layers."""
+        """Return attention-mask bits of all layers."""
         return sum(mask.numel() for mask in self.attended)
 
     def count_flipped(self, other: Outputs) -> int:
-        """Attention-mask bits that differ."""
+        """Return attention-mask bits that differ."""
         return sum(int((own != theirs).sum()) for own, theirs in zip(self.attended, other.attended, strict=True))
 
 
@@ -83,12 +86,12 @@ def _describe_float32(models: Sequence[nn.Module], image: Tensor) -> str:
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a share of the largest magnitude expected."""
+    """Return the largest difference, as a share of the largest magnitude expected."""
     return float((actual - expected).abs().max()) / max(float(expected.abs().max()), 1e-12)
 
 
 def load_model(cfg: Any, place: Path) -> nn.Module:
-    """The model that a file of ours or a folder of transformers holds, in evaluation mode.
+    """Return the model that a file of ours or a folder of transformers holds, in evaluation mode.
 
     Raises:
         CheckpointError: the file lacks weights of the model, or the package transformers is missing.
@@ -108,7 +111,7 @@ def load_model(cfg: Any, place: Path) -> nn.Module:
 
 @torch.no_grad()
 def run(model: nn.Module, image: Tensor, *, attended: Sequence[Tensor] = ()) -> Outputs:
-    """What a model of `load_model` says of a normalised image (B, 3, H, W), computed in the type of the image.
+    """Return what a model of ``load_model`` says of a normalised image (B, 3, H, W), computed in the type of the image.
 
     attended: where its decoder layers attend, instead of where they would, (B, Q, S) bool each.
     """
@@ -139,7 +142,7 @@ def run(model: nn.Module, image: Tensor, *, attended: Sequence[Tensor] = ()) -> 
 
 
 def _masked_layers(model: Any) -> Iterable[nn.Module]:
-    """The decoder layers that attend within masks, of ours or of transformers; MaskFormer's do not."""
+    """Return the decoder layers that attend within masks, of ours or of transformers; MaskFormer's do not."""
     for path in (
         "sem_seg_head.predictor.transformer_cross_attention_layers",
         "model.transformer_module.decoder.layers",

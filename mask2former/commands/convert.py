@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _find_config(args: argparse.Namespace, source: Path) -> CfgNode:
-    """The model's config, of the file given or of the source.
+    """Return the model's config, of the file given or of the source.
 
     Raises:
         ConfigError: nothing tells it.
@@ -117,7 +117,7 @@ def _write_config(args: argparse.Namespace, source: Path, output: Path) -> None:
 
 
 def _class_names(cfg: Any) -> list[str]:
-    """The names of the classes, where the first data set of the config has as the model."""
+    """Return the names of the classes, where the first data set of the config has as the model."""
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         metadata = MetadataCatalog.get(name)
         for key in ("stuff_classes", "thing_classes"):

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     """Write the videos.
 
     Raises:
-        InputError: what `write_video` raises.
+        InputError: what ``write_video`` raises.
     """
     for folder in args.folders:
         write_video(folder, args.output / f"{folder.name}.mp4", fps=args.fps)

@@ -35,9 +35,10 @@ class VideoOptions:
 
 
 def find_videos(inputs: Sequence[str], *, output: str) -> list[NamedFile]:
-    """Video files as `find_files` finds them.
+    """Video files as ``find_files`` finds them.
 
-    Raises InputError also where `output` is one file for several videos, or the video itself.
+    Raises:
+        InputError: also where ``output`` is one file for several videos, or the video itself.
     """
     if not is_video_name(output):
         return find_files(inputs, VIDEO_SUFFIXES, kind="video", output=Path(output).expanduser())
@@ -50,12 +51,12 @@ def find_videos(inputs: Sequence[str], *, output: str) -> list[NamedFile]:
 
 
 def is_video_name(output: str) -> bool:
-    """Whether an output is a video file rather than a folder."""
+    """Return whether an output is a video file rather than a folder."""
     return output.lower().endswith(OUTPUT_SUFFIXES)
 
 
 def _record_to(output: str, name: str, *, suffix: str, fps: float, is_live: bool = False) -> _Recorder:
-    """A recorder of the video called `name`, by the `suffix` where `output` is a folder."""
+    """Return a recorder of the video called ``name``, by the ``suffix`` where ``output`` is a folder."""
     path = Path(output).expanduser()
     if is_video_name(output):
         prepare_folder(str(path.parent))
@@ -88,7 +89,7 @@ def predict_videos(predictor: Predictor, videos: Sequence[NamedFile], *, output:
 
 
 def predict_camera(predictor: Predictor, index: int, *, output: str | None, options: VideoOptions) -> None:
-    """Annotate what a camera shows until q, Esc or Ctrl-C; shown in a window, or recorded where `output` says."""
+    """Annotate what a camera shows until q, Esc or Ctrl-C; shown in a window, or recorded where ``output`` says."""
     source = VideoSource(index)
     sink = _Display() if output is None else _record_to(output, "webcam", suffix=".mp4", fps=source.fps, is_live=True)
     with contextlib.suppress(KeyboardInterrupt):
@@ -130,7 +131,10 @@ def _annotate(
 
 @dataclass
 class _Recorder:
-    """One annotated video per task, `<stem>_<task><suffix>`; a single one whose name was given is `<stem><suffix>`."""
+    """One annotated video per task, ``<stem>_<task><suffix>``.
+
+    A single one whose name was given is ``<stem><suffix>``.
+    """
 
     stem: Path
     suffix: str

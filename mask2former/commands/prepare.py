@@ -161,5 +161,5 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Say that a data set is missing; each has its own `run`."""
+    """Say that a data set is missing; each has its own ``run``."""
     raise UsageError(f"a data set is needed: {', '.join(SUBCOMMANDS)}")

@@ -45,7 +45,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the parsed options ask for; raises DatasetError (see `prepare_shapes`)."""
+    """Do what the parsed options ask for; raises DatasetError (see ``prepare_shapes``)."""
     if len(args.size) > 2:
         raise InputError(f"--size: expected one number or height and width, found {args.size}")
     output = Path(args.output).expanduser() if args.output else dataset_root() / "shapes"

@@ -18,7 +18,7 @@ def tune_process() -> None:
 
 
 def _limit_spinning() -> None:
-    """Lets idle threads of GNU OpenMP sleep early.
+    """Let idle threads of GNU OpenMP sleep early.
 
     By default they spin for milliseconds. With as many threads as cores, one other busy process (a data worker is
     enough) then holds up every parallel region: measured on two cores, 5.6 s a step instead of 0.4 s. What waking
@@ -29,7 +29,7 @@ def _limit_spinning() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Lets glibc keep up to 1 GiB of freed memory for the next use.
+    """Let glibc keep up to 1 GiB of freed memory for the next use.
 
     By itself it hands pieces of more than 32 MiB to the system at once, which clears each page before it gives it out
     again: measured on two cores, 12 % of the time of an image and 3 to 15 % of a training step. Pieces of more than

@@ -36,7 +36,7 @@ class Setup(NamedTuple):
 
 
 def set_up(args: argparse.Namespace, *, run_folder: str | None = None) -> Setup:
-    """What the common options say. run_folder: where a config may lie too, that of a run that is resumed.
+    """Return what the common options say. run_folder: where a config may lie too, that of a run that is resumed.
 
     Raises:
         UsageError: nothing tells the config.
@@ -65,7 +65,7 @@ def set_up(args: argparse.Namespace, *, run_folder: str | None = None) -> Setup:
 
 
 def option_of(args: argparse.Namespace, key: str) -> str:
-    """The value that the KEY VALUE pairs give a key, the last that counts; empty without one."""
+    """Return the value that the KEY VALUE pairs give a key, the last that counts; empty without one."""
     values = [value for name, value in zip(args.opts[::2], args.opts[1::2], strict=False) if name == key]
     return values[-1] if values else ""
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_last_results(path: Path) -> dict[str, float]:
-    """The last value of every metric in a metrics.json.
+    """Return the last value of every metric in a metrics.json.
 
     Raises:
         InputError: the file cannot be read, or a line is no json object.

@@ -50,18 +50,21 @@ RENAMED: Mapping[str, tuple[str, ...]] = MappingProxyType({"prepare-shapes": ("p
 
 
 def find_command(name: str) -> Command | None:
-    """The command of a name or alias; None where there is none."""
+    """Return the command of a name or alias; None where there is none."""
     return next((command for command in COMMANDS if name in (command.name, *command.aliases)), None)
 
 
 def describe_commands() -> str:
-    """One line for each command."""
+    """Return one line for each command."""
     width = max(len(command.name) for command in COMMANDS)
     return "\n".join(f"  {command.name:{width}}  {command.summary}" for command in COMMANDS)
 
 
 def subcommands_of(command: Command) -> Mapping[str, Any]:
-    """The second words that a command takes, from its module; none where the module's libraries are not installed."""
+    """Return the second words that a command takes, from its module.
+
+    None where the module's libraries are not installed.
+    """
     if command.extra:
         return {}
     return getattr(importlib.import_module(command.module), "SUBCOMMANDS", {})

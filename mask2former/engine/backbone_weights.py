@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_backbone_weights(cfg: CfgNode, model: nn.Module) -> LoadReport | None:
-    """Reads the file ``cfg.MODEL.TIMM.WEIGHTS`` into the model's timm backbone and logs what matched.
+    """Read the file ``cfg.MODEL.TIMM.WEIGHTS`` into the model's timm backbone and logs what matched.
 
     Without a file it does nothing.
 

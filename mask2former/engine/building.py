@@ -1,4 +1,4 @@
-"""The parts of a training run: initial weights, metric writers, hooks, the trainer."""
+"""Build the parts of a training run: initial weights, metric writers, hooks, the trainer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:
-    """Those of the backbone alone, then those of ``MODEL.WEIGHTS``.
+    """Load the weights of the backbone alone, then those of ``MODEL.WEIGHTS``.
 
     Raises:
         CheckpointError: a file cannot be read, or is of another model.
@@ -61,7 +61,7 @@ def load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def build_log(run: Run, writers: Sequence[MetricWriter] = ()) -> MetricLog:
-    """The log that metrics go to: console, files, the writers of ``SOLVER.WRITERS``, then ``writers``.
+    """Return the log that metrics go to: console, files, the writers of ``SOLVER.WRITERS``, then ``writers``.
 
     Only the main process writes.
 
@@ -81,7 +81,7 @@ def build_log(run: Run, writers: Sequence[MetricWriter] = ()) -> MetricLog:
 
 
 def build_hooks(run: Run, log: MetricLog, *, evaluation: Evaluation | None, others: Sequence[Hook] = ()) -> list[Hook]:
-    """All hooks in their order (see `engine.hooks`); those of ``SOLVER.HOOKS`` come before ``others``.
+    """Return all hooks in their order (see ``engine.hooks``); those of ``SOLVER.HOOKS`` come before ``others``.
 
     Raises:
         ConfigError: a name is not registered.
@@ -107,7 +107,7 @@ def build_hooks(run: Run, log: MetricLog, *, evaluation: Evaluation | None, othe
 
 
 def build_evaluation(run: Run, model: nn.Module, log: MetricLog, evaluate: Evaluate | None) -> Evaluation | None:
-    """The hook that evaluates and keeps the best weights; None where there is nothing to evaluate on."""
+    """Return the hook that evaluates and keeps the best weights; None without test data."""
     cfg = run.cfg
     if evaluate is None or not cfg.DATASETS.TEST:
         return None
@@ -125,7 +125,7 @@ def build_evaluation(run: Run, model: nn.Module, log: MetricLog, evaluate: Evalu
 def build_trainer(
     cfg: CfgNode, model: nn.Module, batches: Iterable[Batch], *, hooks: Sequence[Hook], log: MetricLog
 ) -> Trainer:
-    """The trainer with optimiser, schedule and precision of ``cfg``.
+    """Return the trainer with optimiser, schedule and precision of ``cfg``.
 
     Raises:
         ConfigError: a value of ``SOLVER`` is wrong.
@@ -154,7 +154,7 @@ def build_trainer(
 
 
 def _while_training(cfg: CfgNode) -> CfgNode:
-    """The config of evaluations between steps: without what costs many times as much, and without its expectations."""
+    """Return the config of evaluations between steps: without test-time augmentation and expected results."""
     if not cfg.TEST.AUG.ENABLED:
         return cfg
     quick = cfg.clone()

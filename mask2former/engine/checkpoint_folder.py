@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
-    """Checkpoints in an output folder. ``max_to_keep``: periodic ones that are kept, 0 keeps all."""
+    """Checkpoints in an output folder. ``max_to_keep``: number of periodic ones to keep, 0 keeps all."""
 
     def __init__(self, directory: str | Path, *, max_to_keep: int = 0) -> None:
         self.directory = Path(directory)
         self._max_to_keep = max_to_keep
 
     def begin_run(self) -> None:
-        """Forgets checkpoints of an earlier run in this folder, so that none of them is resumed; the files stay."""
+        """Forget checkpoints of an earlier run, so that none of them is resumed; the files stay."""
         if self._candidates():
             logger.warning(
                 "%s holds checkpoints of an earlier run, which this one overwrites where the names are the same "
@@ -41,20 +41,20 @@ class CheckpointFolder:
         (self.directory / LAST).unlink(missing_ok=True)
 
     def save_periodic(self, state: dict[str, Any], iteration: int) -> Path:
-        """Writes ``model_<iteration>.pth`` and removes those beyond ``max_to_keep``."""
+        """Write ``model_<iteration>.pth`` and remove those beyond ``max_to_keep``."""
         return self._save(state, f"model_{iteration:07d}.pth")
 
     def save_final(self, state: dict[str, Any]) -> Path:
-        """Writes ``model_final.pth``."""
+        """Write ``model_final.pth``."""
         return self._save(state, FINAL)
 
     def save_best(self, state: dict[str, Any]) -> Path:
-        """Writes ``model_best.pth``, which is not among those to be resumed."""
+        """Write ``model_best.pth``, which is never resumed."""
         save_atomic(state, self.directory / BEST)
         return self.directory / BEST
 
     def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, and its content; None where there is none at all.
+        """Return the newest readable checkpoint and its content; None if there is none.
 
         Raises:
             CheckpointError: there are checkpoints, but none can be read.
@@ -102,7 +102,7 @@ class CheckpointFolder:
         return None
 
     def _candidates(self) -> list[Path]:
-        """What could be resumed, newest first; without an index, whatever the file names say."""
+        """Return the checkpoints that could be resumed, newest first; without an index, by their file names."""
         names = self._index()
         if names is None:
             periodic = [p.name for p in self.directory.glob("model_*.pth") if _PERIODIC.match(p.name)]

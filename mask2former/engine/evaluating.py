@@ -41,10 +41,10 @@ class _TestSet(NamedTuple):
 
 
 class TestSets:
-    """The data sets of ``DATASETS.TEST``, each with the evaluators it asks for and further ones.
+    """The data sets of ``DATASETS.TEST``, each with its own evaluators and further ones.
 
-    They are built once, by ``prepare`` or the first evaluation: what is wrong with ground truth is better known before
-    training than after.
+    They are built once, by ``prepare`` or the first evaluation, so that faults in ground truth are found before
+    training.
     """
 
     __test__ = False  # not a test, whatever pytest makes of the name
@@ -54,7 +54,7 @@ class TestSets:
         self._sets: dict[str, _TestSet] | None = None
 
     def prepare(self, cfg: CfgNode) -> None:
-        """Reads the data sets and their ground truth.
+        """Read the data sets and their ground truth.
 
         Raises:
             InputError: a data set or its ground truth is missing or wrong, or a name is not registered.
@@ -64,10 +64,10 @@ class TestSets:
             CopyMaker.from_config(cfg)
 
     def __call__(self, cfg: CfgNode, model: nn.Module) -> Results:
-        """Results on each data set: task to metric to value; with several data sets, by data set first.
+        """Return results on each data set: task to metric to value; with several data sets, by data set first.
 
-        With ``cfg.TEST.AUG.ENABLED`` those with test-time augmentation follow, under the same names and ``_TTA``. On
-        other processes than the main one the results are empty.
+        With ``cfg.TEST.AUG.ENABLED`` those with test-time augmentation follow, under the same names with ``_TTA``. On
+        processes other than the main one the results are empty.
 
         Raises:
             InputError: a data set is missing or wrong, or results differ from ``cfg.TEST.EXPECTED_RESULTS``.
@@ -90,7 +90,7 @@ class TestSets:
         return results
 
     def _build(self, cfg: CfgNode, folder: str) -> dict[str, _TestSet]:
-        """What evaluators write goes below ``folder``."""
+        """Build the data sets and evaluators; what evaluators write goes below ``folder``."""
         sets = {}
         for name in cfg.DATASETS.TEST:
             loader = build_test_loader(cfg, name)  # before the evaluator, which reads the metadata that this registers
@@ -100,7 +100,9 @@ class TestSets:
 
 
 def evaluate(cfg: CfgNode, model: nn.Module, *, evaluators: Sequence[BuildEvaluator] = ()) -> Results:
-    """The results of ``TestSets``; ``evaluators`` see each data set beside those that it asks for.
+    """Return the results of the model on ``cfg.DATASETS.TEST``; see ``TestSets``.
+
+    ``evaluators`` process each data set in addition to its own evaluators.
 
     Raises:
         InputError: a data set is missing or wrong, or results differ from ``cfg.TEST.EXPECTED_RESULTS``.
@@ -109,7 +111,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, *, evaluators: Sequence[BuildEvalua
 
 
 def evaluate_only(cfg: CfgNode, *, resume: bool = False, evaluators: Sequence[BuildEvaluator] = ()) -> Results:
-    """Evaluates the weights ``cfg.MODEL.WEIGHTS``, or with ``resume`` the newest checkpoint in ``cfg.OUTPUT_DIR``.
+    """Evaluate the weights ``cfg.MODEL.WEIGHTS``, or with ``resume`` the newest checkpoint in ``cfg.OUTPUT_DIR``.
 
     Raises:
         InputError: configuration, data or checkpoint are wrong, or results are not the expected ones.
@@ -129,6 +131,6 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False, evaluators: Sequence[Bu
 
 
 def _evaluate(sets: dict[str, _TestSet], model: nn.Module) -> dict[str, Any]:
-    """Results by task, or with several data sets by data set."""
+    """Return results by task, or with several data sets by data set."""
     results = {name: inference_on_dataset(model, *test_set) or {} for name, test_set in sets.items()}
     return results if len(results) > 1 else dict(next(iter(results.values())))

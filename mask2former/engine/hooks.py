@@ -1,7 +1,7 @@
-"""What happens around the steps, in this order: metrics, hooks from outside, checkpoints, evaluation, progress bar.
+"""Hooks around the steps, in this order: metrics, hooks from outside, checkpoints, evaluation, progress bar.
 
-Metrics and hooks from outside come before checkpoints, for their state is part of them; checkpoints before evaluation:
-if it fails, the training done so far is on the disk. Hooks learn of its results by ``after_evaluation``.
+Metrics and hooks from outside come before checkpoints, because their state is part of them; checkpoints come before
+evaluation, so that the training done is on the disk if it fails. ``after_evaluation`` passes results to hooks.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Results = Mapping[str, Any]
 
 
 def is_due(iteration: int, period: int) -> bool:
-    """A step ends a period."""
+    """Return whether a step ends a period."""
     return period > 0 and (iteration + 1) % period == 0
 
 
 class PeriodicMetrics(Hook):
-    """Every ``period`` steps: means of losses and times since the last time."""
+    """Logs, every ``period`` steps, means of losses and times since the last time."""
 
     def __init__(self, log: MetricLog, *, period: int) -> None:
         self._log = log
@@ -79,7 +79,7 @@ class PeriodicMetrics(Hook):
 
 
 class PeriodicCheckpoint(Hook):
-    """A checkpoint every ``period`` steps, and the final one."""
+    """Saves a checkpoint every ``period`` steps, and the final one."""
 
     def __init__(
         self, folder: CheckpointFolder, *, period: int, seed: int, images_per_step: int, config: str = ""
@@ -107,7 +107,7 @@ class PeriodicCheckpoint(Hook):
 
 
 class EvaluationRecord:
-    """The results of the last evaluation, in a file of the output folder: one that is complete need not be repeated."""
+    """The results of the last evaluation, in a file of the output folder; a complete one is not repeated."""
 
     _FILE = "last_evaluation.json"
     _WITHOUT_EFFECT = ("OUTPUT_DIR", "SEED", "SOLVER", "VERBOSE")
@@ -121,7 +121,7 @@ class EvaluationRecord:
         self._config = hashlib.sha256(shown.dump().encode()).hexdigest()
 
     def take(self, iteration: int) -> Results | None:
-        """The results after ``iteration``, by the same config; a record of anything else is removed."""
+        """Return the results after ``iteration`` with the same config; any other record is removed."""
         record = read_json_if_whole(self._path)
         if isinstance(record, dict) and record.get("iteration") == iteration and record.get("config") == self._config:
             return record.get("results")
@@ -130,15 +130,15 @@ class EvaluationRecord:
         return None
 
     def write(self, iteration: int, results: Results) -> None:
-        """Takes the place of the evaluation before."""
+        """Replace the record by new results."""
         write_json({"iteration": iteration, "config": self._config, "results": _as_json(results)}, self._path)
 
 
 class Evaluation(Hook):
     """Evaluates every ``period`` steps and at the end, where ``evaluate_last`` may do more.
 
-    The generators are as if it had not happened. A run that is resumed after an evaluation was due takes its results
-    from the ``record``, or makes it up.
+    The random generators are restored afterwards. A run that is resumed after an evaluation was due takes its results
+    from the ``record``, or repeats it.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Evaluation(Hook):
 
 
 class BestCheckpoint:
-    """Keeps the weights with the highest value of a metric, such as ``panoptic_seg/PQ``; on the main process only."""
+    """Saves the weights with the highest value of a metric, such as ``panoptic_seg/PQ``, on the main process."""
 
     _RECORD = "best_checkpoint.json"
 
@@ -210,7 +210,7 @@ class BestCheckpoint:
         self.best = self._read_record() if resume else -math.inf
 
     def __call__(self, trainer: Trainer, results: Results) -> None:
-        """Writes ``model_best.pth`` if the results are better than any before."""
+        """Write ``model_best.pth`` if the results are better than any before."""
         metrics = flatten_results(results)
         if self._metric not in metrics:
             known = ", ".join(metrics)
@@ -240,7 +240,7 @@ def _as_json(results: Results) -> dict[str, Any]:
 
 
 class ProgressBar(Hook):
-    """A bar on the terminal."""
+    """Draws a progress bar on the terminal."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None

@@ -57,7 +57,7 @@ class _FileHandler(logging.Handler):
 
 
 def setup_logging(output_dir: str | Path | None = None, *, verbose: bool = False) -> None:
-    """Sends the package's log to the terminal, and to ``log.txt`` in the folder given; other processes only warn.
+    """Send the package's log to the terminal, and to ``log.txt`` in the folder given; other processes only warn.
 
     May be called again: earlier handlers of this function are replaced.
 

@@ -22,10 +22,10 @@ class LossVector:
 
     @classmethod
     def from_dict(cls, losses: Mapping[str, torch.Tensor]) -> tuple[LossVector, torch.Tensor]:
-        """The detached vector, and the sum to be differentiated.
+        """Return the detached vector, and the sum to be differentiated.
 
         Raises:
-            ValueError: no losses at all.
+            ValueError: there are no losses.
         """
         if not losses:
             raise ValueError("in training the model must return at least one loss, it returned none")
@@ -33,27 +33,27 @@ class LossVector:
         return cls(tuple(losses), stacked.detach()), stacked.sum()
 
     def plus(self, other: LossVector | None) -> LossVector:
-        """The sum of the parts of a batch."""
+        """Return the sum with another part of the batch."""
         return self if other is None else LossVector(self.names, self.values + other.values)
 
     def scaled(self, weight: float) -> LossVector:
-        """The share of a part of the batch."""
+        """Return the share of a part of the batch."""
         return self if weight == 1.0 else LossVector(self.names, self.values * weight)
 
     def non_finite(self) -> list[str]:
-        """``name = value`` of the terms that are infinite or not a number; copies to the host."""
+        """Return ``name = value`` of the terms that are infinite or not a number; copies to the host."""
         return [
             f"{name} = {value}" for name, value in zip(self.names, self.values.tolist()) if not math.isfinite(value)
         ]
 
 
 def is_auxiliary(name: str) -> bool:
-    """The term belongs to an intermediate prediction layer (``loss_ce_3``), not to the final one (``loss_ce``)."""
+    """Return whether a term belongs to an intermediate prediction layer (``loss_ce_3``), not the final one."""
     return _AUXILIARY.search(name) is not None
 
 
 def with_total(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """Terms by name, the final layer's first, then their total, then those of the intermediate layers."""
+    """Return terms by name, the final layer's first, then their total, then those of the intermediate layers."""
     terms = dict(zip(names, values))
     final = {name: value for name, value in terms.items() if not is_auxiliary(name)}
     return {**final, TOTAL: sum(values), **{name: value for name, value in terms.items() if name not in final}}

@@ -55,7 +55,9 @@ class NonFiniteGuard:
     def admits_losses(
         self, losses: LossVector | None, batch: Sequence[Mapping[str, Any]], *, iteration: int, reason: str = ""
     ) -> bool:
-        """Whether to go on with the step; the same answer on all processes. ``losses`` None: computing them failed.
+        """Return whether to go on with the step, the same on all processes.
+
+        ``losses`` is None if computing them failed.
 
         Raises:
             NonFiniteError: not finite, and the policy is to stop.
@@ -76,7 +78,7 @@ class NonFiniteGuard:
         return not bad_somewhere
 
     def admits_gradients(self, norm: torch.Tensor, batch: Sequence[Mapping[str, Any]], *, iteration: int) -> bool:
-        """Whether to update the weights; the norm of averaged gradients is the same on all processes.
+        """Return whether to update the weights; the norm of averaged gradients is the same on all processes.
 
         Raises:
             NonFiniteError: not finite, and the policy is to stop.
@@ -97,7 +99,7 @@ class NonFiniteGuard:
         *,
         iteration: int,
     ) -> None:
-        """Makes the coming update conditional on the device, and starts the copy of the values to the host."""
+        """Make the coming update conditional on the device, and start the copy of the values to the host."""
         finite = torch.isfinite(losses.values).all()
         if not self.tolerates_gradients:
             finite = finite & torch.isfinite(norm)
@@ -113,7 +115,7 @@ class NonFiniteGuard:
         self._pending = _Pending(iteration, losses.names, values, batch, arrived)
 
     def settle(self) -> None:
-        """Looks at the step before; to be called before the next one and before weights are saved.
+        """Look at the step before; to be called before the next one and before weights are saved.
 
         Raises:
             NonFiniteError: it was not finite, and the policy is to stop.

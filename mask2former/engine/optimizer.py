@@ -23,7 +23,7 @@ ClipGradients = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True)
 class GroupRules:
-    """How learning rate and weight decay follow from the place of a parameter; None: as every other parameter."""
+    """Rules for learning rate and weight decay by module and parameter; None: as for all others."""
 
     lr: float
     weight_decay: float
@@ -36,7 +36,7 @@ class GroupRules:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GroupRules:
-        """The rules of ``cfg.SOLVER``."""
+        """Return the rules of ``cfg.SOLVER``."""
         solver = cfg.SOLVER
         return cls(
             lr=solver.BASE_LR,
@@ -68,7 +68,7 @@ class GroupRules:
 
 
 def build_parameter_groups(model: nn.Module, rules: GroupRules) -> list[dict[str, Any]]:
-    """One group for each (learning rate, weight decay), in the order of the model's parameters.
+    """Return one group for each (learning rate, weight decay), in the order of the model's parameters.
 
     Fewer groups than parameters matter: a fused optimiser launches once for each group.
     """
@@ -83,7 +83,7 @@ def build_parameter_groups(model: nn.Module, rules: GroupRules) -> list[dict[str
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser ``cfg.SOLVER.OPTIMIZER`` over all parameters that are trained.
+    """Return the optimiser ``cfg.SOLVER.OPTIMIZER`` over all parameters that are trained.
 
     Raises:
         ConfigError: an unknown optimiser, a negative rate, or no parameter to train.
@@ -106,7 +106,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_gradient_clipping(cfg: CfgNode) -> ClipGradients:
-    """A function that clips the gradients of the given parameters in place and returns their total norm before.
+    """Return a function that clips the gradients of the given parameters in place and returns their total norm before.
 
     full_model: the norm over all parameters is at most CLIP_VALUE; norm: each parameter's; value: each element.
 
@@ -147,8 +147,9 @@ _CLIP_TYPES = {"full_model": _clip_full_model, "norm": _clip_each_norm, "value":
 
 
 def _layer_factors(model: nn.Module, decay: float) -> dict[str, float]:
-    """What the rate of each parameter of a backbone is multiplied by: ``decay`` once in the last layer, once more in
-    each before it (Bao et al. 2022, BEiT). Empty where there is no decay.
+    """Return the factor on the learning rate of each backbone parameter; empty without decay.
+
+    It is ``decay`` in the last layer, and once more ``decay`` in each layer before it (Bao et al. 2022, BEiT).
     """
     if decay == 1.0:
         return {}
@@ -170,7 +171,7 @@ def _undecayed_parameters(model: nn.Module) -> set[str]:
 
 
 def _backbones(model: nn.Module) -> list[tuple[str, Backbone]]:
-    """Each backbone with the prefix of its parameters' names."""
+    """Return each backbone with the prefix of its parameters' names."""
     return [(f"{name}." if name else "", part) for name, part in model.named_modules() if isinstance(part, Backbone)]
 
 

@@ -22,7 +22,7 @@ class Precision:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, device_type: str) -> Precision:
-        """The precision of ``cfg.SOLVER.AMP``; by default bfloat16 where the hardware has it.
+        """Return the precision of ``cfg.SOLVER.AMP``; by default bfloat16 where the hardware has it.
 
         Without such hardware a CUDA device takes float16 and a CPU computes in float32.
 
@@ -37,13 +37,13 @@ class Precision:
         return cls(device_type, dtype=_DTYPES[name] if name else _choose_dtype(device_type))
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The context of the forward pass."""
+        """Return the context of the forward pass."""
         if self.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
     def describe(self) -> str:
-        """For the log: for instance ``bfloat16 (mixed)``."""
+        """Return a description for the log, such as ``bfloat16 (mixed)``."""
         if self.dtype is None:
             return "float32"
         scaled = ", loss scaling" if self.scaler.is_enabled() else ""

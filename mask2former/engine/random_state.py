@@ -15,19 +15,19 @@ _SEED_RANGE = 2**31
 
 
 def draw_seed() -> int:
-    """A seed from the operating system's entropy."""
+    """Return a seed from the operating system's entropy."""
     return int.from_bytes(os.urandom(4), "little") % _SEED_RANGE
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch on all devices."""
+    """Seed Python, numpy and torch on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def get_random_state() -> dict[str, Any]:
-    """State of every generator, as tensors and plain values that a safe reader accepts."""
+    """Return the state of every generator, as tensors and plain values that a safe reader accepts."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -40,7 +40,7 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores what ``get_random_state`` returned."""
+    """Restore what ``get_random_state`` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -52,7 +52,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """What runs inside leaves no trace in the generators, so that training goes on as if it had not run."""
+    """Restore all random generators when the block ends, so that training goes on as if it had not run."""
     state = get_random_state()
     try:
         yield

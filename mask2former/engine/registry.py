@@ -1,4 +1,4 @@
-"""Hooks and metric writers by registered names; a class with `from_config`, or one that takes the config."""
+"""Hooks and metric writers by registered names; a class with ``from_config``, or one that takes the config."""
 
 from __future__ import annotations
 

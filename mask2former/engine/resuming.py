@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_changes(cfg: CfgNode, state: Mapping[str, Any], *, source: Path) -> None:
-    """Compares the config with that of the checkpoint; logs what changed and takes effect.
+    """Compare the config with that of the checkpoint; logs what changed and takes effect.
 
     Raises:
         ConfigError: a key says what cannot take effect any more.
@@ -63,7 +63,7 @@ def check_changes(cfg: CfgNode, state: Mapping[str, Any], *, source: Path) -> No
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Puts back what the optimiser gathered for each parameter, by name; rates and settings stay those of the config.
+    """Put back what the optimiser gathered for each parameter, by name; rates and settings stay those of the config.
 
     Raises:
         CheckpointError: the state is of another kind of optimiser, or cannot be told apart.
@@ -81,7 +81,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
 
 
 def restore_schedule(scheduler: LRScheduler, saved: Mapping[str, Any], *, iteration: int) -> None:
-    """Puts a schedule to its place before ``iteration``; one in closed form keeps the base rates of the config."""
+    """Put a schedule to its place before ``iteration``; one in closed form keeps the base rates of the config."""
     if not isinstance(scheduler, LambdaLR):
         scheduler.load_state_dict(dict(saved))
         return
@@ -93,14 +93,14 @@ def restore_schedule(scheduler: LRScheduler, saved: Mapping[str, Any], *, iterat
 
 
 def _indices(groups: list[dict[str, Any]]) -> dict[str, int]:
-    """The number of each parameter's state, by the name of the parameter."""
+    """Return the number of each parameter's state, by the name of the parameter."""
     if not all("param_names" in group for group in groups):
         raise CheckpointError("its optimiser does not name its parameters")
     return {name: index for group in groups for name, index in zip(group["param_names"], group["params"], strict=True)}
 
 
 def _flatten(text: Any) -> dict[str, Any]:
-    """The dotted keys of a dumped config, with their values; none where there is no such text."""
+    """Return the dotted keys of a dumped config, with their values; none where there is no such text."""
     try:
         content = yaml.safe_load(text) if isinstance(text, str) else None
     except yaml.YAMLError:

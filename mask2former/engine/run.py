@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """A run that has begun. ``checkpoint`` is the file to go on from and what it holds; None begins anew."""
+    """A run that has begun. ``checkpoint`` is the file to resume from and its content; None starts anew."""
 
     cfg: CfgNode
     folder: CheckpointFolder
@@ -49,7 +49,7 @@ class Run:
 
 
 def begin_run(cfg: CfgNode, *, resume: bool) -> Run:
-    """A run with the resolved configuration, and with ``resume`` the newest readable checkpoint of its folder.
+    """Return a run with the resolved configuration, and with ``resume`` the newest readable checkpoint of its folder.
 
     Raises:
         ConfigError: the batch does not divide among the processes, the folder cannot be written to, or a value
@@ -93,7 +93,7 @@ def begin_process(cfg: CfgNode) -> None:
 
 @contextlib.contextmanager
 def run_folder(cfg: CfgNode) -> Iterator[None]:
-    """Holds the output folder, by the main process, so that no other run writes there.
+    """Hold the output folder, by the main process, so that no other run writes there.
 
     Raises:
         ConfigError: another one does, or nothing can be written there.
@@ -123,7 +123,7 @@ def _begin_files(run: Run) -> None:
 
 
 def _find_checkpoint(folder: CheckpointFolder) -> tuple[Path, Any] | None:
-    """The main process chooses, so that a file that tears in between cannot divide the processes."""
+    """Return the checkpoint that the main process chooses, so that a damaged file cannot divide the processes."""
     newest = folder.load_newest() if distributed.is_main() else None
     if distributed.get_world_size() > 1:
         path = distributed.broadcast(None if newest is None else newest[0])

@@ -12,9 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
-    """A copy of ``cfg`` for ``world_size`` processes, if it names those it was made for (REFERENCE_WORLD_SIZE).
+    """Return ``cfg`` adapted to ``world_size`` processes, if REFERENCE_WORLD_SIZE says how many it was made for.
 
-    The images of each process stay: batch and learning rate grow with the processes, iterations shrink.
+    Each process keeps its number of images: batch and learning rate grow with the processes, iterations shrink.
 
     Raises:
         ConfigError: the batch cannot be divided among the processes.
@@ -33,9 +33,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
 
 
 def resolve_epochs(cfg: CfgNode, num_images: int) -> CfgNode:
-    """A copy of ``cfg`` whose MAX_ITER is that of SOLVER.MAX_EPOCHS, which is 0 then; ``cfg`` where it is 0 already.
-
-    STEPS keep their shares of the training.
+    """Return ``cfg`` with SOLVER.MAX_EPOCHS converted to MAX_ITER, and then set to 0; STEPS keep their shares.
 
     Raises:
         ConfigError: SOLVER.MAX_EPOCHS is negative.
@@ -64,7 +62,7 @@ def resolve_epochs(cfg: CfgNode, num_images: int) -> CfgNode:
 
 
 def describe_scaling(before: CfgNode, after: CfgNode) -> str:
-    """What changed, for the log; empty where nothing did."""
+    """Return what changed, for the log; empty where nothing did."""
     if before.SOLVER.REFERENCE_WORLD_SIZE == after.SOLVER.REFERENCE_WORLD_SIZE:
         return ""
     keys = ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "WARMUP_ITERS", "STEPS", "CHECKPOINT_PERIOD")

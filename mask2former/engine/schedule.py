@@ -20,7 +20,7 @@ Factor = Callable[[int], float]
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LambdaLR:
-    """The schedule ``cfg.SOLVER.LR_SCHEDULER_NAME``, to be stepped after every iteration.
+    """Return the schedule ``cfg.SOLVER.LR_SCHEDULER_NAME``, to be stepped after every iteration.
 
     Raises:
         ConfigError: an unknown schedule or warm-up method, or impossible steps.
@@ -33,7 +33,7 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Lambda
 
 
 def build_multi_step_factor(cfg: CfgNode) -> Factor:
-    """Multiplied by GAMMA at each of STEPS."""
+    """Return a factor that is multiplied by GAMMA at each of STEPS."""
     steps = [int(step) for step in cfg.SOLVER.STEPS]
     if steps != sorted(steps):
         raise ConfigError(f"SOLVER.STEPS must increase, found {steps}")
@@ -46,7 +46,7 @@ def build_multi_step_factor(cfg: CfgNode) -> Factor:
 
 
 def build_cosine_factor(cfg: CfgNode) -> Factor:
-    """Half a cosine from 1 to BASE_LR_END / BASE_LR."""
+    """Return a factor that falls as half a cosine from 1 to BASE_LR_END / BASE_LR."""
     max_iter = _max_iter(cfg)
     end = cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR if cfg.SOLVER.BASE_LR else 0.0
     return _ramp_to(lambda i: end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(i / max_iter, 1.0))), cfg)
@@ -69,7 +69,7 @@ def build_poly_factor(cfg: CfgNode) -> Factor:
 
 
 def _ramp_to(factor: Factor, cfg: CfgNode) -> Factor:
-    """Warm-up from WARMUP_FACTOR × the first value to the value at the end of the warm-up."""
+    """Return a warm-up from WARMUP_FACTOR × the first value to the value at its end."""
     length, fraction = cfg.SOLVER.WARMUP_ITERS, _warm_up_fraction(cfg)
     start, end = cfg.SOLVER.WARMUP_FACTOR * factor(0), factor(length)
 
@@ -83,7 +83,7 @@ def _ramp_to(factor: Factor, cfg: CfgNode) -> Factor:
 
 
 def _warm_up_fraction(cfg: CfgNode) -> Factor:
-    """How much of the warm-up is over, 0 to 1."""
+    """Return how much of the warm-up is over, 0 to 1."""
     length, method = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_METHOD
     if method == "linear":
         return lambda iteration: 1.0 if iteration >= length else iteration / length

@@ -1,4 +1,4 @@
-"""What a run is about to do, in lines for the log."""
+"""Describe what a run is about to do, in lines for the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARTS = {
 
 
 def describe_model(cfg: CfgNode, model: nn.Module) -> str:
-    """Architecture, parts with their parameters, queries and classes."""
+    """Return architecture, parts with their parameters, queries and classes."""
     modules = dict(model.named_modules())
     lines = [
         f"model: {cfg.MODEL.META_ARCHITECTURE} with {_describe_backbone(cfg)}, "
@@ -30,7 +30,7 @@ def describe_model(cfg: CfgNode, model: nn.Module) -> str:
 
 
 def describe_tasks(cfg: CfgNode) -> str:
-    """Which results the model gives, at which size and thresholds."""
+    """Return the results that the model gives, with size and thresholds."""
     test = cfg.MODEL.MASK_FORMER.TEST
     tasks = [
         task
@@ -49,7 +49,7 @@ def describe_tasks(cfg: CfgNode) -> str:
 
 
 def describe_schedule(cfg: CfgNode, *, world_size: int, precision: str, device: str) -> str:
-    """Batch, iterations and learning rate."""
+    """Return batch, iterations and learning rate."""
     solver = cfg.SOLVER
     parts = f" in {solver.ACCUMULATION_STEPS} parts" if solver.ACCUMULATION_STEPS > 1 else ""
     processes = f"{world_size} processes" if world_size > 1 else "1 process"
@@ -60,7 +60,7 @@ def describe_schedule(cfg: CfgNode, *, world_size: int, precision: str, device: 
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
-    """(all, trained) numbers of values."""
+    """Return the numbers of (all, trained) values."""
     total = trained = 0
     for parameter in parameters:
         total += parameter.numel()
@@ -69,7 +69,7 @@ def count_parameters(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
 
 
 def describe_results(results: Mapping[str, Any]) -> str:
-    """Main metrics by task in plain lines, ``panoptic_seg: PQ 52.13, SQ …``."""
+    """Return the main metrics by task in plain lines, ``panoptic_seg: PQ 52.13, SQ …``."""
     lines = []
     for task, metrics in results.items():
         if not isinstance(metrics, Mapping):
@@ -89,7 +89,7 @@ def _describe_backbone(cfg: CfgNode) -> str:
 
 
 def _describe_predictor(modules: Mapping[str, nn.Module]) -> str:
-    """What follows the pixel decoder; some heads bring their own, whatever decoder the config names."""
+    """Return what follows the pixel decoder; some heads bring their own, whatever decoder the config names."""
     predictor = modules.get(_PARTS["predictor"])
     num_queries = getattr(predictor, "num_queries", None)
     name = "" if predictor is None else type(predictor).__name__

@@ -1,4 +1,4 @@
-"""Training: a run from its configuration, or with parts of one's own."""
+"""Train from a config, optionally with parts of your own."""
 
 from __future__ import annotations
 
@@ -47,14 +47,20 @@ def train(
     hooks: Sequence[Hook] = (),
     writers: Sequence[MetricWriter] = (),
 ) -> Results:
-    """Trains the model of ``cfg`` on its data, evaluates it, and returns the results (on the main process).
+    """Train the model of ``cfg`` on its data, evaluate it, and return the results (on the main process).
 
-    Everything is written to ``cfg.OUTPUT_DIR``. ``resume`` goes on from the newest readable checkpoint there.
-    ``mapper`` turns dataset dicts into training samples, in place of that of ``cfg``. ``evaluators`` see each test set
-    beside those that it asks for; ``hooks`` and ``writers`` come after those that ``cfg`` names.
+    Everything is written to ``cfg.OUTPUT_DIR``.
+
+    Args:
+        cfg: the config.
+        resume: continue from the newest readable checkpoint in the output folder.
+        mapper: turns dataset dicts into training samples, instead of that of ``cfg``.
+        evaluators: process each test set in addition to its own evaluators.
+        hooks: run after those that ``cfg`` names.
+        writers: receive metrics after those that ``cfg`` names.
 
     Raises:
-        InputError: configuration, data or checkpoint are wrong.
+        InputError: config, data or checkpoint are wrong.
         NonFiniteError: a loss became infinite or not a number.
     """
     from mask2former import build_model
@@ -91,7 +97,7 @@ def fit(
     hooks: Sequence[Hook] = (),
     writers: Sequence[MetricWriter] = (),
 ) -> Results:
-    """As ``train``, with any model (a list of samples to losses by name), data and evaluation."""
+    """Train as ``train`` does, with any model (from a list of samples to losses by name), data and evaluation."""
     with distributed.process_group(cfg.MODEL.DEVICE), run_folder(cfg), named_worker_failures():
         run = begin_run(cfg, resume=resume)
         model = build_model(run.cfg)

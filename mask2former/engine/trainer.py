@@ -29,32 +29,32 @@ _EXPECTED_WARNINGS = (
 
 
 class Hook:
-    """What happens around the steps; ``trainer.iteration`` counts from 0 and names the current step."""
+    """Methods that are called around the steps; ``trainer.iteration`` counts from 0 and is the current step."""
 
     def before_train(self, trainer: Trainer) -> None:
-        """Before the first step."""
+        """Run before the first step."""
 
     def before_step(self, trainer: Trainer) -> None:
-        """Before each step."""
+        """Run before each step."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """After each step."""
+        """Run after each step."""
 
     def after_evaluation(self, trainer: Trainer, results: Mapping[str, Any]) -> None:
-        """After each evaluation: metrics by task, on other processes than the main one empty."""
+        """Run after each evaluation, with metrics by task, which are empty outside of the main process."""
 
     def after_train(self, trainer: Trainer) -> None:
-        """After the last step; not when training fails."""
+        """Run after the last step, unless training fails."""
 
     def close(self) -> None:
-        """Always called at the end, also when training fails."""
+        """Run at the end, also when training fails."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a restart; saved with the checkpoints: tensors, numbers, text and containers of them."""
+        """Return the state to save in checkpoints: tensors, numbers, text and containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
 
 
 class Trainer:
@@ -113,7 +113,7 @@ class Trainer:
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def train(self) -> None:
-        """Runs all steps and hooks.
+        """Run all steps and hooks.
 
         Raises:
             NonFiniteError: a loss or gradient is not finite (policy "stop").
@@ -148,7 +148,7 @@ class Trainer:
         self.iteration += 1
 
     def run_step(self) -> None:
-        """One update: data, losses, gradients, clipping, optimiser, schedule."""
+        """Do one update: data, losses, gradients, clipping, optimiser, schedule."""
         started = time.perf_counter()
         batch = self._next_batch()
         self.data_time = time.perf_counter() - started
@@ -165,7 +165,7 @@ class Trainer:
         self.step_time = time.perf_counter() - started
 
     def _accumulate_gradients(self, batch: Batch) -> LossVector | None:
-        """Losses of the batch, with the gradients left in the parameters; None: not finite, to be skipped."""
+        """Return losses of the batch, with the gradients left in the parameters; None: not finite, to be skipped."""
         parts = split_batch(batch, self.accumulation_steps)
         total: LossVector | None = None
         for index, part in enumerate(parts):
@@ -233,6 +233,6 @@ class Trainer:
 
 
 def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
-    """Consecutive parts of sizes that differ by one at most."""
+    """Return consecutive parts whose sizes differ by one at most."""
     bounds = [len(batch) * i // num_parts for i in range(num_parts + 1)]
     return [batch[start:stop] for start, stop in itertools.pairwise(bounds)]

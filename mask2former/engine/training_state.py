@@ -1,4 +1,4 @@
-"""All that a run needs to go on as if it had never stopped."""
+"""The state that a run needs to continue as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 def collect_state(trainer: Trainer, *, seed: int, images_per_step: int, config: str = "") -> dict[str, Any]:
-    """The state after the current step. All processes must call it; what is to be saved is the main one's.
+    """Return the state after the current step. All processes must call it; the main one's is saved.
 
-    config: that of the run, as text, for whoever resumes it with another one.
+    ``config``: that of the run, as text, to compare with when the run is resumed.
     """
     trainer.guard.settle()
     random_states = distributed.gather_on_main(get_random_state()) or []
@@ -45,7 +45,7 @@ def collect_state(trainer: Trainer, *, seed: int, images_per_step: int, config: 
 
 
 def restore_state(trainer: Trainer, state: dict[str, Any], *, source: str | Path) -> None:
-    """Puts a collected state back; the generators once the data has started, for starting it draws from them.
+    """Put a collected state back; the generators once the data has started, for starting it draws from them.
 
     Raises:
         CheckpointError: the state is of another model or optimiser.
@@ -107,7 +107,7 @@ def _compare_data(trainer: Trainer, state: dict[str, Any], source: str | Path) -
 
 
 def _num_samples(trainer: Trainer) -> int | None:
-    """The images of the training data, where the batches tell."""
+    """Return the images of the training data, where the batches tell."""
     found = getattr(trainer.batches, "num_samples", None)
     return found if type(found) is int else None
 
@@ -120,7 +120,7 @@ def _hook_states(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
 
 def _named_hooks(trainer: Trainer) -> Iterator[tuple[str, Hook]]:
-    """Hooks by the names of their classes; further ones of a class are numbered from 2."""
+    """Yield hooks by the names of their classes; further ones of a class are numbered from 2."""
     seen: Counter[str] = Counter()
     for hook in trainer.hooks:
         name = type(hook).__name__
@@ -129,7 +129,7 @@ def _named_hooks(trainer: Trainer) -> Iterator[tuple[str, Hook]]:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Raises ConfigError for what no checkpoint is read with: only data are, never code."""
+    """Raise ConfigError for objects that are not plain data, which no checkpoint is read with."""
     if type(value) in (dict, OrderedDict):
         for key, part in value.items():
             _check_plain(part, f"{where}[{key!r}]")

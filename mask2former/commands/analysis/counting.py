@@ -41,7 +41,7 @@ class Counts:
 
 
 def count_flops(model: nn.Module, images: Tensor, *, num_frames: int | None = None) -> Counts:
-    """Operations of backbone and head for normalised, padded `images` (B, 3, H, W), or clips (BT, 3, H, W).
+    """Return operations of backbone and head for normalised, padded ``images`` (B, 3, H, W), or clips (BT, 3, H, W).
 
     Post-processing is not part of it: what it costs depends on what is detected.
 
@@ -53,7 +53,10 @@ def count_flops(model: nn.Module, images: Tensor, *, num_frames: int | None = No
 
 
 def count_activations(model: nn.Module, images: Tensor, *, num_frames: int | None = None) -> Counts:
-    """Values that convolutions, products and attentions put out; arguments and errors are those of `count_flops`."""
+    """Return values that convolutions, products and attentions put out.
+
+    Arguments and errors are those of ``count_flops``.
+    """
     handles = {name: generic_activation_jit() for name in (_ATTENTION, _DEFORMABLE_ATTENTION)}
     return _count(ActivationCountAnalysis, handles, model, images, num_frames=num_frames)
 
@@ -101,7 +104,7 @@ def _count(
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> float:
-    """Scores of queries (…, Q, D) with keys (…, S, D), then their product with values (…, S, Dv)."""
+    """Return scores of queries (…, Q, D) with keys (…, S, D), then their product with values (…, S, Dv)."""
     query, key, value = (get_shape(tensor) for tensor in inputs[:3])
     return float(math.prod(query[:-1])) * key[-2] * (key[-1] + value[-1])
 

@@ -22,7 +22,7 @@ def usual_size(cfg: CfgNode) -> tuple[int, int]:
 
 
 def frames_of(cfg: CfgNode) -> int | None:
-    """Frames of a clip where the config is one of a video model, None for images."""
+    """Return frames of a clip where the config is one of a video model, None for images."""
     return int(cfg.INPUT.SAMPLING_FRAME_NUM) if takes_clips(cfg.MODEL.META_ARCHITECTURE) else None
 
 
@@ -34,7 +34,7 @@ def random_sample(
     num_objects: int = 12,
     rng: np.random.Generator | None = None,
 ) -> dict[str, Any]:
-    """What a mapper yields: an image of noise (3, H, W), or a clip of them, with rectangles as objects."""
+    """Return what a mapper yields: an image of noise (3, H, W), or a clip of them, with rectangles as objects."""
     rng = np.random.default_rng(0) if rng is None else rng
     frames = [_noise(rng, size) for _ in range(num_frames or 1)]
     targets = _rectangles(rng, size, num_objects=num_objects, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)

@@ -26,14 +26,14 @@ class StageTimer:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What runs inside is the stage, or a part of it."""
+        """Count the time of the block as that of a stage, or of a part of it."""
         start = self._now()
         yield
         self._current[name] = self._current.get(name, 0.0) + self._now() - start
 
     @contextlib.contextmanager
     def wrap(self, stages: Mapping[str, tuple[Any, str]]) -> Iterator[None]:
-        """Times each call of methods, (object, name) by stage, until the context ends; unknown ones are left out."""
+        """Time each call of methods, given as (object, name) by stage, until the block ends; skip unknown ones."""
         wrapped = []
         for stage, (owner, name) in stages.items():
             method = getattr(owner, name, None)
@@ -52,11 +52,11 @@ class StageTimer:
         self._current = {}
 
     def forget(self) -> None:
-        """Drops all runs: the first ones pay for caches and allocations."""
+        """Drop all runs: the first ones pay for caches and allocations."""
         self._runs.clear()
 
     def median(self, name: str) -> float:
-        """Median seconds of a stage over the runs that had it; 0 where none did."""
+        """Return the median seconds of a stage over the runs that had it; 0 where none did."""
         seconds = [run[name] for run in self._runs if name in run]
         return statistics.median(seconds) if seconds else 0.0
 
@@ -75,7 +75,9 @@ class StageTimer:
 
 
 def peak_memory(device: torch.device) -> tuple[str, int] | None:
-    """What was measured and its bytes: the most that CUDA's allocator gave out, or the largest size of this process.
+    """Return what was measured and its bytes.
+
+    The most that CUDA's allocator gave out, or the largest size of this process.
 
     None where the system does not say (Windows).
     """

@@ -34,7 +34,7 @@ class ListedImage(NamedTuple):
 
 
 def listed_images(dataset_dicts: Sequence[Mapping[str, Any]]) -> Iterator[ListedImage]:
-    """The images, and the frames of videos, of dataset dicts."""
+    """Yield the images, and the frames of videos, of dataset dicts."""
     for record in dataset_dicts:
         size = (record["height"], record["width"]) if "height" in record and "width" in record else None
         if "file_names" in record:

@@ -53,7 +53,7 @@ def json_files_below(root: Path) -> list[Path]:
 
 
 def is_partner(json_file: Path, train_file: Path, root: Path) -> bool:
-    """Whether a file is by its name the validation part of a training file: the same but for the part."""
+    """Return whether a file is by its name the validation part of a training file: the same but for the part."""
     same_name = _PART_WORD.sub("*", json_file.name) == _PART_WORD.sub("*", train_file.name)
     return same_name and part_of(json_file, root) == VALID
 
@@ -67,7 +67,7 @@ def locate_files(
     kinds: Sequence[str] = (),
     taken: Collection[Path] = (),
 ) -> list[Path]:
-    """Where the files lie that a JSON file names, all found as the first of them is.
+    """Return where the files lie that a JSON file names, all found as the first of them is.
 
     ``kinds`` are further names that folders may bear. What is ``taken`` already is another kind of file. Names may have
     the backslashes of Windows, or lead to where the files lay when the JSON file was written.

@@ -23,7 +23,7 @@ from mask2former.files.json_files import Faults
 
 
 def read_coco_instances(files: Mapping[str, CocoFile], root: Path, *, num_workers: int | None = None) -> OwnDataset:
-    """The images of each part's file with one segment for each annotation.
+    """Return the images of each part's file with one segment for each annotation.
 
     Raises:
         DatasetError: a file is missing, damaged or of another size than stated, the parts differ in categories, or an
@@ -47,7 +47,7 @@ def read_coco_instances(files: Mapping[str, CocoFile], root: Path, *, num_worker
 def used_classes(
     classes: list[DataClass], counts: Mapping[int, int], *, source: Path, notes: list[str]
 ) -> list[DataClass]:
-    """The classes without those that share the name of another and have no object, which ``notes`` then say.
+    """Return the classes without those that share the name of another and have no object, which ``notes`` then say.
 
     Some exports put a parent before its classes, called as one of them.
 
@@ -68,7 +68,7 @@ def used_classes(
 
 
 def common_categories(tables: Mapping[Path, Mapping[int, Category]]) -> list[DataClass]:
-    """The categories of all files, in order of ids.
+    """Return the categories of all files, in order of ids.
 
     Raises:
         DatasetError: an id means different things in two files.

@@ -27,7 +27,7 @@ class _Item(NamedTuple):
 
 
 def read_coco_panoptic(files: Mapping[str, CocoFile], root: Path, *, num_workers: int | None = None) -> OwnDataset:
-    """The annotated images of each part's file with the segments of their PNGs.
+    """Return the annotated images of each part's file with the segments of their PNGs.
 
     Raises:
         DatasetError: a file is missing, damaged or of another size, the parts differ in categories, a PNG holds a

@@ -31,7 +31,7 @@ _BYTES_A_FILE = 500_000_000
 
 
 def is_datasets_folder(path: str | Path) -> bool:
-    """Whether a folder holds what `datasets` saved: parquet files, or arrow files beside their description."""
+    """Return whether a folder holds what ``datasets`` saved: parquet files, or arrow files beside their description."""
     folder = Path(path)
     if not folder.is_dir():
         return False
@@ -41,7 +41,7 @@ def is_datasets_folder(path: str | Path) -> bool:
 
 
 def load_splits(name: str | Path, **options: Any) -> dict[str, Any]:
-    """The training and validation split of a folder or of a data set of the hub, by our names of parts.
+    """Return the training and validation split of a folder or of a data set of the hub, by our names of parts.
 
     ``options`` are those of ``datasets.load_dataset``, such as cache_dir and token.
 
@@ -65,7 +65,7 @@ def load_splits(name: str | Path, **options: Any) -> dict[str, Any]:
 
 
 def class_ids_of(parts: Mapping[str, Any], source: str) -> dict[str, int]:
-    """Names and ids, which all parts must share; a name without an id is left out.
+    """Return names and ids, which all parts must share; a name without an id is left out.
 
     Raises:
         DatasetError: they are missing, no different small numbers, or the parts differ.
@@ -88,7 +88,7 @@ def class_ids_of(parts: Mapping[str, Any], source: str) -> dict[str, int]:
 
 
 def classes_of(parts: Mapping[str, Any], source: str) -> list[DataClass]:
-    """The classes in order of their ids; id 0 is none where it is called background.
+    """Return the classes in order of their ids; id 0 is none where it is called background.
 
     Raises:
         DatasetError: see ``class_ids_of``; or id 0 is a class, which nothing would tell from background.
@@ -106,7 +106,7 @@ def classes_of(parts: Mapping[str, Any], source: str) -> list[DataClass]:
 
 
 def read_samples(split: Any) -> Iterator[Sample]:
-    """The rows of a split.
+    """Yield the rows of a split.
 
     Raises:
         DatasetError: a picture is missing or damaged, or has another size than its annotation.
@@ -146,7 +146,7 @@ def decode_annotation(picture: bytes | Image.Image, where: str) -> tuple[np.ndar
 
 
 def encode_annotation(sample: Sample) -> bytes:
-    """The annotation of a sample as a PNG."""
+    """Return the annotation of a sample as a PNG."""
     instance_ids = sample.instance_ids
     channels = (sample.class_ids, (instance_ids & 255).astype(np.uint8), (instance_ids >> 8).astype(np.uint8))
     return encode_picture(np.stack(channels, axis=-1))
@@ -187,7 +187,7 @@ def write_splits(folder: Path, parts: Mapping[str, Iterable[Sample]], classes: S
 
 
 def _file_groups(samples: Iterable[Sample]) -> Iterator[Iterator[list[dict[str, Any]]]]:
-    """Rows in groups, these in files of bounded size. Each file must be taken whole before the next."""
+    """Yield rows in groups, these in files of bounded size. Each file must be taken whole before the next."""
     stream = iter(samples)
     head = next(stream, None)
     while head is not None:

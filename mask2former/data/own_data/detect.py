@@ -16,7 +16,7 @@ _NUM_LOOKED_AT = 10
 
 
 def holds_coco(path: Path, *, kind: str) -> bool:
-    """Whether a JSON file, or one below a folder, is COCO's of this kind.
+    """Return whether a JSON file, or one below a folder, is COCO's of this kind.
 
     Raises:
         DatasetError: a file is no JSON.
@@ -26,7 +26,9 @@ def holds_coco(path: Path, *, kind: str) -> bool:
 
 
 def coco_parts(path: Path, *, kind: str, title: str) -> tuple[dict[str, CocoFile], Path]:
-    """The file of each part with what it holds, and the folder of the data set; ``title`` names the kind in errors.
+    """Return the file of each part with what it holds, and the folder of the data set.
+
+    ``title`` names the kind in errors.
 
     A training file brings along the validation file beside it, where that is called the same but for this word.
 
@@ -48,7 +50,7 @@ def coco_parts(path: Path, *, kind: str, title: str) -> tuple[dict[str, CocoFile
 
 
 def holds_labelme(path: Path) -> bool:
-    """Whether a JSON file, or one of the first below a folder, is labelme's.
+    """Return whether a JSON file, or one of the first below a folder, is labelme's.
 
     Raises:
         DatasetError: a file is no JSON.
@@ -84,7 +86,9 @@ def _coco_kind(content: Any) -> str | None:
 
 
 def _choose(root: Path, found: list[CocoFile], paths: list[Path], title: str) -> dict[str, CocoFile]:
-    """The file of each part, of those of one kind among ``paths``; a single one may name no part and is for training.
+    """Return the file of each part, of those of one kind among ``paths``.
+
+    A single one may name no part and is for training.
 
     A file that is the other part by its name alone is refused: without a word the data set would be half of what it is.
     """

@@ -42,12 +42,12 @@ class _LabelledObject(NamedTuple):
 
 
 def is_labelme_json(content: Any) -> bool:
-    """Whether a JSON object is one that labelme writes."""
+    """Return whether a JSON object is one that labelme writes."""
     return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
 def read_labelme(root: Path, *, num_workers: int | None = None) -> OwnDataset:
-    """Images with one segment for each object; class ids count the labels in their alphabetical order.
+    """Return images with one segment for each object; class ids count the labels in their alphabetical order.
 
     The parts are the folders ``train`` and ``valid`` (or ``val``); without them all files are one part.
 
@@ -191,7 +191,7 @@ _OUTLINES = {"polygon": _polygon, "rectangle": _rectangle, "oriented_rectangle":
 def _paste(
     encoded: Any, points: Sequence[tuple[float, float]], size: tuple[int, int], changed: Counter[tuple[str, str]]
 ) -> np.ndarray:
-    """The mask (H, W) of a picture in base64 whose box, its last pixels included, is given by two points."""
+    """Return the mask (H, W) of a picture in base64 whose box, its last pixels included, is given by two points."""
     (x0, y0), _ = _two(points)
     try:
         with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:

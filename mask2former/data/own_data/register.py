@@ -27,7 +27,7 @@ _IGNORE_LABELS = (255, 65535)  # the first that is no class
 
 
 def own_names(path: str, classes: Sequence[DataClass]) -> tuple[str, str]:
-    """Names of the training and the validation part; data sets of other classes or paths never share them."""
+    """Return names of the training and the validation part; data sets of other classes or paths never share them."""
     stem = re.sub(r"[^\w.-]+", "_", Path(os.path.abspath(path)).stem) or "own"
     identity = repr((os.path.abspath(path), list(classes))).encode()
     digest = hashlib.md5(identity, usedforsecurity=False).hexdigest()[:6]

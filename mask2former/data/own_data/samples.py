@@ -46,7 +46,7 @@ class Sample:
         return self.class_ids.shape[0], self.class_ids.shape[1]
 
     def regions(self) -> Iterator[Region]:
-        """The segments, in order of class and instance."""
+        """Yield the segments, in order of class and instance."""
         keys = self.class_ids.astype(np.int64) * (MAX_INSTANCE_ID + 1) + self.instance_ids
         for key in np.unique(keys[self.class_ids != BACKGROUND]).tolist():
             class_id, instance_id = divmod(key, MAX_INSTANCE_ID + 1)
@@ -54,7 +54,7 @@ class Sample:
 
 
 def numbered_classes(classes: Sequence[DataClass]) -> list[DataClass]:
-    """The classes with the ids 1, 2, … in their order: what maps hold, and 0 is left for the background.
+    """Return the classes with the ids 1, 2, … in their order: what maps hold, and 0 is left for the background.
 
     Raises:
         DatasetError: more classes than maps of one byte tell apart, or two of one name.
@@ -69,7 +69,7 @@ def numbered_classes(classes: Sequence[DataClass]) -> list[DataClass]:
 
 
 def part_samples(dataset: OwnDataset, part: str, classes: Sequence[DataClass]) -> Iterator[Sample]:
-    """The images of a part; the place of a class in ``classes``, counted from 1, is its id in the maps.
+    """Yield the images of a part; the place of a class in ``classes``, counted from 1, is its id in the maps.
 
     Segments of other classes and crowds are background.
 

@@ -63,7 +63,7 @@ def check_image_size(file: Path, size: tuple[int, int], source: str) -> None:
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files below a folder by their path in it without suffix, in order of that; hidden ones do not count.
+    """Return files below a folder by their path in it without suffix, in order of that; hidden ones do not count.
 
     Raises:
         DatasetError: two files differ in nothing but the suffix.

@@ -71,7 +71,7 @@ class Yolo(DataFormat):
 
 
 def read_yolo(config_file: Path, *, num_workers: int | None = None) -> OwnDataset:
-    """Every image with one segment for each line of its label file; images without a file have no object.
+    """Return every image with one segment for each line of its label file; images without a file have no object.
 
     Raises:
         DatasetError: a part or its folders are missing, or label files are wrong; all of them are named.
@@ -115,7 +115,7 @@ def _config_file(path: Path) -> Path | None:
 
 
 def yaml_mapping(file: Path) -> dict[Any, Any]:
-    """The mapping that a YAML file holds; empty where it holds something else.
+    """Return the mapping that a YAML file holds; empty where it holds something else.
 
     Raises:
         DatasetError: the file is no YAML.
@@ -152,7 +152,7 @@ def _names(config: Mapping[Any, Any], config_file: Path) -> dict[int, str]:
 
 
 def _images(stated: Any, config: Mapping[Any, Any], config_file: Path) -> Iterator[Path]:
-    """The images of a part: of folders and of text files that list them."""
+    """Yield the images of a part: of folders and of text files that list them."""
     for entry in stated if isinstance(stated, list) else [stated]:
         place = _located(entry, config, config_file)
         if place.is_dir():
@@ -171,7 +171,10 @@ def _images(stated: Any, config: Mapping[Any, Any], config_file: Path) -> Iterat
 
 
 def _located(entry: Any, config: Mapping[Any, Any], config_file: Path) -> Path:
-    """Where a path of the configuration leads: below ``path``, beside the file, or there without a leading ``../``."""
+    """Return where a path of the configuration leads.
+
+    Below ``path``, beside the file, or there without a leading ``../``.
+    """
     if not isinstance(entry, str):
         raise DatasetError(f"{config_file}: expected the path of a folder or file, found {shown(entry)}")
     name, root = entry.replace("\\", "/"), config_file.parent
@@ -187,7 +190,7 @@ def _located(entry: Any, config: Mapping[Any, Any], config_file: Path) -> Path:
 
 
 def _label_file(image: Path) -> Path:
-    """The last folder ``images`` of the path becomes ``labels``; without one the file lies beside its image."""
+    """Return the label file of an image: in ``labels`` instead of the last folder ``images``, or beside it."""
     parts = list(image.parts)
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":

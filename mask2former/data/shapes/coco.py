@@ -83,10 +83,7 @@ def track_entries(video: Video, video_id: int) -> list[dict[str, Any]]:
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]] | None:
-    """Return polygons along the pixel edges of a mask (H, W) bool.
-
-    None where they would not give back the very mask.
-    """
+    """Return polygons along the pixel edges of a mask (H, W) bool; None if they would not give the same mask."""
     # In a doubled mask a contour runs through pixel 2x on a left edge and 2x + 1 on a right one: half of that,
     # rounded up, is the edge itself.
     doubled = np.repeat(np.repeat(mask.astype(np.uint8), 2, 0), 2, 1)

@@ -13,7 +13,7 @@ Size: TypeAlias = tuple[int, int]  # (height, width)
 
 
 def smoothstep(low: float, high: float, values: Array) -> Array:
-    """0 below ``low``, 1 above ``high``, a smooth cubic between them."""
+    """Return 0 below ``low``, 1 above ``high``, and a smooth cubic between them."""
     t = np.clip((values - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 

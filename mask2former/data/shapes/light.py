@@ -34,7 +34,7 @@ class Light:
 
 
 def sample_light(rng: np.random.Generator) -> Light:
-    """Return the light of an hour of the day, from a direction above the picture."""
+    """Return the light of a time of day, from a direction above the picture."""
     top, bottom, tint = _HOURS[rng.choice(len(_HOURS), p=_HOUR_ODDS)]
     angle = math.radians(rng.uniform(-150.0, -30.0))
     return Light(
@@ -48,7 +48,7 @@ def sample_light(rng: np.random.Generator) -> Light:
 
 
 def sample_exposure(rng: np.random.Generator, size: Size, light: Light) -> Array:
-    """Return a factor (h, w, 3): brighter towards the light, darker in the corners, tinted by the hour."""
+    """Return a factor (h, w, 3): brighter towards the light, darker in the corners, tinted by the time of day."""
     y, x = pixel_grid(size)
     y, x = y / size[0] * 2 - 1, x / size[1] * 2 - 1
     slope = np.float32(rng.uniform(0.04, 0.16))
@@ -68,7 +68,7 @@ class Camera:
 
 
 def sample_camera(rng: np.random.Generator) -> Camera:
-    """Return a camera of middling quality."""
+    """Return a camera of medium quality."""
     return Camera(blur=rng.uniform(0.3, 1.1), grain=rng.uniform(0.8, 4.0))
 
 

@@ -89,7 +89,7 @@ def sample_thing(rng: np.random.Generator, name: str | None = None) -> Thing:
 
 
 def place_things(rng: np.random.Generator, size: Size) -> Stage:
-    """Nothing, a few things of all sizes, or a crowd of small ones with perhaps a few others."""
+    """Place nothing, a few things of all sizes, or a crowd of small ones with perhaps a few others."""
     stage, kind = Stage(size), rng.random()
     if kind < _EMPTY:
         return stage
@@ -120,7 +120,7 @@ def _sample_pose(rng: np.random.Generator, stage: Stage, crowding: float) -> Pos
 
 
 def _place_crowd(rng: np.random.Generator, stage: Stage) -> None:
-    """Small things of one class close together; some crowds are too many to count (``crowd`` is set)."""
+    """Place small things of one class close together; some crowds are too many to count (``crowd`` is set)."""
     height, width = stage.size
     scale = scale_of(stage.size)
     name = sample_thing(rng).category.name

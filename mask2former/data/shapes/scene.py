@@ -1,4 +1,4 @@
-"""One picture with everything that is to be known about it: the pure core of the shapes data set."""
+"""One picture with its complete annotation: the core of the shapes data set, without files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The models of this package inside detectron2: in its registries, with its structures, on its data sets.
 
-Importing it registers, and so does `add_maskformer2_config` with a config of detectron2. Data sets registered in either
-project are found by name in the other from then on.
+Importing it registers, and so does ``add_maskformer2_config`` with a config of detectron2. Data sets registered in
+either project are found by name in the other from then on.
 """
 
 from mask2former.integrations.detectron2.augmentations import DetectronAugmentation

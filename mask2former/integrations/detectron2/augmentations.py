@@ -23,7 +23,7 @@ class DetectronTransform(Transform):
     """A transform of detectron2 (or fvcore) for images of one size."""
 
     def __init__(self, transform: Any, image: np.ndarray, moved: np.ndarray) -> None:
-        """`moved` is what `transform` makes of `image` (H, W, C)."""
+        """``moved`` is what ``transform`` makes of ``image`` (H, W, C)."""
         self.transform = transform
         self._size, self._moved_size = image.shape[:2], moved.shape[:2]
         self._image, self._moved = image, moved
@@ -53,7 +53,7 @@ class DetectronAugmentation(ImageAugmentation):
     """
 
     def __init__(self, augmentation: Any) -> None:
-        """`augmentation`: one, or several to be applied one after the other.
+        """``augmentation``: one, or several to be applied one after the other.
 
         Raises:
             ConfigError: it is none of detectron2.
@@ -95,7 +95,9 @@ class _AugmentationInput(T.AugInput):
 
 
 def move_labels(transform: Any, labels: np.ndarray, *, fill: int) -> np.ndarray:
-    """Labels (H, W) of any integers, or bools, after a transform of detectron2; `fill` where there was no image.
+    """Return labels (H, W) of any integers, or bools, after a transform of detectron2.
+
+    ``fill`` where there was no image.
 
     Those transforms move bytes reliably, and each fills with a value of its own. So bytes that stand for the labels are
     moved, and beside them a map of where the image is.
@@ -126,7 +128,7 @@ def _reads_labels(augmentation: Any) -> bool:
 
 @contextmanager
 def _global_generators_from(rng: np.random.Generator) -> Iterator[None]:
-    """Global generators seeded from `rng` for a while; then they go on as if nothing had been."""
+    """Seed the global generators from ``rng`` inside the block, and restore them afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     seed = int(rng.integers(2**32))
     np.random.seed(seed)

@@ -23,12 +23,12 @@ class D2SwinTransformer(FromConfig, ours.D2SwinTransformer):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> ours.TimmBackbone:
-    """The network MODEL.TIMM.NAME."""
+    """Return the network MODEL.TIMM.NAME."""
     return ours.build_timm_backbone(cfg, input_shape)
 
 
 def build_backbone(cfg: Any) -> Any:
-    """The backbone MODEL.BACKBONE.NAME of detectron2, or of ours where that project has none of this name.
+    """Return the backbone MODEL.BACKBONE.NAME of detectron2, or of ours where that project has none of this name.
 
     Raises:
         ConfigError: neither has.

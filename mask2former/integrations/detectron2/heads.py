@@ -40,7 +40,7 @@ class TransformerEncoderPixelDecoder(FromConfig, ours.TransformerEncoderPixelDec
 
 
 def build_head(cfg: Any, input_shape: Mapping[str, Any]) -> Any:
-    """The head MODEL.SEM_SEG_HEAD.NAME of detectron2's registry.
+    """Return the head MODEL.SEM_SEG_HEAD.NAME of detectron2's registry.
 
     Raises:
         ConfigError: neither project has one of this name.
@@ -50,7 +50,7 @@ def build_head(cfg: Any, input_shape: Mapping[str, Any]) -> Any:
 
 
 def build_pixel_decoder(cfg: Any, input_shape: Mapping[str, Any]) -> Any:
-    """The decoder MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME; somebody's own may be registered in either project."""
+    """Return the decoder MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME; somebody's own may be registered in either project."""
     key = "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
     return build_named(name, SEM_SEG_HEADS_REGISTRY, OUR_HEADS, cfg, input_shape, key=key)
@@ -62,7 +62,7 @@ class MaskFormerHead(FromConfig, ours.MaskFormerHead):
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """Both decoders, made for the maps of a backbone."""
+        """Return both decoders, made for the maps of a backbone."""
         return super().from_config(
             cfg, build_pixel_decoder(cfg, input_shape), build_transformer_decoder(cfg, input_shape)
         )
@@ -73,7 +73,7 @@ class _HeadWithLosses(FromConfig):
 
     @configurable
     def __init__(self, *args: Any, ignore_value: int = 255, loss_weight: float = 1.0, **kwargs: Any) -> None:
-        """`ignore_value` marks labels that train nothing."""
+        """``ignore_value`` marks labels that train nothing."""
         super().__init__(*args, **kwargs)
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
@@ -94,7 +94,7 @@ class PerPixelBaselineHead(_HeadWithLosses, ours.PerPixelBaselineHead):  # type:
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """Its parts, made for the maps of a backbone."""
+        """Return its parts, made for the maps of a backbone."""
         parts = build_pixel_decoder(cfg, input_shape), build_pixel_classifier(cfg, input_shape)
         return {**super().from_config(cfg, *parts), **_loss_options(cfg)}
 
@@ -105,7 +105,7 @@ class PerPixelBaselinePlusHead(_HeadWithLosses, ours.PerPixelBaselinePlusHead): 
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """Its parts, made for the maps of a backbone."""
+        """Return its parts, made for the maps of a backbone."""
         parts = build_pixel_decoder(cfg, input_shape), build_class_decoder(cfg, input_shape)
         return {**super().from_config(cfg, *parts), **_loss_options(cfg)}
 

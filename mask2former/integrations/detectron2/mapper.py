@@ -20,12 +20,12 @@ from mask2former.modeling.meta_arch.inputs import label_map_of
 class DatasetMapper:
     """The mapper that INPUT.DATASET_MAPPER_NAME names, with detectron2's Instances and BitMasks as targets.
 
-    Semantic targets are given as `sem_seg` (H, W) too. Randomness follows NumPy's global generator, which the loaders
+    Semantic targets are given as ``sem_seg`` (H, W) too. Randomness follows NumPy's global generator, which the loaders
     of detectron2 seed in each worker.
     """
 
     def __init__(self, cfg: Any, is_train: bool = True, *, augmentations: Sequence[Any] | None = None) -> None:
-        """`augmentations`, of detectron2 or ours, replace those of INPUT.
+        """``augmentations``, of detectron2 or ours, replace those of INPUT.
 
         Raises:
             ConfigError: a value of INPUT is wrong, or a video model is to be trained with other augmentations.

@@ -12,7 +12,7 @@ from mask2former.engine.optimizer import build_optimizer as build_ours
 
 
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """Our optimiser of SOLVER, which clips gradients as SOLVER.CLIP_GRADIENTS says before each step.
+    """Return our optimiser of SOLVER, which clips gradients as SOLVER.CLIP_GRADIENTS says before each step.
 
     Raises:
         ConfigError: a value of SOLVER is wrong.

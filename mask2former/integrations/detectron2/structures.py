@@ -23,7 +23,7 @@ from mask2former.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 
 def instances_from_detectron2(instances: Any) -> Instances:
-    """Ours for detectron2's instances; polygons are drawn at the image's size. Ours stay as they are."""
+    """Return ours for detectron2's instances; polygons are drawn at the image's size. Ours stay as they are."""
     if isinstance(instances, Instances):
         return instances
     size = (int(instances.image_size[0]), int(instances.image_size[1]))
@@ -42,9 +42,9 @@ def instances_to_detectron2(instances: Any) -> DetectronInstances:
 
 
 def sample_from_detectron2(sample: dict[str, Any], *, ignore_label: int) -> dict[str, Any]:
-    """A sample with our instances, one of an image or those of a clip's frames.
+    """Return a sample with our instances, one of an image or those of a clip's frames.
 
-    Where there are none, they follow from `sem_seg` (H, W): one for each class that is not `ignore_label`.
+    Where there are none, they follow from ``sem_seg`` (H, W): one for each class that is not ``ignore_label``.
 
     Raises:
         InputError: instances have no masks.
@@ -61,7 +61,7 @@ def sample_from_detectron2(sample: dict[str, Any], *, ignore_label: int) -> dict
 
 
 def result_to_detectron2(result: dict[str, Any]) -> dict[str, Any]:
-    """The results of one image, with detectron2's instances."""
+    """Return the results of one image, with detectron2's instances."""
     if "instances" not in result:
         return result
     return {**result, "instances": instances_to_detectron2(result["instances"])}

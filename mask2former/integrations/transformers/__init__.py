@@ -1,6 +1,6 @@
 """Mask2Former for the library transformers: its config, models and image processor, over the modules of this package.
 
-Importing changes nothing in transformers; `register` makes its `Auto*` classes choose ours.
+Importing changes nothing in transformers; ``register`` makes its ``Auto*`` classes choose ours.
 """
 
 from mask2former.integrations.transformers.auto import register

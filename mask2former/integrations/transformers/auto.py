@@ -1,4 +1,4 @@
-"""Making the `Auto*` classes of transformers choose the classes of this package for Mask2Former."""
+"""Making the ``Auto*`` classes of transformers choose the classes of this package for Mask2Former."""
 
 from __future__ import annotations
 

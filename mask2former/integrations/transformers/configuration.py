@@ -23,9 +23,9 @@ _FIXED = {
 
 
 class Mask2FormerConfig(transformers.Mask2FormerConfig):
-    """Their config with all its keys; `to_cfg` is the same model as a config of ours.
+    """Their config with all its keys; ``to_cfg`` is the same model as a config of ours.
 
-    One key more: `train_batch_norms` (default False) makes those of a ResNet learn, as a backbone that was not
+    One key more: ``train_batch_norms`` (default False) makes those of a ResNet learn, as a backbone that was not
     pretrained needs it. Their model ignores it, since its batch norms always learn.
     """
 
@@ -36,7 +36,7 @@ class Mask2FormerConfig(transformers.Mask2FormerConfig):
         """As theirs, but the config of another model is refused, not read with a warning.
 
         Raises:
-            ConfigError: `model_type` is not that of Mask2Former.
+            ConfigError: ``model_type`` is not that of Mask2Former.
         """
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
@@ -44,7 +44,7 @@ class Mask2FormerConfig(transformers.Mask2FormerConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def to_cfg(self) -> CfgNode:
-        """The config of ours for the same model, on the CPU.
+        """Return the config of ours for the same model, on the CPU.
 
         Raises:
             CheckpointError: a backbone that is not built here.
@@ -54,7 +54,7 @@ class Mask2FormerConfig(transformers.Mask2FormerConfig):
 
 
 def config_to_cfg(config: transformers.Mask2FormerConfig) -> CfgNode:
-    """The config of ours for a config of theirs; see `Mask2FormerConfig.to_cfg`."""
+    """Return the config of ours for a config of theirs; see ``Mask2FormerConfig.to_cfg``."""
     content = config.to_dict()
     _refuse_unknown_options(content)
     content["id2label"] = dict.fromkeys(range(config.num_labels), "")

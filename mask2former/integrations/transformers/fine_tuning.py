@@ -1,6 +1,6 @@
-"""Fine-tuning with the `Trainer` of transformers: the command behind tools/train_hf.py.
+"""Fine-tuning with the ``Trainer`` of transformers: the command behind tools/train_hf.py.
 
-It takes the arguments of transformers' example for instance segmentation and all `TrainingArguments`.
+It takes the arguments of transformers' example for instance segmentation and all ``TrainingArguments``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[FineTuningArguments, transformers.TrainingArguments]:
-    """The arguments of a command line, or of the one json file that it names.
+    """Return the arguments of a command line, or of the one json file that it names.
 
     With --do_train and --do_eval the model is evaluated and saved each epoch, and the best by mAP kept, unless told
     otherwise.
@@ -117,13 +117,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _split_options(argv: Sequence[str]) -> list[str]:
-    """A command line with --option=value in two parts, and options by their present names."""
+    """Return a command line with --option=value in two parts, and options by their present names."""
     parts = [part for item in argv for part in (item.split("=", 1) if item.startswith("--") else [item])]
     return [f"--{_RENAMED.get(part[2:], part[2:])}" if part.startswith("--") else part for part in parts]
 
 
 def _values(options: Sequence[str]) -> dict[str, Any]:
-    """The value of each option of a command line, True where none follows it."""
+    """Return the value of each option of a command line, True where none follows it."""
     followers = [*options[1:], "--"]
     return {
         option[2:]: True if value.startswith("--") else value
@@ -133,7 +133,7 @@ def _values(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `TrainingArguments` has another default here, given the values of options."""
+    """Return what of ``TrainingArguments`` has another default here, given the values of options."""
     strategy = given.get("eval_strategy", "epoch")
     values: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 20}
     is_on = all(str(given.get(name, False)).lower() in _TRUE for name in ("do_train", "do_eval"))
@@ -154,7 +154,7 @@ def _check(arguments: FineTuningArguments, training: transformers.TrainingArgume
 
 
 def fine_tune(arguments: FineTuningArguments, training: transformers.TrainingArguments) -> dict[str, float]:
-    """Train and evaluate as asked for; `training.output_dir` then holds a folder that transformers loads.
+    """Train and evaluate as asked for; ``training.output_dir`` then holds a folder that transformers loads.
 
     Returns the metrics of the last evaluation.
 
@@ -212,7 +212,7 @@ def _load_splits(arguments: FineTuningArguments, training: transformers.Training
 
 
 def _labels(splits: Mapping[str, Any], arguments: FineTuningArguments) -> dict[str, int]:
-    """Names and ids of the classes that are learnt."""
+    """Return names and ids of the classes that are learnt."""
     table = class_ids_of(splits, arguments.dataset_name)
     if arguments.do_reduce_labels:
         table = {name: class_id - 1 for name, class_id in table.items() if class_id != 0}
@@ -257,7 +257,7 @@ def _build_trainer(
 
 
 def _checkpoint(training: transformers.TrainingArguments) -> str | None:
-    """The checkpoint to go on from: the one given, or the newest in the output folder."""
+    """Return the checkpoint to go on from: the one given, or the newest in the output folder."""
     given = training.resume_from_checkpoint
     is_given = given is not None and str(given).lower() not in ("true", "false")
     if is_given:

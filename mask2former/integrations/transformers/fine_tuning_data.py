@@ -25,8 +25,8 @@ _VOID = 0  # instance id of pixels that nothing is learnt of
 class FineTuningImages(Dataset[dict[str, Any]]):
     """A split, each row augmented, then resized and normalised by the image processor.
 
-    A sample has pixel_values (3, H, W), pixel_mask (H, W), mask_labels (N, H, W), class_labels (N,). `with_truth` adds
-    what COCO's average precision is measured by, at the size of the file: index, size (h, w), and truth, a list of
+    A sample has pixel_values (3, H, W), pixel_mask (H, W), mask_labels (N, H, W), class_labels (N,). ``with_truth``
+    adds what COCO's average precision is measured by, at the size of the file: index, size (h, w), and truth, a list of
     instances with category_id and run-length code.
     """
 
@@ -51,7 +51,7 @@ class FineTuningImages(Dataset[dict[str, Any]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises DatasetError where the annotation is no RGB picture, has another size, or holds an unknown class."""
+        """Raise DatasetError where the annotation is no RGB picture, has another size, or holds an unknown class."""
         row = self.split[int(index)]
         image = np.array(row["image"].convert("RGB"))  # a copy: torch wants to be able to write
         class_ids, instance_ids = decode_annotation(row["annotation"], f"row {index}")
@@ -101,7 +101,7 @@ class FineTuningImages(Dataset[dict[str, Any]]):
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch: images and their masks of padding stacked, the rest as lists; smaller images are padded."""
+    """Return a batch: images and their masks of padding stacked, the rest as lists; smaller images are padded."""
     height, width = (max(sample["pixel_values"].shape[axis] for sample in samples) for axis in (1, 2))
     batch: dict[str, Any] = {
         name: torch.stack([_pad(sample[name], height, width) for sample in samples])

@@ -1,4 +1,4 @@
-"""The `Trainer` of transformers with COCO's average precision, matched image by image: no logits are collected."""
+"""The ``Trainer`` of transformers with COCO's average precision, matched image by image: no logits are collected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FineTuningTrainer(transformers.Trainer):
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Any, None, None]:
-        """The loss; instances are matched on the way."""
+        """Return the loss; instances are matched on the way."""
         indices, sizes, truths = (inputs.pop(name) for name in (INDEX, SIZE, TRUTH))
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -63,7 +63,7 @@ class FineTuningTrainer(transformers.Trainer):
 
 
 def summarize(precision: AveragePrecision, names: Mapping[int, str]) -> dict[str, float]:
-    """Metrics in 0..1 by name; without those that could not be measured, but for map itself."""
+    """Return metrics in 0..1 by name; without those that could not be measured, but for map itself."""
     values = {name: precision.summary[key] / 100 for name, key in _METRICS.items()}
     values |= {f"map_{names[label]}": value / 100 for label, value in precision.by_category.items()}
     measured = {name: round(value, 4) for name, value in values.items() if not math.isnan(value)}

@@ -1,9 +1,9 @@
 """The image processor of transformers' Mask2Former, exact by default, or bit-equal to theirs.
 
-Theirs stretches images to multiples of `size_divisor`, and brings masks to 384 x 384 pixels, padding included, before
-it brings them to the size asked for. With `parity="published"` images keep their shape and are padded, and results
+Theirs stretches images to multiples of ``size_divisor``, and brings masks to 384 x 384 pixels, padding included, before
+it brings them to the size asked for. With ``parity="published"`` images keep their shape and are padded, and results
 are those of the published model: padding cropped, masks enlarged once, every rule of panoptic inference at full size.
-`parity="transformers"` leaves everything to theirs.
+``parity="transformers"`` leaves everything to theirs.
 
 Letters: B batch, Q queries, K classes, N segments, H W image size, h w size of the mask logits.
 """
@@ -36,12 +36,12 @@ Sizes = Sequence[tuple[int, int]] | Tensor
 
 
 class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
-    """Their processor with all its arguments, and `parity`: "published" (the default) or "transformers"."""
+    """Their processor with all its arguments, and ``parity``: "published" (the default) or "transformers"."""
 
     parity = PARITIES[0]
 
     def __init__(self, *, parity: str = PARITIES[0], reduce_labels: bool | None = None, **kwargs: Any) -> None:
-        """Arguments as theirs; `reduce_labels` is the older name of `do_reduce_labels`.
+        """Arguments as theirs; ``reduce_labels`` is the older name of ``do_reduce_labels``.
 
         Raises:
             ConfigError: another parity.
@@ -77,7 +77,10 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
         reduce_labels: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """`pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W); with maps also lists `mask_labels`, `class_labels`."""
+        """``pixel_values`` (B, 3, H, W), ``pixel_mask`` (B, H, W).
+
+        With maps also lists ``mask_labels``, ``class_labels``.
+        """
         kwargs = _with_reduce_labels(kwargs, reduce_labels)
         return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, **kwargs)
 
@@ -93,7 +96,10 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
     def resize(
         self, image: Tensor, size: SizeDict, size_divisor: int = 0, resample: Any = None, **kwargs: Any
     ) -> Tensor:
-        """Images (B, C, H, W) at the size that `size` asks for; bilinear bytes as the published model resizes them."""
+        """Return images (B, C, H, W) at the size that ``size`` asks for.
+
+        Bilinear bytes as the published model resizes them.
+        """
         if not self.is_exact:
             return super().resize(image, size, size_divisor=size_divisor, resample=resample, **kwargs)
         height, width = _resized_size(image.shape[-2:], size)
@@ -104,7 +110,7 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
         return super().resize(image, SizeDict(height=height, width=width), resample=resample, **kwargs)
 
     def pad(self, *args: Any, ignore_index: int | None = 255, **kwargs: Any) -> Any:
-        """As theirs, but padding belongs to no mask, where theirs fills masks with `ignore_index`."""
+        """As theirs, but padding belongs to no mask, where theirs fills masks with ``ignore_index``."""
         return super().pad(*args, ignore_index=0 if self.is_exact else ignore_index, **kwargs)
 
     def post_process_semantic_segmentation(
@@ -184,10 +190,10 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
         *,
         pixel_mask: Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """For each image `segmentation` (H, W) int32, ids from 1 and 0 for void, and `segments_info`.
+        """For each image ``segmentation`` (H, W) int32, ids from 1 and 0 for void, and ``segments_info``.
 
-        Queries must score above `threshold`; a segment must keep `overlap_mask_area_threshold` of its mask. Regions of
-        a class in `label_ids_to_fuse` are one segment, listed once. The rest as for semantic.
+        Queries must score above ``threshold``; a segment must keep ``overlap_mask_area_threshold`` of its mask. Regions
+        of a class in ``label_ids_to_fuse`` are one segment, listed once. The rest as for semantic.
 
         Raises:
             InputError: a threshold out of range, or not as many target sizes as images.
@@ -209,7 +215,7 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
 
 
 def infer_instances(outputs: Any, *, target_sizes: Sizes | None = None, pixel_mask: Tensor | None = None) -> list[Any]:
-    """For each image the 100 best `Instances` by the published rules: what average precision is measured of."""
+    """For each image the 100 best ``Instances`` by the published rules: what average precision is measured of."""
     options = InferenceOptions(semantic=False, instance=True)
     return [
         result["instances"] for result in _infer(outputs, options, target_sizes=target_sizes, pixel_mask=pixel_mask)
@@ -236,7 +242,7 @@ def _resized_size(size: Sequence[int], wanted: SizeDict) -> tuple[int, int]:
 
 
 def _padded_size(sizes: Sequence[Sequence[int]], wanted: SizeDict | None, *, divisor: int) -> SizeDict:
-    """The size that holds all images after resizing, a multiple of the divisor."""
+    """Return the size that holds all images after resizing, a multiple of the divisor."""
     resized = [tuple(size) if wanted is None else _resized_size(size, wanted) for size in sizes]
     height, width = (math.ceil(max(sides) / divisor) * divisor for sides in zip(*resized))
     return SizeDict(height=height, width=width)
@@ -250,7 +256,7 @@ def _infer(
     pixel_mask: Tensor | None,
     fused: set[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """The model's results for each image, whatever library computed the logits."""
+    """Return the model's results for each image, whatever library computed the logits."""
     class_logits, mask_logits = outputs.class_queries_logits, outputs.masks_queries_logits
     geometries = _geometries(outputs, target_sizes=target_sizes, pixel_mask=pixel_mask)
     things = None if fused is None else set(range(class_logits.shape[-1] - 1)) - fused

@@ -1,4 +1,4 @@
-"""`from_pretrained` and `save_pretrained` for models whose tensors bear other names than their files."""
+"""``from_pretrained`` and ``save_pretrained`` for models whose tensors bear other names than their files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OPTIONAL = rf"{DERIVED}|{re.escape(FINAL_NORM)}"  # not in every file, and noth
 
 
 class PretrainedFolder:
-    """The part of `PreTrainedModel` that reads and writes folders, in the names of transformers."""
+    """The part of ``PreTrainedModel`` that reads and writes folders, in the names of transformers."""
 
     config: Any
     config_class: Any
@@ -89,7 +89,7 @@ class PretrainedFolder:
         return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Tensors of our names or of theirs; the latter is what `Trainer` reads from its checkpoints."""
+        """Return tensors of our names or of theirs; the latter is what ``Trainer`` reads from its checkpoints."""
         tensors = self.to_own_state(state_dict, source="state_dict") if _is_theirs(state_dict) else state_dict
         return super().load_state_dict(tensors, strict=strict, assign=assign)  # type: ignore[misc]
 
@@ -117,7 +117,10 @@ def _is_headed(name: str) -> bool:
 
 
 def _resolve_config(cls: Any, config: Any, folder: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The config given or that of the folder, changed by what of `kwargs` are its keys; and the rest of these."""
+    """Return the config given or that of the folder, changed by what of ``kwargs`` are its keys.
+
+    And the rest of these.
+    """
     if config is not None and not isinstance(config, str | os.PathLike):
         return copy.deepcopy(config), kwargs
     where = folder if config is None else config
@@ -150,7 +153,7 @@ def _single_device(device_map: Any) -> torch.device | None:
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], *, source: str, ignore_shapes: bool) -> dict[str, Any]:
-    """Copies what fits; returns transformers' loading info: missing, unexpected and mismatched keys."""
+    """Copy what fits; returns transformers' loading info: missing, unexpected and mismatched keys."""
     own = model.state_dict()
     mismatched = {
         (name, tuple(tensor.shape), tuple(own[name].shape))

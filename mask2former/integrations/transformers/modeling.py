@@ -1,4 +1,4 @@
-"""Mask2Former as `PreTrainedModel`s of transformers over the modules of this package.
+"""Mask2Former as ``PreTrainedModel``s of transformers over the modules of this package.
 
 Letters: B batch, Q queries, N targets of an image, K classes, C channels, H W size of the padded images, h w of masks.
 """
@@ -39,7 +39,7 @@ class Mask2FormerModelOutput(theirs.Mask2FormerModelOutput):
 
 @dataclass
 class Mask2FormerForUniversalSegmentationOutput(theirs.Mask2FormerForUniversalSegmentationOutput):
-    """Their output, and where a `pixel_mask` was given the sizes (B, 2), height and width, that cropping needs."""
+    """Their output, and where a ``pixel_mask`` was given the sizes (B, 2), height and width, that cropping needs."""
 
     image_sizes: Tensor | None = None
     padded_sizes: Tensor | None = None
@@ -84,7 +84,7 @@ class Mask2FormerPreTrainedModel(PretrainedFolder, PreTrainedModel):
         checkpoint_activations(self, enabled=enable)
 
     def _wanted(self, **flags: bool | None) -> list[bool]:
-        """Each flag as given, by the config where it is None."""
+        """Return each flag as given, by the config where it is None."""
         return [bool(getattr(self.config, name) if flag is None else flag) for name, flag in flags.items()]
 
 
@@ -110,7 +110,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         self.post_init()
 
     def record(self, pixel_values: Tensor, *, with_attentions: bool) -> ModelRecord:
-        """One pass over normalised images (B, 3, H, W); no mask is formed yet."""
+        """Run normalised images (B, 3, H, W) through the model and return the record; no mask is computed yet."""
         features = self.backbone(pixel_values)
         mask_features, _, maps = self.sem_seg_head.pixel_decoder.forward_features(features)
         predictor = self.sem_seg_head.predictor
@@ -127,7 +127,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Mask2FormerModelOutput | tuple[Any, ...]:
-        """Hidden states and the masks (B, Q, h, w) of all prediction layers for images (B, 3, H, W)."""
+        """Return hidden states and the masks (B, Q, h, w) of all prediction layers for images (B, 3, H, W)."""
         with_states, with_attentions, as_dict = self._wanted(
             output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=return_dict
         )
@@ -195,7 +195,10 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         return output if as_dict else output.to_tuple()
 
     def _loss(self, predictions: list[QueryPrediction], mask_labels: Any, class_labels: Any) -> Tensor | None:
-        """The weighted sum over layers; of the last alone without `use_auxiliary_loss`; None without labels."""
+        """Return the weighted sum over layers; of the last alone without ``use_auxiliary_loss``.
+
+        None without labels.
+        """
         if mask_labels is None and class_labels is None:
             return None
         classes = self.config.num_labels
@@ -207,7 +210,7 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
 
 
 def states_of(record: ModelRecord, *, with_states: bool) -> dict[str, Any]:
-    """The fields that both outputs have in common, by name."""
+    """Return the fields that both outputs have in common, by name."""
     states = record.decoder.hidden_states
     return {
         "encoder_last_hidden_state": record.features[-1],
@@ -228,7 +231,7 @@ def _logits(prediction: QueryPrediction) -> dict[str, Tensor]:
 
 
 def _sizes(pixel_mask: Tensor) -> dict[str, Tensor]:
-    """Sizes (B, 2) of the images in the corner of their padded ones, and of these."""
+    """Return sizes (B, 2) of the images in the corner of their padded ones, and of these."""
     is_image = pixel_mask.bool()
     image_sizes = torch.stack((is_image.any(2).sum(1), is_image.any(1).sum(1)), dim=1)
     padded = torch.tensor(pixel_mask.shape[1:], device=pixel_mask.device)
@@ -236,7 +239,7 @@ def _sizes(pixel_mask: Tensor) -> dict[str, Tensor]:
 
 
 def _targets(mask_labels: Any, class_labels: Any, *, num_images: int, num_classes: int) -> list[dict[str, Tensor]]:
-    """What the criterion takes: `labels` (N,) and `masks` (N, H, W) bool of one size."""
+    """Return what the criterion takes: ``labels`` (N,) and ``masks`` (N, H, W) bool of one size."""
     for name, given in (("mask_labels", mask_labels), ("class_labels", class_labels)):
         if given is None:
             raise InputError(f"{name}: missing; a loss needs mask_labels and class_labels")

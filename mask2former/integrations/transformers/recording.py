@@ -28,7 +28,7 @@ class DecoderRecord(NamedTuple):
 
 
 class RecordingAttention(MultiheadAttention):
-    """Attention that is written out, and keeps its weights (B, M, Q, S) in `weights`, while it is asked to."""
+    """Attention that is written out, and keeps its weights (B, M, Q, S) in ``weights``, while it is asked to."""
 
     is_recording = False
     weights: Tensor | None = None
@@ -55,7 +55,7 @@ class RecordingDecoder(MultiScaleMaskedTransformerDecoder):
         self._states: list[Tensor] | None = None
 
     def record(self, maps: Sequence[Tensor], mask_features: Tensor, *, with_attentions: bool) -> DecoderRecord:
-        """As `forward`, of images; where weights are asked for, fused attention and checkpointing are given up."""
+        """As ``forward``, of images; where weights are asked for, fused attention and checkpointing are given up."""
         attentions = [layer.self_attn for layer in self._self_attention_layers()]
         use_checkpoint = self.use_checkpoint
         self.use_checkpoint = use_checkpoint and not with_attentions

@@ -28,7 +28,7 @@ _WAYS = (
 
 @dataclass(frozen=True)
 class StartRequest:
-    """What the command line says; `train_batch_norms` None leaves it to where the model comes from."""
+    """What the command line says; ``train_batch_norms`` None leaves it to where the model comes from."""
 
     model: str | None = None
     config_file: str | None = None
@@ -39,7 +39,7 @@ class StartRequest:
 def load_start(
     request: StartRequest, *, label2id: Mapping[str, int], size: Mapping[str, int], hub: Mapping[str, Any]
 ) -> tuple[Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor]:
-    """The model with these classes, its classifier anew where it had others, and its image processor.
+    """Return the model with these classes, its classifier anew where it had others, and its image processor.
 
     Raises:
         CheckpointError: no such folder or file, or weights of another model.
@@ -100,13 +100,13 @@ def _labels(label2id: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _resizing(processor: Mask2FormerImageProcessor, size: Mapping[str, int]) -> Mask2FormerImageProcessor:
-    """The processor for images of one size, by the published rules."""
+    """Return the processor for images of one size, by the published rules."""
     content = processor.to_dict() | {"do_resize": True, "size": dict(size), "parity": "published", "pad_size": None}
     return Mask2FormerImageProcessor.from_dict(content)
 
 
 def _write_folder(request: StartRequest, folder: Path, *, num_classes: int) -> CfgNode:
-    """A folder of transformers with the model of our config and what of the weights fits it; returns the config.
+    """Return a folder of transformers with the model of our config and what of the weights fits it; returns the config.
 
     What the checkpoint lacks, such as all but the backbone of ImageNet's, begins anew.
     """

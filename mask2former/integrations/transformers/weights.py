@@ -30,9 +30,10 @@ _DOWNLOAD_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
 
 
 def find_folder(name: str | os.PathLike[str], options: Mapping[str, Any]) -> Path:
-    """The local folder called `name`, or the downloaded one of a repository of the hub.
+    """Return the local folder called ``name``, or the downloaded one of a repository of the hub.
 
-    `options` are those of `from_pretrained`: revision, cache_dir, token, local_files_only, force_download, subfolder.
+    ``options`` are those of ``from_pretrained``: revision, cache_dir, token, local_files_only, force_download,
+    subfolder.
 
     Raises:
         CheckpointError: no such folder, or one without a config; a repository that cannot be had.
@@ -55,7 +56,7 @@ def find_folder(name: str | os.PathLike[str], options: Mapping[str, Any]) -> Pat
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder under the names of `Mask2FormerForUniversalSegmentation`.
+    """Return the tensors of a folder under the names of ``Mask2FormerForUniversalSegmentation``.
 
     Raises:
         CheckpointError: no weights, damaged ones, or those of another model.
@@ -64,7 +65,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def to_own_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Tensors of their names, with or without heads, or of ours, under those of our model with heads.
+    """Return tensors of their names, with or without heads, or of ours, under those of our model with heads.
 
     Raises:
         CheckpointError: names of another model.
@@ -85,7 +86,7 @@ def to_own_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Ten
 
 
 def to_their_names(tensors: Mapping[str, Tensor], *, with_heads: bool) -> dict[str, Tensor]:
-    """The way back, of a state dict of the model with heads or of that without."""
+    """Return the way back, of a state dict of the model with heads or of that without."""
     if not is_own(tensors):  # they were renamed already
         return dict(tensors)
     names = {name: name if with_heads else BASE + name for name in tensors}
@@ -97,7 +98,10 @@ def to_their_names(tensors: Mapping[str, Tensor], *, with_heads: bool) -> dict[s
 
 
 def is_own(names: Iterable[str]) -> bool:
-    """Whether names are those of our models, with heads or without; in the published layout classes lie in the head."""
+    """Return whether names are those of our models, with heads or without.
+
+    In the published layout classes lie in the head.
+    """
     listed = list(names)
     has_decoder = any(name.removeprefix(BASE).startswith("sem_seg_head.pixel_decoder.") for name in listed)
     return has_decoder and not any(name.startswith(_PUBLISHED_CLASSES) for name in listed)
