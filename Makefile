@@ -13,6 +13,10 @@ KILLS ?= 1000
 # What depends on the versions of Python, torch and numpy, in four minutes.
 FAST_TESTS ?= $(addprefix tests/,structures config files ops modeling checkpoint data_pipeline)
 NUM_PICTURES ?= 12
+# Of `make fuzz`: seconds for each form of file, or a number of inputs instead; which forms (all).
+TIME ?= 60
+RUNS ?=
+TARGETS ?=
 NUM_VIDEOS ?= 4
 DETECTRON2_DATASETS ?= datasets
 export DETECTRON2_DATASETS
@@ -24,7 +28,7 @@ KEY := $(shell cat $(SOURCES) 2>/dev/null | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
 SHAPES := $(DETECTRON2_DATASETS)/shapes
 
-.PHONY: help env quickstart quickstart-video test test-fast test-all chaos check docs fix bench clean
+.PHONY: help env quickstart quickstart-video test test-fast test-all chaos fuzz check docs fix bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +37,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make test-fast    operators, model, checkpoints, config, files and data only"
 	@echo "make chaos        kill a training at random moments ($(KILLS) times), resume it, compare it bit by bit"
+	@echo "make fuzz         change files at random and read them, TIME=60 seconds a form, or RUNS=100000 inputs; TARGETS=coco"
 	@echo "make check        linter, formatter, types, import layers, documentation"
 	@echo "make docs         build the documentation into site/"
 	@echo "make fix          let linter and formatter mend what they can"
@@ -83,6 +88,10 @@ test-fast: $(STAMP)
 
 test-all: $(STAMP)
 	$(PY) -m pytest $(OPTS)
+
+fuzz: $(STAMP)
+	$(PY) -c 'import atheris' 2> /dev/null || $(PY) -m pip install --quiet -e '.[fuzz]'
+	$(PY) -m tests.faults.fuzz $(TARGETS) --time $(TIME) $(if $(RUNS),--runs $(RUNS)) $(OPTS)
 
 check: $(STAMP)
 	$(PY) -m ruff check .

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from mask2former.errors import CheckpointError, ConfigError
 from mask2former.files import json_files
+from mask2former.files.annotation_values import plain_number
+from mask2former.structures.segmentations import MAX_PIXELS, shown, whole_number
 
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
+_MAX_DIGITS = 7  # of the number of a class
 _BOTTLENECK_RATIO = 4  # of a stage's channels to those inside its blocks; theirs is fixed
 _RESNET_DEPTHS = {
     ("basic", (2, 2, 2, 2)): 18,
@@ -173,13 +176,17 @@ def read_transformers_folder(folder: Path) -> dict[str, Any]:
     """
     values = config_from_transformers(read_json_object(folder / "config.json"), source=str(folder / "config.json"))
     if (folder / "preprocessor_config.json").is_file():
-        values |= _image_values(read_json_object(folder / "preprocessor_config.json"))
+        path = folder / "preprocessor_config.json"
+        values |= _image_values(read_json_object(path), source=str(path))
     return values
 
 
 def read_class_names(folder: Path) -> list[str]:
     """The names of a folder's classes in the order of their ids; empty where it does not say them."""
-    names = read_json_object(folder / "config.json").get("id2label") or {}
+    path = folder / "config.json"
+    names = _object(read_json_object(path), "id2label", source=str(path))
+    if not all(index.isdecimal() and len(index) < _MAX_DIGITS for index in names):
+        raise CheckpointError(f"{path}: id2label: expected names by their numbers, found {shown(names)}")
     return [str(names[index]) for index in sorted(names, key=int)]
 
 
@@ -192,16 +199,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return json_files.read_json_object(path, (), error=CheckpointError)
 
 
-def _image_values(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+def _image_values(preprocessor: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """Statistics of the images, and their size where it is one by edges, as ours are."""
     values: dict[str, Any] = {}
     for theirs, ours in (("image_mean", "MODEL.PIXEL_MEAN"), ("image_std", "MODEL.PIXEL_STD")):
         if preprocessor.get(theirs):
-            values[ours] = [round(255 * number, 4) for number in preprocessor[theirs]]
+            numbers = preprocessor[theirs]
+            if not isinstance(numbers, list) or any(plain_number(number) is None for number in numbers):
+                raise CheckpointError(f"{source}: {theirs}: expected a list of numbers, found {shown(numbers)}")
+            values[ours] = [round(255 * float(number), 4) for number in numbers]
     size = preprocessor.get("size")
     if isinstance(size, dict) and {"shortest_edge", "longest_edge"} <= size.keys():
-        values["INPUT.MIN_SIZE_TEST"] = int(size["shortest_edge"])
-        values["INPUT.MAX_SIZE_TEST"] = int(size["longest_edge"])
+        for theirs, ours in (("shortest_edge", "MIN_SIZE_TEST"), ("longest_edge", "MAX_SIZE_TEST")):
+            edge = whole_number(size[theirs])
+            if edge is None or not 0 < edge <= MAX_PIXELS:
+                raise CheckpointError(f"{source}: size: {theirs}: expected pixels, found {shown(size[theirs])}")
+            values[f"INPUT.{ours}"] = edge
     return values
 
 
@@ -213,7 +226,7 @@ def config_from_transformers(content: Mapping[str, Any], *, source: str) -> dict
     """
     kind = content.get("model_type")
     if kind not in ("mask2former", "maskformer"):
-        raise CheckpointError(f"{source}: model_type: expected 'mask2former' or 'maskformer', found {kind!r}")
+        raise CheckpointError(f"{source}: model_type: expected 'mask2former' or 'maskformer', found {shown(kind)}")
     parts = _MASKFORMER_PARTS if kind == "maskformer" else _MASK2FORMER_PARTS
     read = _maskformer_values if kind == "maskformer" else _mask2former_values
     values: dict[str, Any] = {
@@ -225,17 +238,26 @@ def config_from_transformers(content: Mapping[str, Any], *, source: str) -> dict
         "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
         "INPUT.FORMAT": "RGB",
         **read(content, source=source),
-        **_backbone_from_transformers(content.get("backbone_config") or {}, source=source),
+        **_backbone_from_transformers(_object(content, "backbone_config", source=source), source=source),
     }
     if "id2label" in content:
-        values["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(content["id2label"])
+        values["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = len(_object(content, "id2label", source=source))
     return values
+
+
+def _object(content: Mapping[str, Any], key: str, *, source: str) -> dict[str, Any]:
+    value = content.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{source}: {key}: expected an object, found {shown(value)}")
+    return value or {}
 
 
 def _mask2former_values(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     width = content.get("encoder_feedforward_dim", _FEED_FORWARD_CHANNELS)
     if width != _FEED_FORWARD_CHANNELS:
-        raise CheckpointError(f"{source}: encoder_feedforward_dim: expected {_FEED_FORWARD_CHANNELS}, found {width}")
+        raise CheckpointError(
+            f"{source}: encoder_feedforward_dim: expected {_FEED_FORWARD_CHANNELS}, found {shown(width)}"
+        )
     values = {f"MODEL.{ours}": content[theirs] for theirs, ours in _MASK2FORMER_KEYS.items() if theirs in content}
     values["MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"] = _SWIN_FEATURES[1:]
     if "num_attention_heads" in content:  # theirs are the same in both decoders
@@ -244,9 +266,11 @@ def _mask2former_values(content: Mapping[str, Any], *, source: str) -> dict[str,
 
 
 def _maskformer_values(content: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    decoder = content.get("decoder_config") or {}
+    decoder = _object(content, "decoder_config", source=source)
     if decoder.get("model_type", "detr") != "detr":
-        raise CheckpointError(f"{source}: decoder_config.model_type: expected 'detr', found {decoder['model_type']!r}")
+        raise CheckpointError(
+            f"{source}: decoder_config.model_type: expected 'detr', found {shown(decoder['model_type'])}"
+        )
     return {
         **{f"MODEL.{ours}": content[theirs] for theirs, ours in _MASKFORMER_KEYS.items() if theirs in content},
         **{
@@ -309,13 +333,18 @@ def _backbone_from_transformers(backbone: Mapping[str, Any], *, source: str) -> 
             **{f"MODEL.SWIN.{ours}": backbone[theirs] for theirs, ours in _SWIN_KEYS.items() if theirs in backbone},
         }
     if kind != "resnet":
-        raise CheckpointError(f"{source}: backbone_config.model_type: expected 'swin' or 'resnet', found {kind!r}")
-    layer_type, depths = backbone.get("layer_type", "bottleneck"), tuple(backbone.get("depths", (3, 4, 6, 3)))
+        raise CheckpointError(f"{source}: backbone_config.model_type: expected 'swin' or 'resnet', found {shown(kind)}")
+    layer_type, depths = backbone.get("layer_type", "bottleneck"), backbone.get("depths", [3, 4, 6, 3])
     sizes = backbone.get("hidden_sizes", [256, 512, 1024, 2048])
-    depth = _RESNET_DEPTHS.get((layer_type, depths))
+    for key, value in (("depths", depths), ("hidden_sizes", sizes)):
+        if not isinstance(value, list) or len(value) != len(_STAGES) or not all(type(v) is int for v in value):
+            raise CheckpointError(
+                f"{source}: backbone_config.{key}: expected {len(_STAGES)} whole numbers, found {shown(value)}"
+            )
+    depth = _RESNET_DEPTHS.get((str(layer_type), tuple(depths)))
     if depth is None or any(size != sizes[0] * 2**stage for stage, size in enumerate(sizes)):
         raise CheckpointError(
-            f"{source}: backbone_config: no ResNet of {layer_type} blocks {depths} by {sizes} channels"
+            f"{source}: backbone_config: no ResNet of {shown(layer_type)} blocks {depths} by {sizes} channels"
         )
     return {
         "MODEL.BACKBONE.NAME": "build_resnet_backbone",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,11 @@ from mask2former.errors import InputError
 from mask2former.evaluation import evaluate_coco, evaluate_panoptic, evaluate_video
 from mask2former.files.coco import read_instances
 from tests.agreement.annotation_scene import content_of, write_scene
+from tests.faults.fuzz.mutation import places, with_value
 from tests.faults.test_panoptic_and_video_faults import picture, videos, write_labelme, write_panoptic
 
 VALUES = [None, True, 0, -1, 1.5, 1e308, float("inf"), float("nan"), 2**70, "", "x", "1", [], [1], {}, [[]], "\ud800"]
 Reader = Callable[[Any], object]
-
-
-def places(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place below the root, of long lists the first two entries."""
-    children = content.items() if isinstance(content, dict) else enumerate(content[:2])
-    for key, child in children:
-        yield (*place, key)
-        if isinstance(child, (dict, list)):
-            yield from places(child, (*place, key))
-
-
-def with_value(content: Any, place: tuple[Any, ...], value: Any) -> Any:
-    changed = copy.deepcopy(content)
-    parent = changed
-    for key in place[:-1]:
-        parent = parent[key]
-    parent[place[-1]] = value
-    return changed
 
 
 def instances(folder: Path) -> tuple[Any, Reader]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from mask2former.data.own_data.dataset import DataClass, OwnDataset
 from mask2former.data.own_data.png_tree import VOID_ID
 from mask2former.data.own_data.scanning import refuse
 from mask2former.errors import DatasetError
+from mask2former.files.opening import read_file
+from mask2former.structures.segmentations import shown
 
 NO_IGNORE_LABEL = "none"
 _MAX_UNNAMED_CLASSES = 256
+_MAX_DIGITS = 18  # of an id
 _RARE = 1e-4  # share of pixels
 
 
@@ -33,20 +37,20 @@ def read_class_names(path: str | Path) -> ClassNames:
     """
     source = Path(path)
     try:
-        lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        lines = [line.strip() for line in read_file(source).decode("utf-8-sig").splitlines() if line.strip()]
+    except (DatasetError, UnicodeDecodeError) as error:
+        reason = str(error).removeprefix(f"{path}: ") if isinstance(error, DatasetError) else "not a text file"
         raise DatasetError(f"{path}: class names cannot be read: {reason}") from error
     if not lines:
         raise DatasetError(f"{path}: expected one class name a line, found none")
-    numbered = [re.fullmatch(r"(\d+)\s*:\s*(.+)", line) for line in lines]
+    numbered = [re.fullmatch(rf"(\d{{1,{_MAX_DIGITS}}})\s*:\s*(.+)", line) for line in lines]
     if any(numbered) and not all(numbered):
-        raise DatasetError(f"{path}: either all lines are 'ID: NAME' or none: {lines[numbered.index(None)]!r}")
+        raise DatasetError(f"{path}: either all lines are 'ID: NAME' or none: {shown(lines[numbered.index(None)])}")
     entries = [(int(match[1]), match[2]) if match else (None, line) for match, line in zip(numbered, lines)]
     for column in ([name for _, name in entries], [class_id for class_id, _ in entries if class_id is not None]):
-        for value in column:
-            if column.count(value) > 1:  # type: ignore[arg-type]
-                raise DatasetError(f"{path}: {value!r} occurs twice")
+        for value, count in Counter(column).items():
+            if count > 1:
+                raise DatasetError(f"{path}: {shown(value)} occurs twice")
     return ClassNames(source, tuple(entries))
 
 

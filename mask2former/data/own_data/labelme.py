@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ _NO_OBJECTS = ("__ignore__", "_background_")
 _NUM_CIRCLE_POINTS = 64
 _SIDES = ("imageHeight", "imageWidth")
 _FARTHEST = 2**31
+_MAX_SHOWN = 300  # letters of a name in a message
 _WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
 
@@ -118,9 +120,9 @@ def _find_image(json_file: Path, content: Mapping[str, Any]) -> Path:
     tried += [json_file.parent / Path(stated).name] if stated else []
     tried += [json_file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
     for path in tried:
-        if path.is_file():
+        if os.path.isfile(path):  # which takes names that the system refuses for no file
             return path
-    raise DatasetError(f"{json_file}: image not found: {stated or json_file.stem} (imagePath)")
+    raise DatasetError(f"{json_file}: image not found: {stated[:_MAX_SHOWN] or json_file.stem} (imagePath)")
 
 
 def _add_shape(
