@@ -222,7 +222,7 @@ def test_model_names_non_finite_values(model: MaskFormer) -> None:
 def test_model_takes_things_from_the_first_dataset_that_knows_and_keeps_them(model: MaskFormer) -> None:
     assert model.thing_ids == {0, 1, 2, 3, 4}
     MetadataCatalog.get("things_for_test").set(thing_dataset_id_to_contiguous_id={17: 2})
-    names = ("DATASETS.TRAIN", ("unheard_of", "things_for_test"))
+    names = ("DATASETS.TRAIN", ("unheard_of", "things_for_test"), "DATASETS.TEST", ())  # built-in ones may be known
     built = build_model(tiny_config(*names))
     MetadataCatalog.remove("things_for_test")
     assert built.thing_ids == copy.deepcopy(built).thing_ids == {2}
