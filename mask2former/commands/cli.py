@@ -27,6 +27,13 @@ _USAGE = f"usage: {_PROGRAM} COMMAND [options], {_PROGRAM} COMMAND --help, {_PRO
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command; returns the exit code."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:  # before the command began: while it is imported
+        return _say_interrupted()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help"):
@@ -63,8 +70,7 @@ def run_cli(function: Callable[[], Any], *, verbose: bool = False) -> int:
     try:
         code = function()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _say_interrupted()
     except BrokenPipeError:  # whoever read what we print has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_WRONG_INPUT
@@ -125,6 +131,11 @@ def _refuse(name: str) -> NoReturn:
     print(f"{_USAGE}\n\n{describe_commands()}\n", file=sys.stderr)
     print(f"{_PROGRAM}: error: {found}{f'; did you mean {near[0]}?' if near else ''}", file=sys.stderr)
     sys.exit(EXIT_USAGE)
+
+
+def _say_interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _describe(error: Exception) -> str:

@@ -14,7 +14,14 @@ from mask2former.commands.predict_video import VideoOptions, find_videos, predic
 from mask2former.commands.setup import set_up
 from mask2former.config import CfgNode
 from mask2former.errors import ConfigError, InputError, UsageError
-from mask2former.files.finding import IMAGE_SUFFIXES, VIDEO_SUFFIXES, NamedFile, find_files, prepare_folder
+from mask2former.files.finding import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    NamedFile,
+    describe_failures,
+    find_files,
+    prepare_folder,
+)
 from mask2former.files.images import to_rgb_array
 from mask2former.files.pictures import PICTURE_SUFFIXES, write_picture
 from mask2former.inference.outputs import draw_results, save_results
@@ -28,7 +35,6 @@ DESCRIPTION = (
 DEFAULT_OUTPUT = "predictions"
 # Every query yields an instance, so a picture of all of them would show mostly wrong ones.
 DEFAULT_INSTANCE_THRESHOLD = 0.5
-MAX_FAILURES_NAMED = 20
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -189,7 +195,8 @@ def _predict_images(
             num_done += 1
     print(f"{num_written} files of {num_done} images in {output}")
     parts = {"could not be read": unread, "could not be written": unwritten}
-    problems = [_describe_failures(found, what, num_images=len(images)) for what, found in parts.items() if found]
+    of = f"{len(images)} images"
+    problems = [describe_failures(found, what, of=of) for what, found in parts.items() if found]
     if problems:
         raise InputError("; ".join(problems))
 
@@ -201,9 +208,3 @@ def find_images(inputs: Sequence[str], *, output: Path | None = None) -> list[Na
         if image.path.suffix.lower() in VIDEO_SUFFIXES:
             raise InputError(f"{image.path}: a video, not an image; --video-input takes it")
     return images
-
-
-def _describe_failures(failures: Sequence[str], what: str, *, num_images: int) -> str:
-    more = len(failures) - MAX_FAILURES_NAMED
-    named = list(failures[:MAX_FAILURES_NAMED]) + ([f"and {more} more"] if more > 0 else [])
-    return f"{len(failures)} of {num_images} images {what}: " + "; ".join(named)

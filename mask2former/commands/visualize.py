@@ -20,8 +20,8 @@ from mask2former.data import DatasetCatalog, MetadataCatalog, build_train_loader
 from mask2former.data.catalog import DatasetDict, is_video, name_of
 from mask2former.data.targets import clip_targets, instance_targets, panoptic_targets, semantic_targets
 from mask2former.data.transforms import NoOpTransform
-from mask2former.errors import ConfigError, DatasetError
-from mask2former.files.finding import prepare_folder
+from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.files.finding import describe_failures, prepare_folder
 from mask2former.files.images import read_image
 from mask2former.files.label_maps import read_label_map
 from mask2former.files.panoptic import read_panoptic_ids
@@ -75,17 +75,22 @@ def run(args: argparse.Namespace) -> None:
     output = None if args.output is None else prepare_folder(args.output)
     read = read_annotations if args.source == "annotation" else read_batches
     pictures = itertools.islice(read(cfg), args.num_images)
-    num_pictures = 0
+    num_pictures, unwritten = 0, list[str]()
     for stem, frames, metadata in tqdm(pictures, total=args.num_images, desc="draw", unit="picture", disable=None):
         picture = join_frames(
             [draw_targets(image, found.gt_classes, found.gt_masks, metadata) for image, found in frames]
         )
         num_pictures += 1
         if output is not None:
-            write_picture(picture, output / f"{num_pictures:04d}_{stem}.png")
+            try:
+                write_picture(picture, output / f"{num_pictures:04d}_{stem}.png")
+            except InputError as error:  # the others may fit
+                unwritten.append(str(error))
         if args.show:
             Image.fromarray(picture).show(title=stem)
-    print(f"{num_pictures} pictures" + ("" if output is None else f" in {output}"))
+    print(f"{num_pictures - len(unwritten)} pictures" + ("" if output is None else f" in {output}"))
+    if unwritten:
+        raise InputError(describe_failures(unwritten, "could not be written", of=f"{num_pictures} pictures"))
 
 
 def read_batches(cfg: CfgNode) -> Iterator[tuple[str, Frames, Metadata]]:

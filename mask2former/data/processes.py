@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from types import FrameType
 
 import cv2
 
 from mask2former.errors import DatasetError
+
+_SECONDS_TO_TIDY = 0.5
 
 
 @contextmanager
@@ -38,8 +42,15 @@ def process_pool(num_workers: int, preload: Sequence[str] = ()) -> Iterator[Proc
 
 
 def _start_worker() -> None:
+    signal.signal(signal.SIGINT, _end_worker)
     cv2.setNumThreads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
         # A worker that waits for work would otherwise outlive a killed parent for ever.
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _end_worker(number: int, frame: FrameType | None) -> None:
+    """Ends on Ctrl-C: the work at hand removes its temporary files, what is queued does not begin."""
+    threading.Timer(_SECONDS_TO_TIDY, os._exit, [1]).start()  # the pool takes the exit below for a result
+    sys.exit(1)

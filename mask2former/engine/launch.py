@@ -12,6 +12,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ def _run_worker(function: Callable[..., None], args: tuple[Any, ...], messages: 
     """In the worker: errors that are the user's to mend travel to the launcher as a message, others are printed."""
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    signal.signal(signal.SIGINT, _interrupt_once)
     try:
         function(*args)
     except KeyboardInterrupt:
@@ -119,6 +121,12 @@ def _run_worker(function: Callable[..., None], args: tuple[Any, ...], messages: 
         if verbose or not (is_expected or _another_reports(messages)):
             traceback.print_exc()
         sys.exit(1)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C comes from the terminal and from the launcher; the second would interrupt what the first set off."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _another_reports(messages: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import io
@@ -12,7 +13,8 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -129,26 +131,50 @@ class JsonWriter:
 
 
 class TensorBoardWriter:
-    """Event files in the output folder."""
+    """Event files in the output folder; where the disk takes no more it says so once, and the run goes on."""
 
     def __init__(self, directory: Path, *, start_iter: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=start_iter or None)
+        self._directory = directory
+        self._writer: Any = None
+        self._hook_before = threading.excepthook
+        threading.excepthook = self._on_thread_failure  # what is buffered is written by a thread
+        with self._said_failures():
+            self._writer = SummaryWriter(str(directory), purge_step=start_iter or None)
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Adds each metric as a scalar."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, iteration)
+        with self._said_failures():
+            for name, value in metrics.items():
+                if self._writer is not None:
+                    self._writer.add_scalar(name, value, iteration)
 
     def write_images(self, iteration: int, images: Mapping[str, np.ndarray]) -> None:
         """Adds each picture."""
-        for name, image in images.items():
-            self._writer.add_image(name, image, iteration, dataformats="HWC")
+        with self._said_failures():
+            for name, image in images.items():
+                if self._writer is not None:
+                    self._writer.add_image(name, image, iteration, dataformats="HWC")
 
     def close(self) -> None:
         """Writes what is buffered."""
-        self._writer.close()
+        with self._said_failures():
+            if self._writer is not None:
+                self._writer.close()
+        threading.excepthook = self._hook_before
+
+    @contextlib.contextmanager
+    def _said_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            logger.warning("%s: TensorBoard's files cannot be written: %s", self._directory, error.strerror or error)
+
+    def _on_thread_failure(self, failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):  # one of ours is met again by the next call
+            self._hook_before(failure)
 
 
 class ConsoleWriter:

@@ -17,6 +17,7 @@ from mask2former.files.addresses import is_web_address, name_in_address
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+_MAX_FAILURES_NAMED = 20
 _WILDCARDS = "*?["
 
 
@@ -122,3 +123,10 @@ def prepare_folder(given: str) -> Path:
     except OSError as error:
         raise InputError(f"{given}: cannot be the output directory: {error.strerror}") from error
     return folder
+
+
+def describe_failures(failures: Sequence[str], what: str, *, of: str) -> str:
+    """One line of what became of some of many files, the first twenty named: ``2 of 9 images could not be read: …``."""
+    more = len(failures) - _MAX_FAILURES_NAMED
+    named = [*failures[:_MAX_FAILURES_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    return f"{len(failures)} of {of} {what}: " + "; ".join(named)
