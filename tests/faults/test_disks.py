@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mask2former.commands import cli
-from mask2former.data.preparation.processes import _end_worker
+from mask2former.data.processes import _end_worker
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.metrics import JsonWriter, TensorBoardWriter
 from mask2former.errors import InputError
@@ -148,7 +148,7 @@ def test_interrupt_while_a_command_is_imported_is_one_line(
 def test_worker_that_is_interrupted_ends_and_tidies_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(os, "_exit", lambda code: ended.set())
-    monkeypatch.setattr("mask2former.data.preparation.processes._SECONDS_TO_TIDY", 0.01)
+    monkeypatch.setattr("mask2former.data.processes._SECONDS_TO_TIDY", 0.01)
     with pytest.raises(SystemExit):
         _end_worker(signal.SIGINT, None)
     assert ended.wait(5)
