@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mask2former.commands.arguments import CommandParser
-from mask2former.errors import ConfigError
+from mask2former.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from mask2former.commands.setup import Setup
@@ -19,17 +20,20 @@ DESCRIPTION = (
 
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
-    parser.add_model_options(needs="neither --weights nor the folder of a run that is resumed tells it")
+    parser.add_model_options(needs="neither --weights, --data nor the folder of a run that is resumed tells it")
     parser.add_output_option("folder of the run, by default OUTPUT_DIR of the config")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the folder")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    add_data_options(parser)
+    add_recipe_options(add_data_options(parser))
     add_process_options(parser)
 
 
-def add_data_options(parser: CommandParser) -> None:
-    """The options for own files."""
-    data = parser.add_argument_group("own data", "classes, iterations and learning rate then follow from the data")
+def add_data_options(parser: CommandParser) -> Any:
+    """The options for own files; returns their group."""
+    parser.set_defaults(model=None, batch=None)
+    data = parser.add_argument_group(
+        "own data", "task, classes, iterations and learning rate then follow from the data"
+    )
     data.add_argument(
         "--data",
         metavar="PATH",
@@ -43,6 +47,29 @@ def add_data_options(parser: CommandParser) -> None:
         metavar="ID",
         help="id or class that does not train (255 for PNG masks; none: every id trains); may be given several times",
     )
+    return data
+
+
+def add_recipe_options(group: Any) -> None:
+    """The options that choose how own files are trained on where no config does."""
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help="recipe, so that no config is needed: r18 (small, without pretrained weights), r50 (default), r101, "
+        "swin-t, swin-s, swin-b, swin-l, …",
+    )
+    group.add_argument(
+        "--batch",
+        metavar="N",
+        type=_batch,
+        help="images a step, or auto: as many as fit into memory (default without a config)",
+    )
+
+
+def _batch(text: str) -> int | str:
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected auto or a number from 1 on, found {text}")
+    return text if text == "auto" else int(text)
 
 
 def add_process_options(parser: CommandParser) -> None:
@@ -75,8 +102,9 @@ def run_in_processes(args: argparse.Namespace, *, eval_only: bool, resume: bool)
     if args.output is not None:
         args.opts = [*args.opts, "OUTPUT_DIR", args.output]
     folder = option_of(args, "OUTPUT_DIR") if resume else None
+    notes = _choose_recipe(args, folder, eval_only=eval_only)
     setup = set_up(args, run_folder=folder)
-    own_data = _own_data_request(args, setup)
+    own_data = _own_data_request(args, setup, notes)
     if was_launched() or (args.num_gpus == 1 and args.num_machines == 1):
         train_or_evaluate(setup.cfg, eval_only, resume, own_data)
         return
@@ -114,14 +142,46 @@ def train_or_evaluate(cfg: Any, eval_only: bool = False, resume: bool = False, o
             train(cfg, resume=resume)
 
 
-def _own_data_request(args: argparse.Namespace, setup: Setup) -> Any:
+def _choose_recipe(args: argparse.Namespace, folder: str | None, *, eval_only: bool) -> list[str]:
+    """Fill in --config-file and --weights where the data tell the recipe; returns what to say of it."""
+    from mask2former.commands.setup import option_of
+
+    weights_given = bool(args.weights) or "MODEL.WEIGHTS" in args.opts[::2]
+    resumed = folder is not None and (Path(folder) / "config.yaml").is_file()
+    known = args.config_file or args.weights or option_of(args, "MODEL.WEIGHTS") or resumed
+    if args.model is not None and args.config_file is not None:
+        raise UsageError("--model and --config-file both say the recipe; give one of them")
+    if args.data is None or (known and args.model is None):
+        return []
+    if eval_only and not weights_given:
+        raise UsageError("--eval-only needs --weights: there is nothing else to evaluate")
+    from mask2former.engine.own_recipe import choose_recipe
+    from mask2former.inference.model_source import import_modules
+
+    import_modules(args.modules)  # which may register the format
+    recipe = choose_recipe(args.data, args.model)
+    args.config_file = recipe.config
+    if args.batch is None and "SOLVER.IMS_PER_BATCH" not in args.opts[::2]:
+        args.batch = "auto"
+    if weights_given:
+        return [recipe.reason]
+    if not recipe.weights:
+        return [recipe.reason, "no weights are published for it: it starts from random ones"]
+    recipe.check_weights()
+    args.weights = recipe.weights
+    return [recipe.reason, f"it starts from {recipe.weights}"]
+
+
+def _own_data_request(args: argparse.Namespace, setup: Setup, notes: list[str]) -> Any:
     """What ``--data`` asks for, None without it."""
+    if args.batch is not None and "SOLVER.IMS_PER_BATCH" in setup.given:
+        raise UsageError("--batch and SOLVER.IMS_PER_BATCH both say the images a step; give one of them")
     if args.data is None:
-        for option in ("classes", "ignore_label"):
+        for option in ("model", "batch", "classes", "ignore_label"):
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option.replace('_', '-')} goes with --data")
         return None
     from mask2former.engine.own_data import OwnDataRequest
 
     ignored = None if args.ignore_label is None else tuple(args.ignore_label)
-    return OwnDataRequest(args.data, setup.reference, setup.given, args.classes, ignored)
+    return OwnDataRequest(args.data, setup.reference, setup.given, args.classes, ignored, args.batch, tuple(notes))

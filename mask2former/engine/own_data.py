@@ -30,6 +30,7 @@ from mask2former.data.own_data import (
 )
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, TRAIN
 from mask2former.data.presets import preset_of
+from mask2former.engine.batch_probe import largest_batch
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.run import run_folder
 from mask2former.errors import ConfigError
@@ -37,6 +38,7 @@ from mask2former.modeling.criterion import GLOBAL
 
 logger = logging.getLogger(__name__)
 
+AUTO = "auto"
 INDEX_FOLDER = "data"  # below OUTPUT_DIR
 _CONFIGS_OF = {
     "semantic": "configs/ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml",
@@ -54,7 +56,8 @@ _NUM_EVALUATIONS, _NUM_CHECKPOINTS = 5, 2
 class OwnDataRequest:
     """What the command line says: ``reference`` is the config before its overrides, which set the keys ``overridden``.
 
-    ``ignored`` None leaves to the format which ids do not train.
+    ``ignored`` None leaves to the format which ids do not train. ``batch`` is images a step, `AUTO` as many as fit,
+    None what the config says. ``notes`` say what was chosen before.
     """
 
     path: str
@@ -62,6 +65,8 @@ class OwnDataRequest:
     overridden: frozenset[str] = frozenset()
     classes_file: str | None = None
     ignored: tuple[str, ...] | None = None
+    batch: int | str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def prepare_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool = False) -> CfgNode:
@@ -91,7 +96,7 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     names = None if request.classes_file is None else read_class_names(request.classes_file)
     ignored = parse_ignored(request.ignored, dataset)
     classes = training_classes(dataset, names, ignored=ignored)
-    notes = [*dataset.notes, hold_out(dataset), rare_ids_note(dataset, classes)]
+    notes = [*request.notes, *dataset.notes, hold_out(dataset), rare_ids_note(dataset, classes)]
     histogram = format_own_histogram(dataset, classes, ignored=ignored)
     logger.info("--data %s is %s: %s", request.path, format_named(dataset.format).title, histogram)
     for note in filter(None, notes):
@@ -100,6 +105,7 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     resolved.defrost()
     _set_data(resolved, request, dataset, classes, ignored=ignored, task=task)
     if not eval_only:
+        _set_batch(resolved, request)
         logger.info("%s", scale_schedule(resolved, request, num_images=len(dataset.parts[TRAIN])))
     write_index(dataset, classes, Path(resolved.DATASETS.OWN.INDEX))
     resolved.freeze()
@@ -167,6 +173,15 @@ def _set_results(cfg: CfgNode, request: OwnDataRequest, classes: Sequence[DataCl
     for result, key in _TEST_KEYS.items():
         if f"MODEL.MASK_FORMER.TEST.{key}" not in request.overridden:
             test[key] = result == task or (result in possible and test[key])
+
+
+def _set_batch(cfg: CfgNode, request: OwnDataRequest) -> None:
+    """The images a step that are asked for; says how many fit."""
+    if request.batch == AUTO:
+        cfg.SOLVER.IMS_PER_BATCH, reason = largest_batch(cfg, most=request.reference.SOLVER.IMS_PER_BATCH)
+        logger.info("batch: %d images a step (--batch %s): %s", cfg.SOLVER.IMS_PER_BATCH, AUTO, reason)
+    elif request.batch is not None:
+        cfg.SOLVER.IMS_PER_BATCH = int(request.batch)
 
 
 def scale_schedule(cfg: CfgNode, request: OwnDataRequest, *, num_images: int) -> str:

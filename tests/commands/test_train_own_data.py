@@ -17,6 +17,7 @@ from mask2former.data.own_data import convert_own_data
 from mask2former.data.presets import MapperPreset
 from mask2former.data.transforms import AugmentationList, RandomFlip, ResizeShortestEdge
 from mask2former.engine import train
+from mask2former.errors import CheckpointError
 from tests.data_pipeline import own_data_trees as trees
 
 REPOSITORY = Path(__file__).parents[2]
@@ -249,3 +250,72 @@ def test_own_registration_and_mapper_train(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "Augmentations: AugmentationList([ResizeShortestEdge" in printed
     assert "FixedSizeCrop" not in printed
+
+
+@pytest.mark.parametrize("case", ["png tree", "coco panoptic", "labelme"])
+def test_data_need_no_config(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, task, _, _, names = CASES[case]
+    data, output = write(tmp_path / "my data"), tmp_path / "out"
+    options = [*TINY[: TINY.index("SOLVER.IMS_PER_BATCH")], "SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0"]
+    options += [
+        "INPUT.IMAGE_SIZE",
+        "32",
+        "INPUT.MIN_SIZE_TRAIN",
+        "[32]",
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+        "False",
+    ]
+    words = ["--data", str(data), "--model", "r18", "--batch", "2", "--output", str(output), *options]
+    assert train_main(words) == 0
+    printed = capsys.readouterr().out
+    told = [f"trains {task} segmentation: recipe r18", "starts from random ones", "schedule: "]
+    places = [printed.index(text) for text in [*told, "training: 1 iterations"]]
+    assert places == sorted(places)
+    # Trained, predicted and written as COCO: no command was given a config.
+    image = next(path for folder in (data, tmp_path) for path in folder.rglob("*.jpg"))
+    predictions = tmp_path / "predictions"
+    words = ["predict", str(image), "--weights", str(output), "--output", str(predictions), "--device", "cpu"]
+    assert main(words) == 0
+    assert [name for _, name, _ in saved_config(output).DATASETS.OWN.CLASSES] == names
+    assert any(predictions.iterdir())
+    assert main(["evaluate", "--weights", str(output), "--output", str(tmp_path / "results"), "--device", "cpu"]) == 0
+    written = {path.name for path in (tmp_path / "results").rglob("*.json")}
+    assert ("sem_seg_predictions.json" if task == "semantic" else "coco_instances_results.json") in written
+
+
+def test_recipe_without_network_names_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(address: str, **_: Any) -> Path:
+        raise CheckpointError(f"{address}: no network")
+
+    monkeypatch.setattr("mask2former.checkpoint.addresses.download", refuse)
+    data = trees.write_labelme(tmp_path / "data")
+    assert train_main(["--data", str(data), "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in ("no network", "--weights FILE", "--model r18", "MODEL.WEIGHTS ''"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["--data", "{data}", "--model", "r19"], "expected one of r18, r50, r101, swin-t", 1),
+        (["--data", "{data}", "--model", "r18", "--config-file", str(CONFIG)], "give one of them", 2),
+        (["--data", "{data}", "--model", "r18", "--batch", "2", "SOLVER.IMS_PER_BATCH", "2"], "give one of them", 2),
+        (["--data", "{data}", "--batch", "0"], "expected auto or a number from 1 on", 2),
+        (["--data", "{data}", "--eval-only"], "--eval-only needs --weights", 2),
+        (["--config-file", str(CONFIG), "--batch", "2"], "--batch goes with --data", 1),
+    ],
+)
+def test_wrong_choice_of_recipe_or_batch(
+    words: list[str], message: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(trees.write_labelme(tmp_path / "data"))
+    try:
+        found = train_main([word.replace("{data}", data) for word in words])
+    except SystemExit as stop:
+        found = int(stop.code or 0)
+    assert found == code
+    assert message in capsys.readouterr().err

@@ -115,13 +115,23 @@ def read_own_data(
         DatasetError: nothing is there, it is of none of the formats, or what is there is wrong.
     """
     location = Path(path).expanduser()
+    return detect_format(location, preferred=preferred, task=task).read(location, num_workers=num_workers)
+
+
+def detect_format(path: str | Path, *, preferred: str | None = None, task: str | None = None) -> DataFormat:
+    """The format of the data at ``path``; ``preferred`` and ``task`` as for `read_own_data`.
+
+    Raises:
+        DatasetError: nothing is there, or it is of none of the formats.
+    """
+    location = Path(path).expanduser()
     formats = sorted(all_formats(), key=lambda f: (f.rank, f.name != preferred, task not in f.tasks))
     expected = ", ".join(data_format.expected or data_format.title for data_format in formats)
     if not location.exists():
         raise DatasetError(f"{path}: no such file or folder; expected {expected}")
     for data_format in formats:
         if data_format.detect(location):
-            return data_format.read(location, num_workers=num_workers)
+            return data_format
     if location.is_file():
         titles = " nor ".join(sorted(data_format.title for data_format in formats))
         raise DatasetError(f"{path}: neither {titles}; expected {expected}")
