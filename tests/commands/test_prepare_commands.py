@@ -17,6 +17,7 @@ from mask2former.commands.prepare import PREPARATIONS, run_preparation
 from mask2former.data import DatasetCatalog
 from mask2former.data.preparation.work import RunOptions
 from mask2former.errors import DatasetError
+from mask2former.files.atomic import temporary_path
 from tests.data_pipeline import prepared_trees
 
 REPOSITORY = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ def test_preparation_may_run_again(name: str, tmp_path: Path) -> None:
     *_, cut = sorted(p for p in made if p.suffix in (".png", ".tif", ".json", ".jpg"))
     cut.unlink()
     cut.write_bytes(first[cut][: len(first[cut]) // 2])
-    leftover = cut.with_name(f".{cut.name}.1.tmp")
+    leftover = temporary_path(cut)
     leftover.write_bytes(b"half")
     run_preparation(name, tmp_path)
     again = _files(tmp_path)

@@ -91,9 +91,9 @@ def test_islands_of_float32_in_bfloat16_training(monkeypatch: pytest.MonkeyPatch
     watch(F, "scaled_dot_product_attention", "softmax of attention on a CPU", lambda query, *_, **__: query)
     watch(model.criterion, "_match", "class logits", lambda predictions, _: predictions[0].class_logits)
     for cost in ("class_costs", "sigmoid_ce_costs", "dice_costs"):
-        watch(matcher, cost, cost, lambda logits, _: logits)
-    watch(mask_losses, "sigmoid_ce_losses", "mask loss", lambda logits, _: logits)
-    watch(mask_losses, "dice_losses", "dice loss", lambda logits, _: logits)
+        watch(matcher, cost, cost, lambda logits, *_, **__: logits)
+    watch(mask_losses, "sigmoid_ce_losses", "mask loss", lambda logits, *_, **__: logits)
+    watch(mask_losses, "dice_losses", "dice loss", lambda logits, *_, **__: logits)
     watch(F, "cross_entropy", "class loss", lambda logits, *_, **__: logits)
     classes, masks = torch.randint(NUM_CLASSES, (2,)), torch.rand(2, 64, 64) > 0.5
     sample = {"image": random_image(64, 64), "instances": Instances((64, 64), gt_classes=classes, gt_masks=masks)}
