@@ -32,6 +32,7 @@ from mask2former.data.catalog import (
     name_of,
 )
 from mask2former.data.clip_mapper import ClipMapper
+from mask2former.data.datasets.cityscapes_polygons import with_polygons
 from mask2former.data.mapper import DatasetMapper
 from mask2former.data.own_data.checked_files import check_files, listed_images
 from mask2former.data.presets import MAPPER_REGISTRY, MapperPreset, preset_of
@@ -234,6 +235,8 @@ def load_train_sets(cfg: CfgNode) -> list[list[DatasetDict]]:
         raise ConfigError("DATASETS.TRAIN names no data set")
     target = preset_of(cfg).target
     data_sets = [_load_nonempty(name) for name in names]
+    if target == "instance" and cfg.DATASETS.CITYSCAPES_POLYGONS:
+        data_sets = [with_polygons(dicts) for dicts in data_sets]
     _check_videos(data_sets, cfg)
     class_names = _common_classes(names, "thing_classes" if target == "instance" else "stuff_classes")
     if target == "instance" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:

@@ -15,9 +15,49 @@ from torch import Tensor
 from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.postprocess import InferenceOptions
 from mask2former.modeling.prediction import QueryPrediction
+from mask2former.structures import ShapeSpec
 
 # Of each image `labels` (N,) in 0..K-1, `masks` (N, [T,] H, W) bool and, if pixels train nothing, `ignored` (T, H, W).
 Targets = Sequence[dict[str, Tensor]]
+
+
+class Backbone(Protocol):
+    """Makes maps of several strides of images."""
+
+    size_divisibility: int
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised images (N, 3, H, W) -> maps (N, C, h, w) by name."""
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each map by name."""
+
+
+class SegmentationHead(Protocol):
+    """Predicts from the maps of a backbone."""
+
+    num_classes: int
+
+    def predict(self, features: dict[str, Tensor]) -> Sequence[Any]:
+        """Maps (B, [T,] C, h, w) by name -> one prediction a layer, the final one last."""
+
+
+class QueryHead(SegmentationHead, Protocol):
+    """One whose predictions are of queries; its halves may be called apart, and the frames of a clip join between."""
+
+    predictor: TransformerDecoder
+
+    def encode(self, features: dict[str, Tensor]) -> tuple[Any, Tensor]:
+        """Maps (N, C, h, w) by name -> what queries look at, and mask features (N, C, H, W)."""
+
+
+class PixelHead(SegmentationHead, Protocol):
+    """One whose predictions are class logits (B, K, h, w) of pixels, `common_stride` smaller than the image."""
+
+    common_stride: int
+
+    def losses(self, predictions: Sequence[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Unweighted scalars by name of logits (B, K, h, w) against class ids (B, H, W)."""
 
 
 class PixelDecoder(Protocol):

@@ -104,7 +104,9 @@ def coco_stuff_10k_tree(root: Path) -> np.ndarray:
     return labels
 
 
-def cityscapes_tree(root: Path, splits: tuple[str, ...] = ("train", "val", "test")) -> np.ndarray:
+def cityscapes_tree(
+    root: Path, splits: tuple[str, ...] = ("train", "val", "test"), *, has_polygons: bool = False
+) -> np.ndarray:
     """Two cities of one image a split; returns the instance ids (H, W)."""
     folder = root / "cityscapes"
     ids = np.zeros(SIZE, np.uint16)  # unlabelled
@@ -123,7 +125,20 @@ def cityscapes_tree(root: Path, splits: tuple[str, ...] = ("train", "val", "test
             annotations = folder / "gtFine" / split / city
             write_picture(annotations / f"{stem}_gtFine_labelIds.png", labels)
             write_picture(annotations / f"{stem}_gtFine_instanceIds.png", ids)
+            if has_polygons:
+                _write_polygons(annotations / f"{stem}_gtFine_polygons.json")
     return ids
+
+
+def _write_polygons(path: Path) -> None:
+    """Two cars and a group, as in the instance map."""
+    outlines = {"car": [(2, 6, 5, 11), (26, 6, 29, 11)], "persongroup": [(10, 5, 19, 7)]}
+    objects = [
+        {"label": label, "polygon": [[left, top], [right, top], [right, bottom], [left, bottom]]}
+        for label, boxes in outlines.items()
+        for left, top, right, bottom in boxes
+    ]
+    path.write_text(json.dumps({"imgHeight": SIZE[0], "imgWidth": SIZE[1], "objects": objects}), encoding="utf-8")
 
 
 def mapillary_tree(root: Path, *, nested: bool) -> None:

@@ -44,7 +44,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepared_trees.coco_stuff_10k_tree(root)
     prepared_trees.ade20k_tree(root, ("training",))
     prepared_trees.ade20k_full_tree(root)
-    prepared_trees.cityscapes_tree(root, ("train",))
+    prepared_trees.cityscapes_tree(root, ("train",), has_polygons=True)
     prepared_trees.mapillary_tree(root, nested=True)
     for name in (
         *("coco_semantic", "coco_stuff", "coco_stuff_10k", "cityscapes", "mapillary_vistas"),

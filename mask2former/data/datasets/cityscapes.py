@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.catalog import DatasetDict, MetadataCatalog
+from mask2former.data.datasets.cityscapes_polygons import POLYGONS_KEY
 from mask2former.data.datasets.classes import class_table
 from mask2former.data.datasets.coco import XYWH_ABS
 from mask2former.data.datasets.coco_panoptic import convert_segments, resolve_categories
@@ -115,7 +116,9 @@ def _record(image: Path, stem: str) -> DatasetDict:
 
 def _instance_record(item: tuple[str, Path], gt_dir: PathLike, contiguous_of: Mapping[int, int]) -> DatasetDict:
     stem, image = item
-    ids = read_label_map(label_file(image, gt_dir, "instanceIds"))
+    instance_map = label_file(image, gt_dir, "instanceIds")
+    polygons = str(instance_map).removesuffix("instanceIds.png") + "polygons.json"
+    ids = read_label_map(instance_map)
     annotations: list[dict[str, Any]] = []
     for segment in segments_of(ids):
         is_group = segment.id < INSTANCES_PER_CLASS
@@ -131,4 +134,5 @@ def _instance_record(item: tuple[str, Path], gt_dir: PathLike, contiguous_of: Ma
                 }
             )
     height, width = ids.shape
-    return _record(image, stem) | {"height": height, "width": width, "annotations": annotations}
+    sizes = {"height": height, "width": width}
+    return _record(image, stem) | sizes | {"annotations": annotations, POLYGONS_KEY: polygons}

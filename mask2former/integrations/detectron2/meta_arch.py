@@ -29,6 +29,8 @@ from mask2former.modeling.mask_geometry import MaskGeometry
 class MaskFormer(FromConfig, ours.MaskFormer):
     """Takes and returns detectron2's structures; state dicts, losses and results are those of our own model."""
 
+    backbone: Any  # detectron2's, which has padding_constraints too
+
     @configurable
     def __init__(self, *args: Any, ignore_value: int = 255, channels_last: bool = False, **kwargs: Any) -> None:
         """`ignore_value` marks pixels of `sem_seg` that belong to no target; `channels_last`: the layout of maps."""

@@ -95,7 +95,7 @@ class FastMSDeformAttnEncoder(MSDeformAttnEncoder):
         return tokens
 
 
-@twin_of(MSDeformAttnPixelDecoder, digest="4e0048ba")
+@twin_of(MSDeformAttnPixelDecoder, digest="31d5c7a0")
 class FastMSDeformAttnPixelDecoder(MSDeformAttnPixelDecoder):
     """Writes a sum of the pyramid over the adapter's output, in one pass with the resizing."""
 

@@ -14,7 +14,7 @@ from mask2former.errors import ConfigError
 from mask2former.modeling.compilation import compile_model
 from mask2former.modeling.fast import accelerate, use_channels_last
 from mask2former.modeling.inference_precision import parse_precision
-from mask2former.modeling.interfaces import Criterion, TransformerDecoder
+from mask2former.modeling.interfaces import Criterion, SegmentationHead, TransformerDecoder
 from mask2former.modeling.layers import checkpoint_activations
 from mask2former.modeling.meta_arch.mask_former_head import ENCODED, MULTI_SCALE, PIXELS
 from mask2former.modeling.registry import (
@@ -54,7 +54,7 @@ def build_model(cfg: Any, *, accelerated: bool | None = None) -> nn.Module:
     return compile_model(model, cfg.MODEL.COMPILE)
 
 
-def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> SegmentationHead:
     """Return the head of MODEL.SEM_SEG_HEAD.NAME with its pixel decoder and predictor."""
     names = cfg.MODEL.SEM_SEG_HEAD
     head = SEM_SEG_HEADS_REGISTRY.lookup(names.NAME)

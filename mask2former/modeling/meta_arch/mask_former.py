@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mask2former.config.registry import build_callable
-from mask2former.modeling.interfaces import Criterion, PostProcessing
+from mask2former.modeling.interfaces import Backbone, Criterion, PostProcessing, QueryHead
 from mask2former.modeling.meta_arch.assembly import build_criterion
 from mask2former.modeling.meta_arch.inputs import count_frames, pad_targets
 from mask2former.modeling.meta_arch.mask_former_head import join_frames
@@ -44,13 +44,14 @@ _OUTPUT_SIZE = (("height", -2), ("width", -1))
 class MaskFormer(SegmentationModel):
     """The published meta-architecture: from a list of dictionaries to losses in training, else to a list of results."""
 
+    sem_seg_head: QueryHead
     compiled_steps: ClassVar[Sequence[str]] = ("predict_pixels", "encode_frames", "decode_frames")
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         *,
-        sem_seg_head: Any,
+        sem_seg_head: QueryHead,
         criterion: Criterion,
         inference: InferenceOptions,
         size_divisibility: int,

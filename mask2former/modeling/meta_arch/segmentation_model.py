@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mask2former.modeling.backbone import build_backbone
 from mask2former.modeling.inference_precision import parse_precision
+from mask2former.modeling.interfaces import Backbone, SegmentationHead
 from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.assembly import build_sem_seg_head
 from mask2former.modeling.meta_arch.inputs import pad_images, unfold_frames
@@ -30,9 +31,9 @@ class SegmentationModel(nn.Module):
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         *,
-        sem_seg_head: Any,
+        sem_seg_head: SegmentationHead,
         size_divisibility: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -63,7 +64,7 @@ class SegmentationModel(nn.Module):
         }
 
     @classmethod
-    def build_parts(cls, cfg: Any) -> tuple[Any, Any]:
+    def build_parts(cls, cfg: Any) -> tuple[Backbone, SegmentationHead]:
         """Return the backbone and head that a config names; override it to look the names up elsewhere."""
         backbone = build_backbone(cfg)
         return backbone, build_sem_seg_head(cfg, backbone.output_shape())

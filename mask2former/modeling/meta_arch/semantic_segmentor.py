@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mask2former.errors import InputError
+from mask2former.modeling.interfaces import Backbone, PixelHead
 from mask2former.modeling.mask_geometry import MaskGeometry, MaskResizer
 from mask2former.modeling.meta_arch.inputs import count_frames, pad_label_maps
 from mask2former.modeling.meta_arch.segmentation_model import SegmentationModel
@@ -24,11 +25,13 @@ from mask2former.modeling.registry import META_ARCH_REGISTRY
 class SemanticSegmentor(SegmentationModel):
     """The published meta-architecture: from a list of dictionaries to losses in training, else to a list of results."""
 
+    sem_seg_head: PixelHead
+
     def __init__(
         self,
-        backbone: Any,
+        backbone: Backbone,
         *,
-        sem_seg_head: Any,
+        sem_seg_head: PixelHead,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         ignore_value: int = 255,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mask2former.errors import ConfigError
 from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm, init_xavier
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoder, MSDeformAttnEncoderLayer
 from mask2former.modeling.pixel_decoder.pyramid import (
@@ -26,6 +27,7 @@ from mask2former.modeling.pixel_decoder.pyramid import (
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
 from mask2former.structures import ShapeSpec
 
+_FLOAT32_TRAINING = ("never", "float16", "always")
 _FEED_FORWARD_CHANNELS = 1024  # Mask2Former, appendix: the pixel decoder's own, whatever DIM_FEEDFORWARD says
 
 
@@ -65,9 +67,17 @@ class MSDeformAttnPixelDecoder(nn.Module):
         mask_dim: int = 256,
         norm: str = "GN",
         common_stride: int = 4,
+        float32_training: str = "never",
     ) -> None:
-        """``input_shape`` holds channels and stride of each map; those of the transformer must be among them."""
+        """``input_shape`` holds channels and stride of each map; those of the transformer must be among them.
+
+        ``float32_training``: under which autocast training computes in float32: never, float16 or always.
+        """
         super().__init__()
+        if float32_training not in _FLOAT32_TRAINING:
+            names = ", ".join(_FLOAT32_TRAINING)
+            raise ConfigError(f"SOLVER.AMP.PIXEL_DECODER_FLOAT32 must be one of {names}, found {float32_training!r}")
+        self.float32_training = float32_training
         by_stride = sorted(input_shape, key=lambda name: stride_of(input_shape, name))
         # From low to high resolution, as everything behind the transformer is ordered.
         self.transformer_in_features = [name for name in reversed(by_stride) if name in transformer_in_features]
@@ -109,6 +119,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
             "common_stride": head.COMMON_STRIDE,
+            "float32_training": cfg.SOLVER.AMP.PIXEL_DECODER_FLOAT32,
         }
 
     def forward_features(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -117,6 +128,18 @@ class MSDeformAttnPixelDecoder(nn.Module):
         ``features`` are the backbone's maps (N, C, h, w) by name. The transformer decoder gets three maps, from low to
         high resolution.
         """
+        device_type = next(iter(features.values())).device.type
+        if not self._leaves_autocast(device_type):
+            return self._decode(features)
+        with torch.autocast(device_type, enabled=False):
+            return self._decode({name: maps.float() for name, maps in features.items()})
+
+    def _leaves_autocast(self, device_type: str) -> bool:
+        if self.float32_training == "never" or not (self.training and torch.is_autocast_enabled(device_type)):
+            return False
+        return self.float32_training == "always" or torch.get_autocast_dtype(device_type) is torch.float16
+
+    def _decode(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         maps = [project(features[name]) for project, name in zip(self.input_proj, self.transformer_in_features)]
         maps = self.transformer(maps, [self.position(features) for features in maps])
         for level, name in reversed(list(enumerate(self.pyramid_features, start=1))):
