@@ -129,6 +129,7 @@ def test_data_option_trains_evaluates_and_predicts(
     cfg = saved_config(output)
     assert num_classes == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert [name for _, name, _ in cfg.DATASETS.OWN.CLASSES] == names
+    assert (cfg.MODEL.MASK_FORMER.IGNORE_REGIONS, cfg.MODEL.MASK_FORMER.LOSS_NORM) == (True, "global")
     # What is left of the run is enough to predict with names: no data, nothing registered.
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         DatasetCatalog.remove(name)
