@@ -12,9 +12,10 @@ from mask2former.errors import InputError, UsageError
 from mask2former.inference.model_source import import_modules
 
 DESCRIPTION = (
-    "Convert a data set. SOURCE is COCO instances or panoptic (a json or its folder), a labelme folder, a tree of PNG "
-    "masks, or a folder of the library datasets with the columns image, annotation and semantic_class_to_id. OUTPUT is "
-    "a new folder. Segments come out without overlaps, the smaller on top; crowds become background."
+    "Convert a data set. SOURCE is a file, folder or zip file as labelling tools write it (COCO, labelme, YOLO, Pascal "
+    "VOC, CVAT, Label Studio, Supervisely, VIA, PNG masks, …), or a folder of the library datasets with the columns "
+    "image, annotation and semantic_class_to_id. OUTPUT is a new folder. "
+    "Segments come out without overlaps, the smaller on top; crowds become background."
 )
 
 
@@ -42,6 +43,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="ID",
         help="id or class that becomes background (255 for PNG masks; none: no id); may be given several times",
     )
+    parser.add_argument("--drop-empty-classes", action="store_true", help="leave out classes without an object")
     parser.add_import_option()
 
 
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         output,
         target=names[target],
         preferred=names.get(args.read),
-        choice=ClassChoice(args.classes, ignored),
+        choice=ClassChoice(args.classes, ignored, args.drop_empty_classes),
     )
     for note in written.notes:
         print(note)

@@ -37,8 +37,8 @@ def add_data_options(parser: CommandParser) -> Any:
     data.add_argument(
         "--data",
         metavar="PATH",
-        help="folder with train/images, train/masks (and valid/), COCO instances or panoptic json or its folder, or "
-        "folder of labelme files",
+        help="file, folder or zip file of images with COCO, labelme, YOLO, Pascal VOC, CVAT, Label Studio, Supervisely or "
+        "VIA annotations, or PNG masks",
     )
     data.add_argument("--classes", metavar="FILE", help="class names, one a line: the first is class 0; or ID: NAME")
     data.add_argument(
@@ -47,6 +47,7 @@ def add_data_options(parser: CommandParser) -> Any:
         metavar="ID",
         help="id or class that does not train (255 for PNG masks; none: every id trains); may be given several times",
     )
+    data.add_argument("--drop-empty-classes", action="store_true", help="leave out classes without an object")
     return data
 
 
@@ -177,11 +178,20 @@ def _own_data_request(args: argparse.Namespace, setup: Setup, notes: list[str]) 
     if args.batch is not None and "SOLVER.IMS_PER_BATCH" in setup.given:
         raise UsageError("--batch and SOLVER.IMS_PER_BATCH both say the images a step; give one of them")
     if args.data is None:
-        for option in ("model", "batch", "classes", "ignore_label"):
-            if getattr(args, option) is not None:
+        for option in ("model", "batch", "classes", "ignore_label", "drop_empty_classes"):
+            if getattr(args, option):
                 raise ConfigError(f"--{option.replace('_', '-')} goes with --data")
         return None
     from mask2former.engine.own_data import OwnDataRequest
 
     ignored = None if args.ignore_label is None else tuple(args.ignore_label)
-    return OwnDataRequest(args.data, setup.reference, setup.given, args.classes, ignored, args.batch, tuple(notes))
+    return OwnDataRequest(
+        args.data,
+        setup.reference,
+        setup.given,
+        args.classes,
+        ignored,
+        batch=args.batch,
+        notes=tuple(notes),
+        drop_empty=args.drop_empty_classes,
+    )

@@ -20,12 +20,15 @@ from mask2former.data.own_data import (
     format_own_histogram,
     hold_out,
     is_datasets_folder,
+    is_zip,
     own_names,
     parse_ignored,
     rare_ids_note,
     read_class_names,
     read_own_data,
     training_classes,
+    unpack_zip,
+    without_empty,
     write_index,
 )
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, TRAIN
@@ -67,6 +70,7 @@ class OwnDataRequest:
     ignored: tuple[str, ...] | None = None
     batch: int | str | None = None
     notes: tuple[str, ...] = ()
+    drop_empty: bool = False
 
 
 def prepare_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool = False) -> CfgNode:
@@ -96,7 +100,8 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     names = None if request.classes_file is None else read_class_names(request.classes_file)
     ignored = parse_ignored(request.ignored, dataset)
     classes = training_classes(dataset, names, ignored=ignored)
-    notes = [*request.notes, *dataset.notes, hold_out(dataset), rare_ids_note(dataset, classes)]
+    classes, empty_note = without_empty(dataset, classes, drop=request.drop_empty)
+    notes = [*request.notes, *dataset.notes, empty_note, hold_out(dataset), rare_ids_note(dataset, classes)]
     histogram = format_own_histogram(dataset, classes, ignored=ignored)
     logger.info("--data %s is %s: %s", request.path, format_named(dataset.format).title, histogram)
     for note in filter(None, notes):
@@ -113,7 +118,12 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
 
 
 def _unpacked(request: OwnDataRequest, output_dir: str, task: str) -> OwnDataRequest:
-    """The request for the same data as files of COCO, where it is for those of the library ``datasets``."""
+    """The request for the same data unpacked: out of a zip file, or from the library ``datasets`` to files of COCO."""
+    if is_zip(request.path):
+        folder = Path(output_dir, INDEX_FOLDER, "unpacked")
+        shutil.rmtree(folder, ignore_errors=True)
+        request = replace(request, path=str(unpack_zip(request.path, folder)))
+        logger.info("--data is a zip file: unpacked to %s", request.path)
     if not is_datasets_folder(request.path):
         return request
     kind = COCO_INSTANCES if task == "instance" else COCO_PANOPTIC

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mask2former.data.transforms import AugmentationList, RandomFlip, ResizeShor
 from mask2former.engine import train
 from mask2former.errors import CheckpointError
 from tests.data_pipeline import own_data_trees as trees
+from tests.data_pipeline import tool_trees
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -69,7 +71,14 @@ def write_datasets_folder(root: Path) -> Path:
     return root
 
 
+def write_yolo_zip(root: Path) -> Path:
+    """Roboflow's export in a zip file."""
+    return Path(shutil.make_archive(str(root), "zip", tool_trees.yolo_roboflow(root.with_name("original"))))
+
+
 CASES = {
+    "YOLO in a zip file": (write_yolo_zip, "instance", {"segm/AP"}, 2, ["cat", "dog"]),
+    "Pascal VOC in colours": (tool_trees.cvat_masks, "semantic", {"sem_seg/mIoU"}, 3, ["background", "cat", "dog"]),
     "datasets, instance": (write_datasets_folder, "instance", {"segm/AP"}, 2, ["box", "disc"]),
     "datasets, panoptic": (
         write_datasets_folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -311,3 +312,27 @@ def test_every_layout_stands_in_the_table_of_file_formats() -> None:
     options = [format_named(name).option for _, name in {**tools.LAYOUTS, **tools.SEMANTIC_LAYOUTS}.values()]
     assert missing == []
     assert all(f"| `{option}` |" in table for option in options)
+
+
+def test_classes_without_an_object_are_named_and_left_out_on_demand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tools.roboflow_coco(tmp_path / "data")
+    arguments = ["convert-dataset", str(source), "--to", "coco-instances"]
+    assert main([*arguments, str(tmp_path / "kept")]) == 0
+    assert "classes without an object: 1 (pets)" in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "dropped"), "--drop-empty-classes"]) == 0
+    assert "left out 1 classes of no object: pets" in capsys.readouterr().out
+    names = [[entry.name for entry in read_own_data(tmp_path / folder).classes] for folder in ("kept", "dropped")]
+    assert names == [["pets", "cat", "dog"], ["cat", "dog"]]
+
+
+def test_zip_file_is_read_and_a_damaged_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tools.supervisely(tmp_path / "data/project")
+    archive = Path(shutil.make_archive(str(tmp_path / "export"), "zip", tmp_path / "data"))
+    convert_own_data(archive, tmp_path / "out", target="yolo")
+    assert objects_of(read_own_data(tmp_path / "out")) == [EXPECTED] * 3
+    archive.write_bytes(archive.read_bytes()[:-400])
+    assert main(["convert-dataset", str(archive), str(tmp_path / "other"), "--to", "yolo"]) == 1
+    assert "export.zip: cannot be unpacked" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "export.zip", "out"]

@@ -11,7 +11,13 @@ from mask2former.data.own_data import supervisely as supervisely
 from mask2former.data.own_data import via as via
 from mask2former.data.own_data import voc as voc
 from mask2former.data.own_data import yolo as yolo
-from mask2former.data.own_data.classes import parse_ignored, rare_ids_note, read_class_names, training_classes
+from mask2former.data.own_data.classes import (
+    parse_ignored,
+    rare_ids_note,
+    read_class_names,
+    training_classes,
+    without_empty,
+)
 from mask2former.data.own_data.coco_instances import read_coco_instances
 from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
 from mask2former.data.own_data.conversion import ClassChoice, convert_own_data
@@ -39,6 +45,7 @@ from mask2former.data.own_data.index import write_index
 from mask2former.data.own_data.labelme import read_labelme
 from mask2former.data.own_data.png_tree import read_png_tree
 from mask2former.data.own_data.register import own_names, register_own_data
+from mask2former.data.own_data.zipped import is_zip, unpack_zip
 
 __all__ = [
     "FORMAT_REGISTRY",
@@ -56,6 +63,7 @@ __all__ = [
     "format_own_histogram",
     "hold_out",
     "is_datasets_folder",
+    "is_zip",
     "own_names",
     "parse_ignored",
     "rare_ids_note",
@@ -69,5 +77,7 @@ __all__ = [
     "register_own_data",
     "segment_masks",
     "training_classes",
+    "unpack_zip",
+    "without_empty",
     "write_index",
 ]

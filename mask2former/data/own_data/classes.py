@@ -18,6 +18,7 @@ from mask2former.structures.segmentations import shown
 NO_IGNORE_LABEL = "none"
 _MAX_UNNAMED_CLASSES = 256
 _MAX_DIGITS = 18  # of an id
+_MAX_EMPTY_SHOWN = 10
 _RARE = 1e-4  # share of pixels
 
 
@@ -93,6 +94,26 @@ def training_classes(
     if not classes:
         raise DatasetError(f"{dataset.root}: no class remains to be trained (ignored ids: {sorted(ignored)})")
     return classes
+
+
+def without_empty(
+    dataset: OwnDataset, classes: Sequence[DataClass], *, drop: bool
+) -> tuple[list[DataClass], str | None]:
+    """The classes, with ``drop`` without those that have neither object nor pixel ; and a note of these.
+
+    Raises:
+        DatasetError: no class would remain.
+    """
+    present = {s.class_id for image in dataset.images() for s in image.segments if not s.is_crowd}
+    empty = [entry.name for entry in classes if entry.id not in present]
+    if not empty:
+        return list(classes), None
+    shown = ", ".join(empty[:_MAX_EMPTY_SHOWN]) + (" …" if len(empty) > _MAX_EMPTY_SHOWN else "")
+    if not drop:
+        return list(classes), f"classes without an object: {len(empty)} ({shown}); --drop-empty-classes leaves them out"
+    if len(empty) == len(classes):
+        raise DatasetError(f"{dataset.root}: --drop-empty-classes leaves no class: none has an object")
+    return [entry for entry in classes if entry.id in present], f"left out {len(empty)} classes of no object: {shown}"
 
 
 def _png_classes(dataset: OwnDataset, names: ClassNames | None, ignored: frozenset[int]) -> list[DataClass]:

@@ -13,20 +13,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mask2former.data.own_data.classes import parse_ignored, read_class_names, training_classes
+from mask2former.data.own_data.classes import parse_ignored, read_class_names, training_classes, without_empty
 from mask2former.data.own_data.dataset import DataClass
 from mask2former.data.own_data.datasets_library import classes_of, is_datasets_folder, load_splits, read_samples
 from mask2former.data.own_data.formats import format_named, read_own_data
 from mask2former.data.own_data.samples import BACKGROUND, Sample, numbered_classes, part_samples
+from mask2former.data.own_data.zipped import is_zip, unpack_zip
 from mask2former.errors import DatasetError
 
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """What the command line says of classes: a file of names, and ids or names that are background."""
+    """What the command line says of classes: a file of names, ids or names that are background, and empty ones."""
 
     names_file: str | None = None
     ignored: tuple[str, ...] | None = None
+    drop_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,21 @@ def convert_own_data(
     data_format, output = format_named(target), Path(output).expanduser()
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise DatasetError(f"{output}: exists already; give a new folder, or remove it first")
-    opened = open_samples(source, preferred=preferred, choice=choice or ClassChoice(), cache_dir=cache_dir)
-    parts = {part: _with_progress(opened, part) for part in opened.parts}
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial, unpacked = (output.with_name(f".{output.name}.{word}") for word in ("partial", "unpacked"))
+    for folder in (partial, unpacked):
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     try:
+        source = unpack_zip(source, unpacked) if is_zip(source) else source
+        opened = open_samples(source, preferred=preferred, choice=choice or ClassChoice(), cache_dir=cache_dir)
+        parts = {part: _with_progress(opened, part) for part in opened.parts}
         partial.mkdir(parents=True)
         data_format.write(partial, parts, opened.classes)
         if output.is_dir():
             output.rmdir()
         partial.rename(output)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (partial, unpacked):
+            shutil.rmtree(folder, ignore_errors=True)
     return opened
 
 
@@ -87,10 +92,12 @@ def open_samples(
     dataset = read_own_data(source, preferred=preferred)
     names = None if choice.names_file is None else read_class_names(choice.names_file)
     classes = training_classes(dataset, names, ignored=parse_ignored(choice.ignored, dataset))
+    classes, empty_note = without_empty(dataset, classes, drop=choice.drop_empty)
     parts = {part: part_samples(dataset, part, classes) for part in dataset.parts}
     lengths = {part: len(images) for part, images in dataset.parts.items()}
     crowds = sum(segment.is_crowd for image in dataset.images() for segment in image.segments)
     notes = (*dataset.notes, *([f"{crowds} crowds became background"] if crowds else []))
+    notes += (empty_note,) if empty_note else ()
     return SampleSource(numbered_classes(classes), parts, lengths, notes)
 
 
