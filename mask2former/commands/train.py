@@ -37,8 +37,8 @@ def add_data_options(parser: CommandParser) -> Any:
     data.add_argument(
         "--data",
         metavar="PATH",
-        help="file, folder or zip file of images with COCO, labelme, YOLO, Pascal VOC, CVAT, Label Studio, Supervisely or "
-        "VIA annotations, or PNG masks",
+        help="file, folder or zip file of images with labels (COCO, labelme, YOLO, Pascal VOC, CVAT, Label Studio, "
+        "Supervisely, VIA) or PNG masks",
     )
     data.add_argument("--classes", metavar="FILE", help="class names, one a line: the first is class 0; or ID: NAME")
     data.add_argument(
