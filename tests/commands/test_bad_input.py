@@ -127,8 +127,9 @@ def run_lengths_below_zero(place: Workplace) -> None:
     place.options += INSTANCES
 
 
-def polygon_of_two_points(place: Workplace) -> None:
+def only_a_polygon_of_two_points(place: Workplace) -> None:
     def change(content: dict[str, Any]) -> None:
+        del content["annotations"][1:]  # one of many would be left out
         content["annotations"][0].update(id=77, segmentation=[[1.0, 1.0, 9.0, 9.0]])
 
     place.edit_json("instances_train.json", change)
@@ -235,7 +236,7 @@ TRAINING_CASES = [
     (category_without_class, ["instances_train.json", "4711"]),
     (segment_category_without_class, ["panoptic_train.json", "4711"]),
     (run_lengths_below_zero, ["instances_train.json", "annotation 77", "counts", "-5"]),
-    (polygon_of_two_points, ["annotation 77", "3 points"]),
+    (only_a_polygon_of_two_points, ["annotation 77", "3 points"]),
     (empty_json, ["instances_train.json", "no image"]),
     (unknown_key, ["SOLVER.BASE_RL", "SOLVER.BASE_LR"]),
     (unknown_key_in_file, ["mine.yaml", "SOLVER.MAX_ITERS", "SOLVER.MAX_ITER"]),
