@@ -45,7 +45,7 @@ class FastLinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-@twin_of(MultiheadAttention, digest="9b362aa3")
+@twin_of(MultiheadAttention, digest="6bd8d146")
 class FastMultiheadAttention(MultiheadAttention):
     """Attention by our kernel where that is faster."""
 

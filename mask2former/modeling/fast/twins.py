@@ -6,7 +6,10 @@ import ast
 import functools
 import hashlib
 import inspect
+import io
+import re
 import textwrap
+import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
@@ -102,14 +105,17 @@ def source_digest(*classes: type[nn.Module]) -> str:
 @functools.cache
 def _statements_of(function: FunctionType) -> str:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        source = textwrap.dedent(inspect.getsource(function))
+        definition = ast.parse(source).body[0]
     except (OSError, SyntaxError):  # made at run time, or an installation without sources
         return repr(function.__code__.co_code)
-    definition = tree.body[0]
     assert isinstance(definition, ast.FunctionDef)
-    if ast.get_docstring(definition) is not None:
-        definition.body = definition.body[1:]
-    return "\n".join(ast.unparse(statement) for statement in definition.body)
+    has_docstring = ast.get_docstring(definition) is not None
+    first = definition.body[int(has_docstring)].lineno if len(definition.body) > has_docstring else len(source)
+    # As written, not as ``ast`` writes it, and without spaces and braces: Python versions differ in those.
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    kept = "".join(token.string for token in tokens if token.type != tokenize.COMMENT and token.start[0] >= first)
+    return re.sub(r"[\s{}]", "", kept)
 
 
 def is_unedited(plain: type[nn.Module]) -> bool:
