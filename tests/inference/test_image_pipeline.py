@@ -159,7 +159,7 @@ def test_wrong_arguments_are_named(files: Path, image: np.ndarray, tmp_path: Pat
     with pytest.raises(CheckpointError, match="model_type: expected 'mask2former' or 'maskformer', found 'detr'"):
         mask2former.pipeline("semantic", weights=tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no valid json"):
+    with pytest.raises(CheckpointError, match="not a valid JSON"):
         mask2former.pipeline("semantic", weights=tmp_path)
     with pytest.raises(InputError, match=r"missing\.png"):
         mask2former.pipeline("semantic", weights=files / "model.pth", device="cpu")(tmp_path / "missing.png")
