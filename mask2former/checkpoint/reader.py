@@ -17,7 +17,7 @@ from mask2former.checkpoint.torch_archive import load_torch
 from mask2former.checkpoint.transformers_config import read_json_object
 from mask2former.errors import CheckpointError
 from mask2former.files.addresses import cache_directory
-from mask2former.files.opening import open_file
+from mask2former.files.inputs import open_file
 
 _FOLDER_FILES = (*TRANSFORMERS_FILES, FINAL)
 

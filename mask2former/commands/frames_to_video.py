@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mask2former.commands.arguments import CommandParser
 from mask2former.errors import InputError
-from mask2former.files.finding import IMAGE_SUFFIXES
 from mask2former.files.images import read_image
+from mask2former.files.inputs import IMAGE_SUFFIXES
 from mask2former.files.videos import VideoWriter
 
 DESCRIPTION = (

@@ -14,7 +14,8 @@ from mask2former.commands.predict_video import VideoOptions, find_videos, predic
 from mask2former.commands.setup import set_up
 from mask2former.config import CfgNode
 from mask2former.errors import ConfigError, InputError, UsageError
-from mask2former.files.finding import (
+from mask2former.files.images import to_rgb_array
+from mask2former.files.inputs import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     NamedFile,
@@ -22,7 +23,6 @@ from mask2former.files.finding import (
     find_files,
     prepare_folder,
 )
-from mask2former.files.images import to_rgb_array
 from mask2former.files.pictures import PICTURE_SUFFIXES, write_picture
 from mask2former.inference.outputs import draw_results, save_results
 from mask2former.inference.predictor import TASKS, Predictor

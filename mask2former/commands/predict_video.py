@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mask2former.errors import InputError
-from mask2former.files.finding import VIDEO_SUFFIXES, NamedFile, find_files, prepare_folder
+from mask2former.files.inputs import VIDEO_SUFFIXES, NamedFile, find_files, prepare_folder
 from mask2former.files.videos import OUTPUT_SUFFIXES, VideoSource, VideoWriter
 from mask2former.inference.outputs import draw_results, save_results
 from mask2former.inference.predictor import Predictor

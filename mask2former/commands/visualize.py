@@ -21,13 +21,12 @@ from mask2former.data.catalog import DatasetDict, is_video, name_of
 from mask2former.data.targets import clip_targets, instance_targets, panoptic_targets, semantic_targets
 from mask2former.data.transforms import NoOpTransform
 from mask2former.errors import ConfigError, DatasetError, InputError
-from mask2former.files.finding import describe_failures, prepare_folder
 from mask2former.files.images import read_image
-from mask2former.files.label_maps import read_label_map
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.inputs import describe_failures, prepare_folder
+from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.files.pictures import write_picture
 from mask2former.structures import Instances, Metadata
-from mask2former.visualization.targets import draw_targets, join_frames
+from mask2former.visualization.overlays import draw_targets, join_frames
 
 DESCRIPTION = (
     "Draw the classes and masks of DATASETS.TRAIN: annotation as they are in the data set, dataloader after the "

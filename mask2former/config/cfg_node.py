@@ -1,4 +1,7 @@
-"""``CfgNode``: fvcore's configuration tree, read safely and with errors that name file, key and nearest keys."""
+"""``CfgNode``: fvcore's configuration tree, read safely and with errors that name file, key and nearest keys.
+
+``get_cfg`` builds the default configuration from the tables of keys beside this file.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
-from mask2former.config.installed import locate_config
-from mask2former.config.keys import accepted_document
+from mask2former.config.keys import accepted_document, default_documents, registered_keys
 from mask2former.config.merging import merge_trees, nest
-from mask2former.config.yaml_reader import iter_config_files
+from mask2former.config.registry import DETECTRON2, comes_from, load_integration
+from mask2former.config.yaml_reader import iter_config_files, locate_config
 from mask2former.errors import ConfigError
 
 
@@ -101,3 +104,49 @@ def _drop_idle(node: CfgNode, accepted: Mapping[str, Any]) -> None:
                 del node[key]
         elif key in node and node[key] == default:
             del node[key]
+
+
+_FOUNDATION, _MASKFORMER2, _VIDEO, _RUNTIME = range(4)
+
+
+def get_cfg() -> CfgNode:
+    """Return a config with every key at its default, including those that ``register_keys`` added.
+
+    The keys are detectron2's, Mask2Former's, those for video, and those of this package.
+    """
+    cfg = CfgNode()
+    for document in (*default_documents(), accepted_document()):
+        _add_missing_keys(cfg, document)
+    for key, entry in registered_keys().items():
+        tree: Any = entry.default
+        for part in reversed(key.split(".")):
+            tree = {part: tree}
+        _add_missing_keys(cfg, tree)
+    return cfg
+
+
+def add_maskformer2_config(cfg: Any) -> None:
+    """Add the keys of Mask2Former to ``cfg`` (ours or detectron2's) without changing existing ones.
+
+    For a config of detectron2 the model and its parts are also registered in that project.
+    """
+    if comes_from(cfg, DETECTRON2):
+        load_integration(DETECTRON2)
+    _add_missing_keys(cfg, default_documents()[_MASKFORMER2])
+    _add_missing_keys(cfg, default_documents()[_RUNTIME])
+
+
+def add_maskformer2_video_config(cfg: Any) -> None:
+    """Add the keys of video instance segmentation to ``cfg`` without changing existing ones."""
+    _add_missing_keys(cfg, default_documents()[_VIDEO])
+
+
+def _add_missing_keys(cfg: Any, tree: dict[str, Any]) -> None:
+    # The nodes made are of cfg's own class, so that a CfgNode of detectron2 stays one throughout.
+    for key, value in tree.items():
+        if not isinstance(value, dict):
+            cfg.setdefault(key, copy.deepcopy(value))
+            continue
+        if key not in cfg:
+            cfg[key] = type(cfg)()
+        _add_missing_keys(cfg[key], value)

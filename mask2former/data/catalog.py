@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from mask2former.config.integration import DETECTRON2, LinkedNames, load_integration
+from mask2former.config.registry import DETECTRON2, LinkedNames, load_integration
 from mask2former.errors import DatasetError
 from mask2former.structures import Metadata, MetadataCatalog
 

@@ -32,10 +32,9 @@ from mask2former.data.targets import (
 from mask2former.data.transforms import Augmentation, AugmentationList, Transform
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits, exif_note, read_image
-from mask2former.files.label_maps import read_label_map
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.structures import Instances
-from mask2former.structures.label_ids import labels_to_train_ids
+from mask2former.structures.ids import labels_to_train_ids
 
 DEFAULT_IGNORE_LABEL = 255
 

@@ -13,8 +13,8 @@ from mask2former.checkpoint import load_state
 from mask2former.checkpoint.folders import BEST, FINAL, LAST
 from mask2former.errors import CheckpointError
 from mask2former.files.atomic import save_atomic, write_text_atomic
+from mask2former.files.inputs import open_file
 from mask2former.files.json_files import read_json_if_whole
-from mask2former.files.opening import open_file
 
 _INDEX = "checkpoints.json"  # names of this run's checkpoints, oldest first
 _PERIODIC = re.compile(r"^model_(\d+)\.pth$")

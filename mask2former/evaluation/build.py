@@ -27,7 +27,7 @@ from mask2former.evaluation.panoptic_instances import PanopticInstanceEvaluator
 from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators
 from mask2former.evaluation.sem_seg import SemSegEvaluator
 from mask2former.evaluation.video import YTVISEvaluator
-from mask2former.files.opening import PathLike
+from mask2former.files.inputs import PathLike
 from mask2former.structures.metadata import MetadataCatalog
 
 logger = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from mask2former.evaluation.optional import import_optional
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.atomic import write_text_atomic
-from mask2former.files.opening import PathLike
+from mask2former.files.inputs import PathLike
 from mask2former.files.pictures import write_picture
-from mask2former.structures.label_ids import semantic_labels
+from mask2former.structures.ids import semantic_labels
 from mask2former.structures.metadata import MetadataCatalog
 
 logger = logging.getLogger(__name__)

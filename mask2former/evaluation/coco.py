@@ -18,8 +18,8 @@ from mask2former.evaluation.coco_matching import MAX_DETECTIONS, IouType, match_
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.atomic import write_json
-from mask2former.files.opening import PathLike
-from mask2former.structures.instances import Instances
+from mask2former.files.inputs import PathLike
+from mask2former.structures.containers import Instances
 from mask2former.structures.masks import bitmasks_to_rles, masks_to_boxes_xyxy
 from mask2former.structures.metadata import Metadata, MetadataCatalog
 

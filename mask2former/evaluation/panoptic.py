@@ -19,11 +19,11 @@ from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.annotation_values import safe_name
 from mask2former.files.atomic import write_json
 from mask2former.files.coco_panoptic import read_panoptic
-from mask2former.files.opening import PathLike
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.inputs import PathLike
+from mask2former.files.maps import read_panoptic_ids
 from mask2former.files.pictures import write_picture
+from mask2former.structures.ids import id_to_rgb
 from mask2former.structures.metadata import MetadataCatalog
-from mask2former.structures.panoptic_ids import id_to_rgb
 
 logger = logging.getLogger(__name__)
 

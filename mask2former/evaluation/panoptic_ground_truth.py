@@ -16,8 +16,8 @@ from mask2former.evaluation.read_ahead import ReadAhead
 from mask2former.files.annotation_values import listed_id
 from mask2former.files.coco import names_apart
 from mask2former.files.coco_panoptic import read_panoptic
-from mask2former.files.opening import PathLike
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.inputs import PathLike
+from mask2former.files.maps import read_panoptic_ids
 from mask2former.structures.metadata import Metadata
 
 logger = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, Model
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.semantic_confusion import SemanticConfusion
 from mask2former.files.atomic import write_json
+from mask2former.files.inputs import PathLike
 from mask2former.files.json_files import read_json
-from mask2former.files.label_maps import read_label_map
-from mask2former.files.opening import PathLike
-from mask2former.structures.label_ids import labels_to_train_ids, semantic_labels
+from mask2former.files.maps import read_label_map
+from mask2former.structures.ids import labels_to_train_ids, semantic_labels
 from mask2former.structures.masks import bitmasks_to_rles
 from mask2former.structures.metadata import MetadataCatalog
 from mask2former.structures.segmentations import segmentation_to_bitmask

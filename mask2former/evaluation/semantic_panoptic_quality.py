@@ -15,7 +15,7 @@ from mask2former.evaluation.panoptic_quality import VOID_ID, PanopticScorer
 from mask2former.evaluation.protocol import Results
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.sem_seg import DEFAULT_IGNORE_LABEL, read_label_pairs
-from mask2former.files.opening import PathLike
+from mask2former.files.inputs import PathLike
 
 logger = logging.getLogger(__name__)
 

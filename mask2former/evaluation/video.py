@@ -17,9 +17,8 @@ from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.video_average_precision import compute_video_average_precision
 from mask2former.evaluation.video_ground_truth import VideoGroundTruth, joined, read_video_results
 from mask2former.files.atomic import write_json
-from mask2former.files.opening import PathLike
-from mask2former.structures.mask_track import MaskTrack
-from mask2former.structures.masks import bitmasks_to_rles
+from mask2former.files.inputs import PathLike
+from mask2former.structures.masks import MaskTrack, bitmasks_to_rles
 from mask2former.structures.metadata import MetadataCatalog
 
 logger = logging.getLogger(__name__)

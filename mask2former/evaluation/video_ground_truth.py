@@ -13,8 +13,8 @@ from mask2former.evaluation.coco_ground_truth import checked_score
 from mask2former.evaluation.video_average_precision import Rle, join_frames, mean_visible_area
 from mask2former.files.annotation_values import listed_id
 from mask2former.files.coco import names_apart, unknown_category
+from mask2former.files.inputs import PathLike
 from mask2former.files.json_files import Faults, read_json, require_keys
-from mask2former.files.opening import PathLike
 from mask2former.files.ytvis import Video, check_frames, read_videos
 from mask2former.structures.segmentations import encode_segmentation, is_plain_area, shown
 

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.addresses import fetch_bytes, is_web_address
-from mask2former.files.opening import PathLike, open_file
+from mask2former.files.inputs import PathLike, open_file
 
 ImageInput: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.errors import DatasetError, InputError
-from mask2former.files.opening import PathLike, open_file
+from mask2former.files.inputs import PathLike, open_file
 
 _MAX_BYTES = 16 << 30
 _NUM_FAULTS_SHOWN = 20

@@ -13,7 +13,7 @@ from PIL import Image
 from mask2former.errors import InputError
 from mask2former.files.atomic import write_bytes_atomic
 from mask2former.files.images import opened_image
-from mask2former.files.opening import PathLike
+from mask2former.files.inputs import PathLike
 
 # Runs are what label maps are made of; photographs become smaller, too, and in a quarter of the time.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)

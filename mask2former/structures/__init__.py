@@ -1,20 +1,20 @@
 """Containers that data, model, evaluation and visualization share."""
 
 from mask2former.structures.boxes import Boxes
-from mask2former.structures.image_list import ImageList
-from mask2former.structures.instances import Instances
-from mask2former.structures.mask_track import MaskTrack, track_ious
+from mask2former.structures.containers import ImageList, Instances, ShapeSpec
+from mask2former.structures.ids import id_to_rgb, rgb_to_id
 from mask2former.structures.masks import (
     BitMasks,
+    MaskTrack,
     PolygonMasks,
     bitmasks_to_rles,
     draw_polygons,
     mask_to_box_xywh,
     masks_to_boxes_xyxy,
     polygons_to_bitmask,
+    track_ious,
 )
 from mask2former.structures.metadata import Metadata, MetadataCatalog
-from mask2former.structures.panoptic_ids import id_to_rgb, rgb_to_id
 from mask2former.structures.segmentations import (
     check_segmentation,
     decode_segmentation,
@@ -22,7 +22,6 @@ from mask2former.structures.segmentations import (
     segmentation_to_bitmask,
     segmentation_to_rle,
 )
-from mask2former.structures.shape_spec import ShapeSpec
 
 __all__ = [
     "BitMasks",

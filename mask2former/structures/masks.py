@@ -1,11 +1,12 @@
-"""Masks as bitmaps, polygons and run-length codes, convertible into each other.
+"""Masks as bitmaps, polygons and run-length codes, convertible into each other; the masks of an instance through a video.
 
 Run-length codes and the rasterisation of polygons are pycocotools', as for the official COCO metrics.
+Letters: N M instances, T frames, H W size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -170,3 +171,109 @@ def masks_to_boxes_xyxy(masks: torch.Tensor) -> torch.Tensor:
     x1, y1 = width - columns.flip(1).argmax(dim=1), height - rows.flip(1).argmax(dim=1)
     boxes_xyxy = torch.stack([x0, y0, x1, y1], dim=1).float()
     return boxes_xyxy * rows.any(dim=1, keepdim=True)
+
+
+Point = tuple[int, int]
+
+
+def mask_to_rings(mask: np.ndarray) -> list[list[Point]]:
+    """Closed rings of corners (x, y) around the parts of a mask (H, W) bool, and around its holes.
+
+    What an odd number of rings encloses is inside.
+    """
+    padded = np.pad(mask.astype(np.int8), 1)
+    ahead: dict[Point, list[Point]] = {}
+    for axis in (0, 1):
+        steps = np.diff(padded, axis=axis)
+        for y, x in np.argwhere(steps).tolist():
+            # Inside lies to the right of the way; a corner that two parts share has two ways out.
+            begin, end = ((x - 1, y), (x, y)) if axis == 0 else ((x, y), (x, y - 1))
+            if steps[y, x] < 0:
+                begin, end = end, begin
+            ahead.setdefault(begin, []).append(end)
+    rings = []
+    while ahead:
+        start = next(iter(ahead))
+        ring, here = [], start
+        while True:
+            ring.append(here)
+            following = ahead[here].pop()
+            if not ahead[here]:
+                del ahead[here]
+            here = following
+            if here == start:
+                break
+        rings.append(_without_straight(ring))
+    return rings
+
+
+def rings_to_polygon(rings: list[list[Point]]) -> list[Point]:
+    """One polygon of all rings, joined by ways that are gone there and back, which enclose nothing."""
+    first, *others = rings
+    polygon = [*first, first[0]] if others else list(first)
+    for ring in others:
+        polygon += [*ring, ring[0], first[0]]
+    return polygon[:-1] if others else polygon
+
+
+def _without_straight(ring: list[Point]) -> list[Point]:
+    """The corners where the way turns."""
+    turns = []
+    for (x0, y0), (x1, y1), (x2, y2) in zip([ring[-1], *ring[:-1]], ring, [*ring[1:], ring[0]], strict=True):
+        if (x1 - x0, y1 - y0) != (x2 - x1, y2 - y1):
+            turns.append((x1, y1))
+    return turns
+
+
+Rle = dict[str, Any]
+
+
+class MaskTrack:
+    """Masks (T, H, W) bool, kept as one run-length code a frame and decoded one frame at a time."""
+
+    def __init__(self, rles: Mapping[int, Rle], *, num_frames: int, image_size: tuple[int, int]) -> None:
+        """``rles``: compressed codes by frame number; frames that are not there are empty."""
+        self._empty = bitmasks_to_rles(np.zeros((1, *image_size), dtype=bool))[0]
+        self._rles = dict(rles)
+        self.shape = (num_frames, *image_size)
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return self.shape[0]
+
+    def __getitem__(self, frame: int) -> torch.Tensor:
+        """Return the mask (H, W) bool of a frame."""
+        if not -len(self) <= frame < len(self):
+            raise IndexError(f"frame {frame} of {len(self)}")
+        rle = self._rles.get(frame % len(self))
+        if rle is None:
+            return torch.zeros(self.shape[1:], dtype=torch.bool)
+        return torch.from_numpy(coco_mask.decode(rle)).bool()
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self[frame] for frame in range(len(self)))
+
+    def to_rles(self) -> list[Rle]:
+        """Return a compressed run-length code for each frame, counts as text ready for JSON."""
+        return [self._rles.get(frame, self._empty) for frame in range(len(self))]
+
+    def to_tensor(self) -> torch.Tensor:
+        """Return all masks at once, (T, H, W) bool."""
+        return torch.stack(list(self)) if len(self) else torch.zeros(self.shape, dtype=torch.bool)
+
+
+def track_ious(first: Sequence[Sequence[Rle]], second: Sequence[Sequence[Rle]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return intersection and union (N, M) float64, in pixels, of masks over the same frames.
+
+    Each argument is a list (N or M) of lists of T run-length codes.
+    """
+    intersections, unions = np.zeros((len(first), len(second))), np.zeros((len(first), len(second)))
+    if not intersections.size:
+        return intersections, unions
+    for ours, theirs in zip(zip(*first, strict=True), zip(*second, strict=True), strict=True):
+        ious = np.asarray(coco_mask.iou(list(ours), list(theirs), [False] * len(theirs)))  # (N, M)
+        areas = coco_mask.area(list(ours)).astype(float)[:, None] + coco_mask.area(list(theirs)).astype(float)
+        intersection = ious * areas / (1 + ious)
+        intersections += intersection
+        unions += areas - intersection
+    return intersections, unions

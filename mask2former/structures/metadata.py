@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from mask2former.config.integration import LinkedNames
+from mask2former.config.registry import LinkedNames
 from mask2former.errors import DatasetError
 
 _MISSING = object()

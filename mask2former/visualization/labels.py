@@ -9,11 +9,22 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mask2former.visualization.segment import Segment
-
 # A label goes inside its segment when it covers at most this part of the segment's largest piece.
 MAX_COVERED_PART = 0.3
 _MAX_PLACES_INSIDE = 12
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One thing to paint.
+
+    mask: (H, W) bool; color: (3,) uint8 RGB; label: text, "" for none; is_thing: outlined strongly and named first.
+    """
+
+    mask: np.ndarray
+    color: np.ndarray
+    label: str
+    is_thing: bool
 
 
 @dataclass(frozen=True)

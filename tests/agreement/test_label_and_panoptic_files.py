@@ -21,7 +21,7 @@ from mask2former.data.presets import MAPPER_PRESETS
 from mask2former.data.transforms import AugmentationList
 from mask2former.errors import DatasetError
 from mask2former.evaluation import evaluate_panoptic, evaluate_sem_seg
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_panoptic_ids
 from mask2former.structures import Instances, id_to_rgb
 
 HEIGHT, WIDTH = 13, 17  # odd

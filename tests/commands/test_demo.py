@@ -17,8 +17,8 @@ from mask2former.commands import predict as predict_command
 from mask2former.commands.arguments import CommandParser, parse_arguments
 from mask2former.commands.predict import find_images
 from mask2former.errors import InputError
-from mask2former.files.finding import NamedFile
 from mask2former.files.images import to_rgb_array
+from mask2former.files.inputs import NamedFile
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
 
 REPOSITORY = Path(__file__).parents[2]

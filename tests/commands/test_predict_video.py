@@ -18,7 +18,7 @@ from mask2former.commands.cli import predict_main
 from mask2former.commands.predict_video import VideoOptions, find_videos, predict_camera, predict_videos
 from mask2former.data.shapes.video import draw_video
 from mask2former.errors import InputError
-from mask2former.files.finding import NamedFile
+from mask2former.files.inputs import NamedFile
 from mask2former.files.videos import VideoSource, VideoWriter
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
 from mask2former.visualization import draw_instances

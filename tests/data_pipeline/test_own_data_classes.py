@@ -17,7 +17,7 @@ from mask2former.data.own_data import (
     training_classes,
 )
 from mask2former.errors import DatasetError
-from mask2former.structures.label_ids import labels_to_train_ids
+from mask2former.structures.ids import labels_to_train_ids
 from tests.data_pipeline import own_data_trees as trees
 
 

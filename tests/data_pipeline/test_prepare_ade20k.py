@@ -16,8 +16,7 @@ from mask2former.data import DatasetCatalog, DatasetMapper
 from mask2former.data.preparation.ade20k_full import read_train_ids
 from mask2former.errors import DatasetError
 from mask2former.files.images import read_image_size
-from mask2former.files.label_maps import read_label_map
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.structures import segmentation_to_bitmask
 from tests.data_pipeline.prepared_trees import SIZE, ade20k_full_tree, ade20k_tree
 

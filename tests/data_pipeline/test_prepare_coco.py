@@ -12,7 +12,7 @@ from mask2former.commands.prepare import run_preparation
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, DatasetMapper
 from mask2former.errors import DatasetError
-from mask2former.files.label_maps import read_label_map
+from mask2former.files.maps import read_label_map
 from tests.data_pipeline.prepared_trees import coco_stuff_10k_tree, coco_tree
 
 

@@ -24,7 +24,7 @@ from mask2former.engine.hooks import Hook
 from mask2former.engine.launch import _describe_killed
 from mask2former.engine.schedule import build_lr_scheduler
 from mask2former.errors import CheckpointError, ConfigError, DatasetError, InputError
-from mask2former.files.locking import LOCK_FILE, locked_folder
+from mask2former.files.atomic import LOCK_FILE, locked_folder
 from tests.engine.stub_training import StubData, run_stub, stub_config
 from tests.engine.test_resume import assert_same_run, read_metrics
 
@@ -255,7 +255,7 @@ def test_what_is_no_checkpoint_is_passed_over(
     elif in_the_way == "text":
         torch.save({"iteration": "eleven"}, final)
     else:
-        monkeypatch.setattr("mask2former.files.opening.open", _refuse(final), raising=False)
+        monkeypatch.setattr("mask2former.files.inputs.open", _refuse(final), raising=False)
     with pytest.raises(InputError, match="Is a directory") if in_the_way == "folder" else contextlib.nullcontext():
         run_stub(stub_config(run_folder), resume=True)  # where the last checkpoint cannot take its place
     assert "passed over" in caplog.text

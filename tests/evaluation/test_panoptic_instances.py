@@ -24,7 +24,7 @@ from mask2former.evaluation import (
 from mask2former.evaluation import optional as optional_module
 from mask2former.files.pictures import write_picture
 from mask2former.structures import Instances, MetadataCatalog, bitmasks_to_rles
-from mask2former.structures.panoptic_ids import id_to_rgb
+from mask2former.structures.ids import id_to_rgb
 from tests.evaluation.reference_data import ReferenceData
 
 SIZE = (33, 50)

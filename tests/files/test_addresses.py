@@ -21,8 +21,8 @@ from mask2former.checkpoint.addresses import resolve_address
 from mask2former.errors import CheckpointError, InputError
 from mask2former.files.addresses import cached_path, download, fetch_bytes
 from mask2former.files.atomic import save_atomic
-from mask2former.files.finding import find_files
 from mask2former.files.images import to_rgb_array
+from mask2former.files.inputs import find_files
 
 CONTENT = bytes(range(256)) * 40
 

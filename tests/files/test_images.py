@@ -20,8 +20,7 @@ from PIL import Image
 
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.images import exif_note, read_image, read_image_size, to_rgb_array
-from mask2former.files.label_maps import read_label_map
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.structures import id_to_rgb
 
 HEIGHT, WIDTH = 5, 7

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from mask2former.errors import DatasetError
 from mask2former.files import panoptic
-from mask2former.files.panoptic import decode_panoptic_png, read_panoptic_ids
+from mask2former.files.maps import decode_panoptic_png, read_panoptic_ids
 from mask2former.ops import native
 from mask2former.structures import id_to_rgb, rgb_to_id
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask2former.files.label_maps import read_label_map
+from mask2former.files.maps import read_label_map
 from mask2former.files.pictures import is_intact, write_picture
 
 

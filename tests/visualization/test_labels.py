@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mask2former.visualization import labels
-from mask2former.visualization.segment import Segment
+from mask2former.visualization.labels import Segment
 
 
 def make_segment(mask: np.ndarray, *, is_thing: bool = True, label: str = "thing 90%") -> Segment:

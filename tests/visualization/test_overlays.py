@@ -7,8 +7,7 @@ import torch
 from mask2former.errors import InputError
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
 from mask2former.visualization import class_name, color_of_class, draw_instances, draw_panoptic, draw_semantic
-from mask2former.visualization.canvas import MAX_ENLARGEMENT, MIN_CANVAS_SIDE, canvas_scale
-from mask2former.visualization.palette import class_color, instance_color
+from mask2former.visualization.canvas import MAX_ENLARGEMENT, MIN_CANVAS_SIDE, canvas_scale, class_color, instance_color
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 
 from mask2former.errors import InputError
 from mask2former.structures import Metadata
-from mask2former.visualization.targets import draw_targets, join_frames
+from mask2former.visualization.overlays import draw_targets, join_frames
 
 IMAGE = np.full((40, 60, 3), 90, dtype=np.uint8)
 

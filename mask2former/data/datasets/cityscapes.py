@@ -19,7 +19,7 @@ from mask2former.data.datasets.instance_maps import segments_of
 from mask2former.errors import DatasetError
 from mask2former.files.coco_panoptic import read_panoptic
 from mask2former.files.json_files import Faults, require_folder
-from mask2former.files.label_maps import read_label_map
+from mask2former.files.maps import read_label_map
 
 logger = logging.getLogger(__name__)
 

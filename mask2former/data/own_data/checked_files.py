@@ -19,7 +19,7 @@ from mask2former.data.own_data.scanning import check_image_size, scan
 from mask2former.errors import DatasetError
 from mask2former.files.coco_panoptic import check_segment_ids
 from mask2former.files.images import exif_note, read_image_size
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_panoptic_ids
 
 _MAX_REMEMBERED = 500  # data sets
 

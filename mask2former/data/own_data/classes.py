@@ -12,7 +12,7 @@ from mask2former.data.own_data.dataset import DataClass, OwnDataset
 from mask2former.data.own_data.png_tree import VOID_ID
 from mask2former.data.own_data.scanning import refuse
 from mask2former.errors import DatasetError
-from mask2former.files.opening import read_file
+from mask2former.files.inputs import read_file
 from mask2former.structures.segmentations import shown
 
 NO_IGNORE_LABEL = "none"

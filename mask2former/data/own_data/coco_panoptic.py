@@ -17,7 +17,7 @@ from mask2former.errors import DatasetError
 from mask2former.files.coco import Category
 from mask2former.files.coco_panoptic import CocoPanoptic, check_segment_ids, read_panoptic
 from mask2former.files.images import exif_note, read_image_size
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_panoptic_ids
 
 
 class _Item(NamedTuple):

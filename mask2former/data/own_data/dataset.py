@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mask2former.files.label_maps import read_label_map
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.structures import segmentation_to_bitmask
 
 TRAIN, VALID = "train", "valid"

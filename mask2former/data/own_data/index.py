@@ -27,7 +27,7 @@ from mask2former.data.own_data.dataset import (
 from mask2former.data.own_data.formats import format_named
 from mask2former.data.own_data.png_tree import VOID_ID
 from mask2former.files.atomic import write_json
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_panoptic_ids
 from mask2former.files.pictures import write_picture
 from mask2former.structures import bitmasks_to_rles, encode_segmentation, id_to_rgb
 

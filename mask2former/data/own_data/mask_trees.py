@@ -27,8 +27,8 @@ from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, check_pairs, file
 from mask2former.data.own_data.voc import LABEL_TABLE, Labels, MaskPair, read_class_map, read_label_table
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_text_atomic
+from mask2former.files.inputs import read_file
 from mask2former.files.json_files import Faults
-from mask2former.files.opening import read_file
 from mask2former.files.pictures import write_picture
 
 _PAIRS = (  # of {part} and its images, its masks; the first that is there holds

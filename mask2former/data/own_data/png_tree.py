@@ -22,7 +22,7 @@ from mask2former.data.own_data.dataset import (
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, check_pairs, files_by_stem, scan
 from mask2former.errors import DatasetError
 from mask2former.files.images import exif_note, read_image_size
-from mask2former.files.label_maps import read_label_map
+from mask2former.files.maps import read_label_map
 
 PART_FOLDERS = {TRAIN: ("train", "training"), VALID: ("valid", "val", "validation")}
 VOID_ID = 255  # of pixels that are of no class, unless said otherwise

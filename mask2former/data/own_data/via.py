@@ -30,9 +30,9 @@ from mask2former.data.own_data.labelled import (
 from mask2former.data.own_data.samples import Sample
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_json
+from mask2former.files.inputs import read_file
 from mask2former.files.json_files import Faults, read_json, read_json_if_whole
-from mask2former.files.opening import read_file
-from mask2former.structures.outlines import mask_to_rings, rings_to_polygon
+from mask2former.structures.masks import mask_to_rings, rings_to_polygon
 from mask2former.structures.segmentations import shown
 
 _HEADER = "region_shape_attributes"

@@ -24,9 +24,9 @@ from mask2former.data.own_data.samples import Region, Sample
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, files_by_stem, refuse, scan
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_bytes_atomic, write_text_atomic
+from mask2former.files.inputs import read_file
 from mask2former.files.json_files import Faults
-from mask2former.files.label_maps import Colour, read_coloured_map
-from mask2former.files.opening import read_file
+from mask2former.files.maps import Colour, read_coloured_map
 from mask2former.structures import bitmasks_to_rles
 
 _CLASS, _OBJECT, _IMAGES, _SETS = "SegmentationClass", "SegmentationObject", "JPEGImages", "ImageSets/Segmentation"

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 from mask2former.errors import DatasetError
-from mask2former.files.opening import open_file
+from mask2former.files.inputs import open_file
 
 _NO_DATA = "__MACOSX"  # what macOS adds
 

@@ -16,7 +16,7 @@ from mask2former.data.preparation.work import Conversion, RunOptions, convert_al
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import remove_temporaries, write_json
 from mask2former.files.json_files import read_json_if_whole, require_folder
-from mask2former.files.label_maps import read_label_map
+from mask2former.files.maps import read_label_map
 
 FOLDER = "ADEChallengeData2016"
 IGNORE_LABEL = 255

@@ -13,7 +13,7 @@ from mask2former.data.preparation.panoptic import PanopticImage, write_panoptic
 from mask2former.data.preparation.work import Conversion, RunOptions, convert_all
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import remove_temporaries
-from mask2former.files.label_maps import read_label_map
+from mask2former.files.maps import read_label_map
 
 IGNORE_LABEL = 255
 PANOPTIC_SPLITS = ("train", "val")  # the annotations of the test images are not published

@@ -15,7 +15,7 @@ from mask2former.data.targets import semantic_from_panoptic
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import remove_temporaries
 from mask2former.files.json_files import read_json_object, require_keys
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_panoptic_ids
 
 IGNORE_LABEL = 255
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mask2former.errors import DatasetError
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_panoptic_ids
 
 _NUM_VALUES = 1 << 16
 

@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog as DetectronDatasetCatalog
 from detectron2.data import MetadataCatalog as DetectronMetadataCatalog
 
-from mask2former.config.integration import LinkedNames
+from mask2former.config.registry import LinkedNames
 from mask2former.data import DatasetCatalog, MetadataCatalog, register_builtin_datasets
 
 

@@ -32,8 +32,7 @@ from mask2former.files.coco import read_instances
 from mask2former.files.coco_panoptic import NUM_IDS, read_panoptic
 from mask2former.files.images import read_image, read_image_size
 from mask2former.files.json_files import read_json
-from mask2former.files.label_maps import read_label_map
-from mask2former.files.panoptic import read_panoptic_ids
+from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.files.ytvis import read_videos
 from mask2former.structures.segmentations import (
     check_segmentation,

@@ -1,18 +1,20 @@
-"""Which files a prediction command reads, and what the results of each are called.
+"""Find and open the files that a user named; report what is not there, or not a file, in one line with its name.
 
-A folder is searched with the folders below it, and its results mirror it. Hidden files and folders are passed over, and
-so is the output folder: results of an earlier run are no inputs.
+A folder is searched with the folders below it, and the results of a command mirror it. Hidden files and folders are passed
+over, and so is the output folder: results of an earlier run are no inputs.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
-from mask2former.errors import InputError
+from mask2former.errors import DatasetError, InputError
 from mask2former.files.addresses import is_web_address, name_in_address
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -130,3 +132,48 @@ def describe_failures(failures: Sequence[str], what: str, *, of: str) -> str:
     more = len(failures) - _MAX_FAILURES_NAMED
     named = [*failures[:_MAX_FAILURES_NAMED], *([f"and {more} more"] if more > 0 else [])]
     return f"{len(failures)} of {of} {what}: " + "; ".join(named)
+
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_file(path: PathLike, *, error: type[InputError] = DatasetError) -> BinaryIO:
+    """Return the file, opened for reading bytes.
+
+    Raises:
+        DatasetError (or ``error``): it is missing, a dangling link, not a regular file, or not readable.
+    """
+    try:
+        mode = os.stat(path).st_mode  # before opening: a pipe nobody writes to would be waited for
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
+    except FileNotFoundError as cause:
+        what = "file not found" if not os.path.islink(path) else f"a link to {os.readlink(path)}, which is not there"
+        raise error(f"{path}: {what}") from cause
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror}") from cause
+    except ValueError as cause:  # a NUL in the name
+        raise error(f"{os.fspath(path)!r}: cannot be the name of a file: {cause}") from cause
+    found = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+    raise error(f"{path}: expected a file, found {found}")
+
+
+def read_file(path: PathLike, *, error: type[InputError] = DatasetError) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        DatasetError (or ``error``): as ``open_file``, or the disk fails.
+    """
+    with open_file(path, error=error) as file:
+        try:
+            return file.read()
+        except OSError as cause:
+            raise error(f"{path}: cannot be read: {cause.strerror}") from cause
