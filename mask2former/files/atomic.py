@@ -1,8 +1,8 @@
 """Atomic writing, and folders reserved for one process.
 
-Readers, even after a crash or power loss, find the old file or the new one, never a part: a temporary file lies beside the
-target, with a dot before its name and ``.tmp`` after it; it is removed on any error. A folder is reserved by a lock of the
-system that ends with the process, however it ends.
+Readers, even after a crash or power loss, find the old file or the new one, never a part: a temporary file lies beside
+the target, with a dot before its name and ``.tmp`` after it; it is removed on any error. A folder is reserved by a
+lock of the system that ends with the process, however it ends.
 """
 
 from __future__ import annotations

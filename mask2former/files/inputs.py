@@ -1,7 +1,7 @@
 """Find and open the files that a user named; report what is not there, or not a file, in one line with its name.
 
-A folder is searched with the folders below it, and the results of a command mirror it. Hidden files and folders are passed
-over, and so is the output folder: results of an earlier run are no inputs.
+A folder is searched with the folders below it, and the results of a command mirror it. Hidden files and folders are
+passed over, and so is the output folder: results of an earlier run are no inputs.
 """
 
 from __future__ import annotations

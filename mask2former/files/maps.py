@@ -1,8 +1,8 @@
 """Label maps, whose pixels are class ids, and panoptic maps, whose colours are segment ids.
 
-Panoptic maps are read several times faster than through an image library: they compress a hundredfold, so nearly all of
-their decoding is inflating long repetitions, which libdeflate does ten times faster than zlib, and undoing PNG's filters,
-which here writes ids at once.
+Panoptic maps are read several times faster than through an image library: they compress a hundredfold, so nearly all
+of their decoding is inflating long repetitions, which libdeflate does ten times faster than zlib, and undoing PNG's
+filters, which here writes ids at once.
 """
 
 from __future__ import annotations

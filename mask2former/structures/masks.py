@@ -1,4 +1,4 @@
-"""Masks as bitmaps, polygons and run-length codes, convertible into each other; the masks of an instance through a video.
+"""Masks as bitmaps, polygons and run-length codes, convertible into each other, and the masks of a video instance.
 
 Run-length codes and the rasterisation of polygons are pycocotools', as for the official COCO metrics.
 Letters: N M instances, T frames, H W size.

@@ -9,7 +9,6 @@ Shapes: H W of the given image, h w of the (possibly enlarged) canvas.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np

@@ -1,6 +1,7 @@
 """Pictures of results and of training targets: masks over their image with class names and scores.
 
-Dimension letters: N instances or targets, T frames, K classes, H W image size, h w picture size (small images are enlarged).
+Dimension letters: N instances or targets, T frames, K classes, H W image size, h w picture size (small images are
+enlarged).
 """
 
 from __future__ import annotations

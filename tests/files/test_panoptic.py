@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from mask2former.errors import DatasetError
-from mask2former.files import panoptic
+from mask2former.files import maps as panoptic
 from mask2former.files.maps import decode_panoptic_png, read_panoptic_ids
 from mask2former.ops import native
 from mask2former.structures import id_to_rgb, rgb_to_id
