@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def draw_shapes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Draws a small shapes data set, ShapesParameters by keyword, and returns the root of data sets that it lies in."""
-    from mask2former.data.shapes.parameters import ShapesParameters
     from mask2former.data.shapes.prepare import prepare_shapes
+    from mask2former.data.shapes.writing import ShapesParameters
 
     def draw(**parameters: Any) -> Path:
         root = tmp_path_factory.mktemp("data")

@@ -14,14 +14,13 @@ from mask2former.commands.arguments import CommandParser, Subcommand
 from mask2former.data.catalog import dataset_root
 from mask2former.data.datasets.builtin import provision_of
 from mask2former.data.preparation.ade20k import (
+    prepare_ade20k_full_sem_seg,
     prepare_ade20k_ins_seg,
     prepare_ade20k_pan_seg,
     prepare_ade20k_sem_seg,
 )
-from mask2former.data.preparation.ade20k_full import prepare_ade20k_full_sem_seg
-from mask2former.data.preparation.cityscapes import prepare_cityscapes
 from mask2former.data.preparation.coco import prepare_coco_semantic, prepare_coco_stuff, prepare_coco_stuff_10k
-from mask2former.data.preparation.mapillary import prepare_mapillary_vistas
+from mask2former.data.preparation.street_scenes import prepare_cityscapes, prepare_mapillary_vistas
 from mask2former.data.preparation.work import RunOptions
 from mask2former.errors import DatasetError, UsageError
 

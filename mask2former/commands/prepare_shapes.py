@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mask2former.commands.arguments import CommandParser
 from mask2former.data.catalog import dataset_root
-from mask2former.data.shapes.parameters import ShapesParameters
 from mask2former.data.shapes.prepare import prepare_shapes
+from mask2former.data.shapes.writing import ShapesParameters
 from mask2former.errors import InputError
 
 DESCRIPTION = (

@@ -32,7 +32,7 @@ from mask2former.data.catalog import (
     name_of,
 )
 from mask2former.data.clip_mapper import ClipMapper
-from mask2former.data.datasets.cityscapes_polygons import with_polygons
+from mask2former.data.datasets.cityscapes import with_polygons
 from mask2former.data.mapper import DatasetMapper
 from mask2former.data.own_data.checked_files import check_files, listed_images
 from mask2former.data.presets import MAPPER_REGISTRY, MapperPreset, preset_of
@@ -47,9 +47,8 @@ from mask2former.data.samplers import (
     repeat_factors_from_category_frequency,
     sample_generator,
 )
-from mask2former.data.shared_list import DatasetFromList
 from mask2former.data.statistics import check_class_ids, format_class_histogram, many_objects_note
-from mask2former.data.transport import PackedBatch, pack, unpack
+from mask2former.data.transport import DatasetFromList, PackedBatch, pack, unpack
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.images import read_image_size
 

@@ -1,4 +1,4 @@
-"""Send a batch from a worker to the training process as one block of memory.
+"""What the loader shares with its workers: dataset dicts in common memory, and batches sent as one block.
 
 Sent tensor by tensor, every one of them costs a file descriptor and two system calls, which for small images takes
 longer than reading them. Here all tensors of a batch share one block, and the receiver's are views of it. Masks are
@@ -10,10 +10,14 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
+
+from mask2former.data.catalog import DatasetDict
 
 _ALIGNMENT = 64  # bytes; a cache line
 
@@ -106,3 +110,28 @@ def unpack(packed: PackedBatch) -> Any:
 def _shared_bytes(num_bytes: int) -> torch.Tensor:
     # As torch's own collation does it: a block that is shared from the start is not copied to be sent.
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(num_bytes))
+
+
+class DatasetFromList(Dataset):
+    """Dataset dicts, pickled once into one buffer of bytes; reading one returns a fresh dict.
+
+    A list of a million small dicts would be copied into every worker, because reading it counts references. Forked
+    workers share this buffer; for spawned ones it moves to shared memory when the first of them starts.
+    """
+
+    def __init__(self, dataset_dicts: Sequence[DatasetDict]) -> None:
+        pickled = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in dataset_dicts]
+        self._ends = torch.from_numpy(np.cumsum([len(p) for p in pickled], dtype=np.int64))
+        self._bytes = torch.frombuffer(bytearray().join(pickled) or bytearray(1), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> DatasetDict:
+        begin = 0 if index == 0 else int(self._ends[index - 1])
+        return pickle.loads(self._bytes.numpy()[begin : int(self._ends[index])].data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        for tensor in (self._ends, self._bytes):
+            tensor.share_memory_()  # what torch sends to another process is then a handle
+        return self.__dict__

@@ -14,7 +14,7 @@ import torch
 
 from mask2former import distributed
 from mask2former.config import CfgNode
-from mask2former.data.run_metadata import write_run_metadata
+from mask2former.data.catalog import write_run_metadata
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.metrics import METRICS_FILE, set_aside

@@ -18,9 +18,9 @@ from mask2former.checkpoint.folders import BEST, FINAL, LAST
 from mask2former.checkpoint.hub import SCHEME as HUB
 from mask2former.checkpoint.transformers_config import read_class_names, read_transformers_folder
 from mask2former.config import CfgNode, configs_folder, get_cfg, locate_config
+from mask2former.data.catalog import register_run_metadata
 from mask2former.data.datasets import register_builtin_datasets
 from mask2former.data.own_data import register_own_data
-from mask2former.data.run_metadata import register_run_metadata
 from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.structures import MetadataCatalog
 

@@ -16,7 +16,7 @@ from mask2former import Predictor
 from mask2former.commands.cli import main
 from mask2former.config import keys
 from mask2former.data import DatasetCatalog, MetadataCatalog
-from mask2former.data.run_metadata import register_run_metadata
+from mask2former.data.catalog import register_run_metadata
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.inference import model_source
 from mask2former.modeling import BACKBONE_REGISTRY

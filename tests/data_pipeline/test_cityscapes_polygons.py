@@ -13,8 +13,7 @@ from pycocotools import mask as coco_mask
 
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog
-from mask2former.data.datasets import cityscapes_polygons
-from mask2former.data.datasets.cityscapes_polygons import visible_instances
+from mask2former.data.datasets.cityscapes import POLYGONS_KEY, visible_instances
 from mask2former.data.loader import load_train_dicts
 from mask2former.data.targets import instance_targets
 from mask2former.data.transforms import ResizeTransform
@@ -124,7 +123,7 @@ def test_training_reads_polygons_unless_told_otherwise(
     cfg.INPUT.DATASET_MAPPER_NAME, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "mask_former_instance", 8
     cfg.DATASETS.TRAIN = ["cityscapes_fine_instance_seg_train"]
     objects = [{"label": "car", "polygon": [[2, 6], [6, 6], [6, 12], [2, 12]]}]
-    files = [record[cityscapes_polygons.POLYGONS_KEY] for record in DatasetCatalog.get(cfg.DATASETS.TRAIN[0])]
+    files = [record[POLYGONS_KEY] for record in DatasetCatalog.get(cfg.DATASETS.TRAIN[0])]
     for path in files:
         Path(path).unlink(missing_ok=True)
     with pytest.raises(DatasetError, match=r"gtFine_polygons\.json; DATASETS\.CITYSCAPES_POLYGONS false"):

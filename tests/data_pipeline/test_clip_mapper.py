@@ -21,7 +21,7 @@ from mask2former.data.datasets.ytvis import load_ytvis_json
 from mask2former.data.presets import preset_of
 from mask2former.data.samplers import sample_generator
 from mask2former.data.transforms import ByClip, ByFrame, ClipAugmentationList, PanningCrop, RandomCrop, RandomFlip
-from mask2former.data.transforms.blend import BlendTransform
+from mask2former.data.transforms.color import BlendTransform
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.modeling import META_ARCH_REGISTRY, MaskFormer
 from mask2former.structures import bitmasks_to_rles

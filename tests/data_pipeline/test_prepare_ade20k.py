@@ -13,7 +13,7 @@ from PIL import Image
 from mask2former.commands.prepare import run_preparation
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, DatasetMapper
-from mask2former.data.preparation.ade20k_full import read_train_ids
+from mask2former.data.preparation.ade20k import read_train_ids
 from mask2former.errors import DatasetError
 from mask2former.files.images import read_image_size
 from mask2former.files.maps import read_label_map, read_panoptic_ids

@@ -21,9 +21,8 @@ from mask2former.commands.cli import main as run_command
 from mask2former.data.catalog import DatasetCatalog, MetadataCatalog
 from mask2former.data.datasets.shapes import all_metadata, register_shapes_datasets
 from mask2former.data.shapes import draw_scene, shape_classes, thing_classes
-from mask2former.data.shapes.coco import instance_entries, mask_to_polygons
-from mask2former.data.shapes.parameters import ShapesParameters, item_generator
 from mask2former.data.shapes.prepare import prepare_shapes
+from mask2former.data.shapes.writing import ShapesParameters, instance_entries, item_generator, mask_to_polygons
 from mask2former.errors import DatasetError
 from mask2former.structures import rgb_to_id, segmentation_to_bitmask
 

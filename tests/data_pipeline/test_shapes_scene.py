@@ -16,9 +16,8 @@ from mask2former.data.shapes import (
     thing_classes,
 )
 from mask2former.data.shapes.classes import class_named
-from mask2former.data.shapes.outlines import sample_outline
 from mask2former.data.shapes.placement import MIN_VISIBLE_PIXELS, Stage, min_visible_pixels, place_things
-from mask2former.data.shapes.things import Pose, Thing
+from mask2former.data.shapes.things import Pose, Thing, sample_outline
 from mask2former.errors import DatasetError
 
 NUM_SCENES = 150

@@ -12,7 +12,7 @@ import torch.multiprocessing  # noqa: F401  (which teaches ForkingPickler to sen
 from torch.utils.data import DataLoader
 
 from mask2former.data.loader import MappedDataset
-from mask2former.data.shared_list import DatasetFromList
+from mask2former.data.transport import DatasetFromList
 
 NUM_RECORDS, RECORD_BYTES = 400, 100_000
 

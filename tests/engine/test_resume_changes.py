@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from mask2former.checkpoint import load_state
 from mask2former.data.loader import MappedDataset, TestLoader
 from mask2former.data.samplers import InferenceSampler
-from mask2former.data.shared_list import DatasetFromList
+from mask2former.data.transport import DatasetFromList
 from mask2former.engine.hooks import Hook
 from mask2former.engine.launch import _describe_killed
 from mask2former.engine.schedule import build_lr_scheduler

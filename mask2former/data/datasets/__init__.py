@@ -6,9 +6,8 @@ from mask2former.data.datasets.cityscapes import (
     load_cityscapes_panoptic,
     load_cityscapes_sem_seg,
 )
-from mask2former.data.datasets.coco import load_coco_json, register_coco_instances
+from mask2former.data.datasets.coco import load_coco_json, load_sem_seg, register_coco_instances, register_sem_seg
 from mask2former.data.datasets.coco_panoptic import load_coco_panoptic_json, register_coco_panoptic
-from mask2former.data.datasets.sem_seg import load_sem_seg, register_sem_seg
 from mask2former.data.datasets.ytvis import load_ytvis_json
 
 __all__ = [

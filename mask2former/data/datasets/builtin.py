@@ -18,9 +18,8 @@ from mask2former.data.datasets.cityscapes import (
     load_cityscapes_sem_seg,
 )
 from mask2former.data.datasets.classes import read_table, taxonomy_metadata
-from mask2former.data.datasets.coco import load_coco_json
+from mask2former.data.datasets.coco import load_coco_json, load_sem_seg
 from mask2former.data.datasets.coco_panoptic import load_coco_panoptic_json, load_coco_panoptic_separated
-from mask2former.data.datasets.sem_seg import load_sem_seg
 from mask2former.data.datasets.shapes import register_shapes_datasets
 from mask2former.data.datasets.ytvis import load_ytvis_json
 from mask2former.errors import DatasetError

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog
-from mask2former.data.datasets.coco import load_coco_json, log_notes
-from mask2former.data.datasets.sem_seg import load_sem_seg
+from mask2former.data.datasets.coco import load_coco_json, load_sem_seg, log_notes
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import located
 from mask2former.files.coco import names_apart, unknown_category

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalog, dataset_root
-from mask2former.data.datasets.coco import load_coco_json
+from mask2former.data.datasets.coco import load_coco_json, load_sem_seg
 from mask2former.data.datasets.coco_panoptic import load_coco_panoptic_json
-from mask2former.data.datasets.sem_seg import load_sem_seg
 from mask2former.data.datasets.ytvis import load_ytvis_json
 from mask2former.data.shapes.classes import shape_classes, thing_classes
 from mask2former.errors import DatasetError

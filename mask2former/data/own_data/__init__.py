@@ -12,15 +12,15 @@ from mask2former.data.own_data import via as via
 from mask2former.data.own_data import voc as voc
 from mask2former.data.own_data import yolo as yolo
 from mask2former.data.own_data.classes import (
+    format_own_histogram,
     parse_ignored,
     rare_ids_note,
     read_class_names,
     training_classes,
     without_empty,
 )
-from mask2former.data.own_data.coco_instances import read_coco_instances
-from mask2former.data.own_data.coco_panoptic import read_coco_panoptic
-from mask2former.data.own_data.conversion import ClassChoice, convert_own_data
+from mask2former.data.own_data.coco import read_coco_instances, read_coco_panoptic
+from mask2former.data.own_data.conversion import ClassChoice, convert_own_data, is_zip, unpack_zip
 from mask2former.data.own_data.dataset import (
     DataClass,
     FileMask,
@@ -39,13 +39,10 @@ from mask2former.data.own_data.formats import (
     read_own_data,
     register_format,
 )
-from mask2former.data.own_data.histogram import format_own_histogram
-from mask2former.data.own_data.holding_out import hold_out
-from mask2former.data.own_data.index import write_index
+from mask2former.data.own_data.index import hold_out, write_index
 from mask2former.data.own_data.labelme import read_labelme
 from mask2former.data.own_data.png_tree import read_png_tree
 from mask2former.data.own_data.register import own_names, register_own_data
-from mask2former.data.own_data.zipped import is_zip, unpack_zip
 
 __all__ = [
     "FORMAT_REGISTRY",

@@ -1,4 +1,4 @@
-"""From one format of own data to another, to and from data sets of the library ``datasets``.
+"""Convert own data from one format to another, out of folders, zip files and data sets of the library ``datasets``.
 
 What is written is complete or not there: a folder beside it is filled first, and renamed when it is whole.
 """
@@ -6,6 +6,7 @@ What is written is complete or not there: a folder beside it is filled first, an
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,41 @@ from mask2former.data.own_data.dataset import DataClass
 from mask2former.data.own_data.datasets_library import classes_of, is_datasets_folder, load_splits, read_samples
 from mask2former.data.own_data.formats import format_named, read_own_data
 from mask2former.data.own_data.samples import BACKGROUND, Sample, numbered_classes, part_samples
-from mask2former.data.own_data.zipped import is_zip, unpack_zip
 from mask2former.errors import DatasetError
+from mask2former.files.inputs import open_file
+
+_NO_DATA = "__MACOSX"  # what macOS adds
+
+
+def is_zip(path: str | Path) -> bool:
+    """Whether a path is called as a zip file and is no folder."""
+    location = Path(path).expanduser()
+    return location.suffix.lower() == ".zip" and location.is_file()
+
+
+def unpack_zip(path: str | Path, folder: Path) -> Path:
+    """Unpack into the new ``folder``, and return the folder that holds the data: the only one there, or ``folder``.
+
+    Names that lead out of the folder stay within it.
+
+    Raises:
+        DatasetError: the file is no zip file, damaged, has a password, or the disk cannot hold its content.
+    """
+    location = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True)
+        with open_file(location) as file, zipfile.ZipFile(file) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.filename.startswith(_NO_DATA)]
+            needed, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
+            if needed > free:
+                raise DatasetError(f"{path}: unpacked it takes {needed >> 20} MiB, {folder} has {free >> 20} MiB free")
+            archive.extractall(folder, members=entries)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, ValueError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{path}: cannot be unpacked to {folder}: {error}") from error
+    inside = list(folder.iterdir())
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,14 @@ In this package `own_data/__init__.py` imports that module, elsewhere `--import`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from mask2former.config import Registry
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, PNG_TREE, DataClass, OwnDataset
-from mask2former.data.own_data.samples import Sample
+from mask2former.data.own_data.samples import Parts
 from mask2former.errors import DatasetError
-
-Parts = Mapping[str, Iterable[Sample]]
 
 FORMAT_REGISTRY = Registry("data format", key="DATASETS.OWN.FORMAT")
 

@@ -16,7 +16,6 @@ from urllib.parse import unquote
 import numpy as np
 
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, OwnDataset
-from mask2former.data.own_data.exporting import write_image
 from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.labelled import (
     ImageFinder,
@@ -27,7 +26,7 @@ from mask2former.data.own_data.labelled import (
     part_files,
     stated_size,
 )
-from mask2former.data.own_data.samples import Region, Sample
+from mask2former.data.own_data.samples import Region, Sample, write_image
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import plain_size
 from mask2former.files.atomic import write_json

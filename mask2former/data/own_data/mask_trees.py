@@ -19,10 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, OwnDataset
-from mask2former.data.own_data.exporting import write_image
 from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.png_tree import MASK_SUFFIXES, VOID_ID
-from mask2former.data.own_data.samples import BACKGROUND
+from mask2former.data.own_data.samples import BACKGROUND, write_image
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, check_pairs, files_by_stem, scan
 from mask2former.data.own_data.voc import LABEL_TABLE, Labels, MaskPair, read_class_map, read_label_table
 from mask2former.errors import DatasetError

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mask2former.data.own_data.coco_files import part_of
+from mask2former.data.own_data.coco import part_of
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, OwnDataset
-from mask2former.data.own_data.exporting import write_image
 from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.labelled import (
     LabelledImage,
@@ -30,7 +29,7 @@ from mask2former.data.own_data.labelled import (
     paste_mask,
     stated_size,
 )
-from mask2former.data.own_data.samples import Region
+from mask2former.data.own_data.samples import Region, write_image
 from mask2former.data.own_data.scanning import scan
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import plain_size

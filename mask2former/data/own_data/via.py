@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, OwnDataset
-from mask2former.data.own_data.exporting import write_image
 from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.labelled import (
     ImageFinder,
@@ -27,7 +26,7 @@ from mask2former.data.own_data.labelled import (
     part_files,
     stated_size,
 )
-from mask2former.data.own_data.samples import Sample
+from mask2former.data.own_data.samples import Sample, write_image
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_json
 from mask2former.files.inputs import read_file

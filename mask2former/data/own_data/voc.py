@@ -16,11 +16,10 @@ import numpy as np
 from PIL import Image
 
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, FileMask, ImageEntry, OwnDataset, Segment
-from mask2former.data.own_data.exporting import write_image
 from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.labelled import LabelledImage, Objects, labelled_dataset, stated_size
 from mask2former.data.own_data.png_tree import VOID_ID, count_values
-from mask2former.data.own_data.samples import Region, Sample
+from mask2former.data.own_data.samples import Region, Sample, write_image
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, files_by_stem, refuse, scan
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_bytes_atomic, write_text_atomic

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, OwnDataset
-from mask2former.data.own_data.exporting import write_image
 from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.labelled import LabelledImage, Objects, labelled_dataset
+from mask2former.data.own_data.samples import write_image
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, scan
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_text_atomic

@@ -9,8 +9,7 @@ import numpy as np
 import scipy.io
 
 from mask2former.data.datasets.classes import taxonomy_metadata
-from mask2former.data.preparation.labels import lookup
-from mask2former.data.preparation.work import Conversion, RunOptions, convert_all, link_all
+from mask2former.data.preparation.work import Conversion, RunOptions, convert_all, link_all, lookup
 from mask2former.data.targets import semantic_from_panoptic
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import remove_temporaries

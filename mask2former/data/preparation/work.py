@@ -1,4 +1,4 @@
-"""Process many files: in several processes, with one progress bar, without repeating what is done."""
+"""Process many files: in several processes, with one progress bar, without repeating what is done; map their labels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mask2former.data.processes import process_pool
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import link_or_copy
 from mask2former.files.images import read_image_size
+from mask2former.files.maps import read_panoptic_ids
 from mask2former.files.pictures import is_intact, write_picture
 
 Item = TypeVar("Item")
@@ -99,3 +100,33 @@ def _map(function: Callable[[Item], Result], items: Sequence[Item], num_workers:
     chunksize = max(1, min(_MAX_CHUNK, len(items) // (4 * num_workers)))
     with process_pool(num_workers, preload=[__name__]) as pool:
         yield from pool.map(function, items, chunksize=chunksize)
+
+
+_NUM_VALUES = 1 << 16
+
+
+def lookup(
+    values: np.ndarray, table: dict[int, int], path: Path, *, default: int | None = None, dtype: type = np.uint8
+) -> np.ndarray:
+    """Return ``table[value]`` (H, W) for values (H, W) of 0 to 65535; ``default`` for values without an entry.
+
+    Raises:
+        DatasetError: a value of the file ``path`` has no entry and there is no default.
+    """
+    mapped_values = np.full(_NUM_VALUES, -1 if default is None else default, dtype=np.int32)
+    mapped_values[list(table)] = list(table.values())
+    mapped = mapped_values[values]
+    if (mapped < 0).any():
+        unknown = np.unique(values[mapped < 0]).tolist()
+        raise DatasetError(f"{path}: labels {unknown[:10]} have no class; those with one are {sorted(table)}")
+    return mapped.astype(dtype)
+
+
+def read_red_and_green(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first two channels (H, W) int32 of an RGB label file.
+
+    Raises:
+        DatasetError: the file is missing, damaged or not coloured.
+    """
+    channels = read_panoptic_ids(path)
+    return channels & 255, channels >> 8 & 255

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask2former.data.shapes.classes import class_named, thing_classes
-from mask2former.data.shapes.fields import Size
-from mask2former.data.shapes.outlines import sample_outline
-from mask2former.data.shapes.things import Patch, Pose, Thing, cover
+from mask2former.data.shapes.light import Size
+from mask2former.data.shapes.things import Patch, Pose, Thing, cover, sample_outline
 
 REFERENCE_SIDE = 128  # sizes below are for an image whose shorter side has this many pixels
 MIN_VISIBLE_PIXELS = 30

@@ -17,11 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mask2former.data.processes import process_pool
-from mask2former.data.shapes.parameters import KINDS, SPLITS, ShapesParameters
 from mask2former.data.shapes.writing import (
+    KINDS,
     SCRATCH,
+    SPLITS,
     Chunk,
     Record,
+    ShapesParameters,
     chunks_of,
     draw_chunk,
     write_annotations,

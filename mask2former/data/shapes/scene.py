@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 
 from mask2former.data.shapes.classes import ShapeClass, class_named
-from mask2former.data.shapes.fields import Array, Size
 from mask2former.data.shapes.ground import Ground, draw_ground
-from mask2former.data.shapes.light import Light, develop, sample_camera, sample_exposure, sample_light
+from mask2former.data.shapes.light import Array, Light, Size, develop, sample_camera, sample_exposure, sample_light
 from mask2former.data.shapes.placement import Placed, Stage, min_visible_pixels, place_things
 from mask2former.data.shapes.things import Patch, Style, cast_shadow, paint, sample_style
 from mask2former.errors import DatasetError

@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 
 from mask2former.data.shapes.classes import ShapeClass
-from mask2former.data.shapes.fields import Array, Size
 from mask2former.data.shapes.ground import SUPERSAMPLING, draw_ground
-from mask2former.data.shapes.light import Light, develop, sample_camera, sample_exposure, sample_light
+from mask2former.data.shapes.light import Array, Light, Size, develop, sample_camera, sample_exposure, sample_light
 from mask2former.data.shapes.placement import Placed, clip_to_image, sample_thing, scale_of
 from mask2former.data.shapes.scene import check_size, generator_of, paint_placed
 from mask2former.data.shapes.things import Pose, Style, Thing, cover, sample_style

@@ -1,26 +1,27 @@
 """Augmentations sample once; the transform they return is applied to image, segmentation, boxes and polygons alike."""
 
-from mask2former.data.transforms.augmentation import (
-    AUGMENTATION_REGISTRY,
-    Augmentation,
-    AugmentationList,
-    ImageAugmentation,
-)
-from mask2former.data.transforms.blend import (
+from mask2former.data.transforms.clip import ByClip, ByFrame, ClipAugmentation, ClipAugmentationList, PanningCrop
+from mask2former.data.transforms.color import (
     BLENDS,
     BlendTransform,
+    ColorAugSSD,
     RandomBlend,
     RandomBrightness,
     RandomContrast,
     RandomSaturation,
+    SSDColorTransform,
 )
-from mask2former.data.transforms.clip import ByClip, ByFrame, ClipAugmentation, ClipAugmentationList, PanningCrop
-from mask2former.data.transforms.color import ColorAugSSD, SSDColorTransform
-from mask2former.data.transforms.crop import (
+from mask2former.data.transforms.framing import (
     FixedSizeCrop,
+    PadToDivisible,
     RandomCrop,
     RandomCrop_CategoryAreaConstraint,
     RandomCropCategoryAreaConstraint,
+    RandomFlip,
+    RandomRotation,
+    Resize,
+    ResizeScale,
+    ResizeShortestEdge,
 )
 from mask2former.data.transforms.geometry import (
     CropTransform,
@@ -30,9 +31,15 @@ from mask2former.data.transforms.geometry import (
     RotationTransform,
     VFlipTransform,
 )
-from mask2former.data.transforms.resize import Resize, ResizeScale, ResizeShortestEdge
-from mask2former.data.transforms.spatial import PadToDivisible, RandomFlip, RandomRotation
-from mask2former.data.transforms.transform import NoOpTransform, Transform, TransformList
+from mask2former.data.transforms.transform import (
+    AUGMENTATION_REGISTRY,
+    Augmentation,
+    AugmentationList,
+    ImageAugmentation,
+    NoOpTransform,
+    Transform,
+    TransformList,
+)
 
 __all__ = [
     "AUGMENTATION_REGISTRY",

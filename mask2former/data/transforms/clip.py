@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mask2former.data.transforms.augmentation import Augmentation
-from mask2former.data.transforms.crop import RandomCrop
+from mask2former.data.transforms.framing import RandomCrop
 from mask2former.data.transforms.geometry import CropTransform
-from mask2former.data.transforms.transform import Transform, TransformList
+from mask2former.data.transforms.transform import Augmentation, Transform, TransformList
 
 
 class ClipAugmentation(ABC):

@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from mask2former.commands.cli import run_cli
 from mask2former.data.own_data.dataset import TRAIN, VALID
 from mask2former.data.own_data.datasets_library import class_ids_of, is_datasets_folder, load_splits
-from mask2former.data.own_data.holding_out import HELD_OUT_SHARE
+from mask2former.data.own_data.index import HELD_OUT_SHARE
 from mask2former.data.transforms import AugmentationList, ColorAugSSD, RandomFlip
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.integrations.transformers.fine_tuning_data import FineTuningImages, collate
