@@ -69,7 +69,7 @@ def _semantic(args: argparse.Namespace) -> Any:
 
 
 def _semantic_pq(args: argparse.Namespace) -> Any:
-    from mask2former.evaluation.semantic_panoptic_quality import evaluate_semantic_pq
+    from mask2former.evaluation.panoptic_quality import evaluate_semantic_pq
 
     return evaluate_semantic_pq(
         args.gt_dir, args.predictions, class_names=args.class_names, ignore_label=args.ignore_label

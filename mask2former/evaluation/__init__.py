@@ -3,15 +3,13 @@
 from mask2former.evaluation.boundary import boundary_iou
 from mask2former.evaluation.build import EVALUATOR_REGISTRY, BuildEvaluator, build_evaluator
 from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from mask2former.evaluation.coco import COCOEvaluator, evaluate_coco
+from mask2former.evaluation.coco import COCOEvaluator, LVISEvaluator, evaluate_coco
 from mask2former.evaluation.inference import inference_on_dataset
-from mask2former.evaluation.lvis import LVISEvaluator
-from mask2former.evaluation.panoptic import COCOPanopticEvaluator, evaluate_panoptic
-from mask2former.evaluation.panoptic_instances import PanopticInstanceEvaluator
+from mask2former.evaluation.panoptic import COCOPanopticEvaluator, PanopticInstanceEvaluator, evaluate_panoptic
+from mask2former.evaluation.panoptic_quality import evaluate_semantic_pq
 from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators
 from mask2former.evaluation.results import check_percentages, verify_results
 from mask2former.evaluation.sem_seg import SemSegEvaluator, evaluate_sem_seg
-from mask2former.evaluation.semantic_panoptic_quality import evaluate_semantic_pq
 from mask2former.evaluation.video import YTVISEvaluator, evaluate_video
 
 __all__ = [

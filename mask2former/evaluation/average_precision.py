@@ -54,17 +54,7 @@ class PrecisionTally:
     def average_precision(self, category_ids: Iterable[int]) -> AveragePrecision:
         """Return AP over the categories and of each."""
         category_ids = sorted(category_ids)
-        precision = self.precision(category_ids)
-        summary = {
-            "AP": _percent(precision[..., _ALL]),
-            "AP50": _percent(precision[_IOU_50, ..., _ALL]),
-            "AP75": _percent(precision[_IOU_75, ..., _ALL]),
-            "APs": _percent(precision[..., _SMALL]),
-            "APm": _percent(precision[..., _MEDIUM]),
-            "APl": _percent(precision[..., _LARGE]),
-        }
-        by_category = {category: _percent(precision[:, :, i, _ALL]) for i, category in enumerate(category_ids)}
-        return AveragePrecision(summary, by_category)
+        return summarise_precision(self.precision(category_ids), category_ids)
 
     def precision(self, category_ids: Sequence[int]) -> np.ndarray:
         """Return the precision (T, R, K, A) at each recall level, -1 where there is no true instance."""
@@ -86,6 +76,20 @@ class PrecisionTally:
             for area in np.flatnonzero(counted):
                 precision[:, :, k, area] = _precision_at_recalls(is_matched[area], is_ignored[area], counted[area])
         return precision
+
+
+def summarise_precision(precision: np.ndarray, category_ids: Sequence[int]) -> AveragePrecision:
+    """Return AP of precision (T, R, K, A), -1 where there is no true instance, of categories in this order."""
+    summary = {
+        "AP": mean_percent(precision[..., _ALL]),
+        "AP50": mean_percent(precision[_IOU_50, ..., _ALL]),
+        "AP75": mean_percent(precision[_IOU_75, ..., _ALL]),
+        "APs": mean_percent(precision[..., _SMALL]),
+        "APm": mean_percent(precision[..., _MEDIUM]),
+        "APl": mean_percent(precision[..., _LARGE]),
+    }
+    by_category = {category: mean_percent(precision[:, :, i, _ALL]) for i, category in enumerate(category_ids)}
+    return AveragePrecision(summary, by_category)
 
 
 def compute_average_precision(
@@ -121,6 +125,7 @@ def _precision_at_recalls(is_matched: np.ndarray, is_ignored: np.ndarray, num_tr
     return np.stack([row[np.searchsorted(levels, RECALLS)] for row, levels in zip(best, recall)])
 
 
-def _percent(precision: np.ndarray) -> float:
-    measured = precision[precision > _NOT_MEASURED]
+def mean_percent(values: np.ndarray) -> float:
+    """Return the mean of what was measured, in percent; NaN where nothing was."""
+    measured = values[values > _NOT_MEASURED]
     return 100.0 * float(np.mean(measured)) if measured.size else float("nan")

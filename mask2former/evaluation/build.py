@@ -17,14 +17,11 @@ from typing import Any, Protocol
 from mask2former.config import Registry, build_from_config
 from mask2former.errors import ConfigError
 from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
-from mask2former.evaluation.coco import COCOEvaluator
+from mask2former.evaluation.coco import COCOEvaluator, LVISEvaluator
 from mask2former.evaluation.coco_matching import IouType
-from mask2former.evaluation.lvis import LVISEvaluator
-from mask2former.evaluation.optional import is_installed
-from mask2former.evaluation.panoptic import COCOPanopticEvaluator
+from mask2former.evaluation.panoptic import COCOPanopticEvaluator, PanopticInstanceEvaluator
 from mask2former.evaluation.panoptic_ground_truth import panoptic_truth
-from mask2former.evaluation.panoptic_instances import PanopticInstanceEvaluator
-from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators
+from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators, is_installed
 from mask2former.evaluation.sem_seg import SemSegEvaluator
 from mask2former.evaluation.video import YTVISEvaluator
 from mask2former.files.inputs import PathLike

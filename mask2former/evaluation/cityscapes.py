@@ -20,8 +20,14 @@ import numpy as np
 
 from mask2former.distributed import gather_on_main
 from mask2former.errors import DatasetError, InputError
-from mask2former.evaluation.optional import import_optional
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
+from mask2former.evaluation.protocol import (
+    DatasetEvaluator,
+    ModelInputs,
+    ModelOutputs,
+    Results,
+    import_optional,
+    metadata_field,
+)
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.atomic import write_text_atomic
 from mask2former.files.inputs import PathLike

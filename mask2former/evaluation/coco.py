@@ -1,7 +1,8 @@
-"""Instance evaluation by COCO's average precision, in the loop or on saved predictions."""
+"""Instance evaluation by the average precision of COCO, and by that of LVIS, in the loop or on saved predictions."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,15 @@ from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.average_precision import AveragePrecision, PrecisionTally, compute_average_precision
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, needs_masks, read_detections
 from mask2former.evaluation.coco_matching import MAX_DETECTIONS, IouType, match_image
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
+from mask2former.evaluation.protocol import (
+    DatasetEvaluator,
+    ModelInputs,
+    ModelOutputs,
+    Results,
+    check_each_once,
+    import_optional,
+    metadata_field,
+)
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.atomic import write_json
 from mask2former.files.inputs import PathLike
@@ -92,7 +101,12 @@ class COCOEvaluator(DatasetEvaluator):
         detections = [detection for _, part, _ in parts for detection in part]
         if self._output_dir is not None:
             write_json(detections, self._output_dir / RESULTS_FILE)
-        self._check_complete([image_id for _, _, image_ids in parts for image_id in image_ids])
+        check_each_once(
+            [image_id for _, _, image_ids in parts for image_id in image_ids],
+            self._truth.image_sizes,
+            kind="image",
+            source=self._truth.json_file,
+        )
         return self._report([tallies for tallies, _, _ in parts], detections)
 
     def _add(self, image_id: Any, detections: list[dict[str, Any]]) -> None:
@@ -160,18 +174,6 @@ class COCOEvaluator(DatasetEvaluator):
             )
         if not torch.isfinite(scores).all():
             raise InputError(f"{name}: a score is not finite: {scores[~torch.isfinite(scores)][0].item()}")
-
-    def _check_complete(self, image_ids: Sequence[Any]) -> None:
-        seen = set(image_ids)
-        if len(seen) < len(image_ids):
-            twice = next(image_id for image_id in seen if image_ids.count(image_id) > 1)
-            raise InputError(f"image id {twice!r} of {self._truth.json_file} was predicted twice")
-        missing = [image_id for image_id in self._truth.image_sizes if image_id not in seen]
-        if missing:
-            raise InputError(
-                f"no prediction for {len(missing)} of the {len(self._truth.image_sizes)} images of "
-                f"{self._truth.json_file}: image ids {missing[:5]}{' …' if len(missing) > 5 else ''}"
-            )
 
 
 def evaluate_coco(
@@ -272,3 +274,54 @@ def _boxes_xyxy(instances: Instances, masks: torch.Tensor | None, name: str) -> 
     if masks is None:
         raise InputError(f"{name}: instances have neither pred_boxes nor pred_masks")
     return masks_to_boxes_xyxy(masks).tolist()
+
+
+LVIS_MAX_DETECTIONS = 300  # by image, over all categories
+_LVIS_SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+
+
+class LVISEvaluator(COCOEvaluator):
+    """AP of masks and boxes over all, rare (APr), common (APc) and frequent (APf) categories.
+
+    Reads and takes what COCOEvaluator does, the json being LVIS'. TEST.DETECTIONS_PER_IMAGE should be 300 for it.
+    Tasks are "segm" and "bbox".
+
+    Raises:
+        ConfigError: the package ``lvis`` is not installed.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: Any = None, **options: Any) -> None:
+        self._lvis = import_optional("lvis", extra="lvis")
+        import_optional("lvis.eval", extra="lvis")
+        super().__init__(dataset_name, output_dir, **options)
+        if "boundary" in self._tasks:
+            raise ValueError("tasks must be some of ['bbox', 'segm']: LVIS has no boundary AP")
+
+    def _select(self, scores: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        best = np.argsort(-scores.numpy(), kind="stable")[:LVIS_MAX_DETECTIONS]
+        return torch.from_numpy(np.sort(best))
+
+    def _add(self, image_id: Any, detections: list[dict[str, Any]]) -> None:
+        self._detections += detections  # LVIS' package compares the whole data set at once
+
+    def _report(
+        self, tallies_of_processes: Sequence[Mapping[IouType, PrecisionTally]], detections: Sequence[dict[str, Any]]
+    ) -> Results:
+        if not detections:
+            logger.warning("no detections at all: every AP is NaN")
+            return {task: dict.fromkeys(_LVIS_SUMMARY, float("nan")) for task in self._tasks}
+        truth = self._lvis.LVIS(str(self._truth.json_file))
+        return check_percentages({task: self._evaluate(truth, detections, task) for task in self._tasks})
+
+    def _evaluate(self, truth: Any, detections: Sequence[dict[str, Any]], task: str) -> dict[str, float]:
+        # Mask AP goes by the area of the mask: a box in the entry would take its place. Entries are written to.
+        left_out = "bbox" if task == "segm" else "segmentation"
+        own = [{k: copy.copy(v) for k, v in detection.items() if k != left_out} for detection in detections]
+        found = self._lvis.LVISResults(truth, own, max_dets=LVIS_MAX_DETECTIONS)
+        evaluation = self._lvis.LVISEval(truth, found, task)
+        evaluation.run()
+        measured = evaluation.get_results()
+        # -1 stands for nothing to measure.
+        metrics = {name: 100.0 * float(v) if (v := measured[name]) >= 0 else float("nan") for name in _LVIS_SUMMARY}
+        logger.info("LVIS %s:\n%s", task, format_table(_LVIS_SUMMARY, [[f"{value:.2f}" for value in metrics.values()]]))
+        return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pycocotools import mask as coco_mask
@@ -135,28 +135,36 @@ def read_detections(path: PathLike, truth: CocoGroundTruth, tasks: Sequence[str]
     Raises:
         InputError: entries are incomplete, name an unknown image or category, or have another size than their image.
     """
+    return read_results(path, lambda entry: _checked_detection(entry, truth, tasks), kind="detection", of="image")
+
+
+def read_results(path: PathLike, check: Callable[[Any], dict[str, Any]], *, kind: str, of: str) -> list[dict[str, Any]]:
+    """Return the entries of a results file as ``check`` returns them.
+
+    ``kind`` is what an entry is, ``of`` what it belongs to ("image" or "video"), in errors.
+
+    Raises:
+        InputError: the file is no list, or ``check`` refused entries; the message names them all.
+    """
     entries = read_json(path, error=InputError)
     if not isinstance(entries, list):
-        raise InputError(f"{path}: expected a list of detections, found {type(entries).__name__}")
-    faults, detections = Faults(path, error=InputError), []
+        raise InputError(f"{path}: expected a list of {kind}s, found {type(entries).__name__}")
+    faults, results = Faults(path, error=InputError), []
     for i, entry in enumerate(entries):
         try:
-            detections.append(_checked_detection(entry, truth, tasks))
-        except DatasetError as error:
-            image = f" (image {shown(entry['image_id'])})" if isinstance(entry, dict) and "image_id" in entry else ""
-            faults.add(f"entry {i}{image}: {error}")
+            results.append(check(entry))
+        except InputError as error:
+            key = f"{of}_id"
+            where = f" ({of} {shown(entry[key])})" if isinstance(entry, dict) and key in entry else ""
+            faults.add(f"entry {i}{where}: {error}")
     faults.refuse()
-    return detections
+    return results
 
 
 def _checked_detection(entry: Any, truth: CocoGroundTruth, tasks: Sequence[str]) -> dict[str, Any]:
     entry = require_keys(entry, ("image_id", "category_id", "score"), "detection")
-    image_id = listed_id(entry["image_id"], truth.image_sizes)
-    if image_id not in truth.image_sizes:
-        raise DatasetError(f"the image is not among the {len(truth.image_sizes)} of {truth.json_file}")
-    category_id = listed_id(entry["category_id"], truth.category_names)
-    if category_id not in truth.category_names:
-        raise DatasetError(unknown_category(entry["category_id"], truth.category_names))
+    image_id = known_id(entry, "image", truth.image_sizes, truth.json_file)
+    category_id = known_category(entry, truth.category_names)
     checked = {**entry, "image_id": image_id, "category_id": category_id, "score": checked_score(entry["score"])}
     if needs_masks(tasks):
         size = truth.image_sizes[image_id]
@@ -167,6 +175,30 @@ def _checked_detection(entry: Any, truth: CocoGroundTruth, tasks: Sequence[str])
             checked["bbox"] = coco_mask.toBbox(checked["segmentation"]).tolist()
         checked["bbox"] = plain_box(checked.get("bbox"))
     return checked
+
+
+def known_id(entry: Mapping[str, Any], kind: str, known: Mapping[Any, Any], source: PathLike) -> Any:
+    """Return the id of the image, or video, of a result as the data set has it; text may stand for a number.
+
+    Raises:
+        DatasetError: the data set has none of that id.
+    """
+    found = listed_id(entry[f"{kind}_id"], known)
+    if found not in known:
+        raise DatasetError(f"the {kind} is not among the {len(known)} of {source}")
+    return found
+
+
+def known_category(entry: Mapping[str, Any], names: Mapping[int, str]) -> int:
+    """Return the category id of a result as the data set has it.
+
+    Raises:
+        DatasetError: the data set has none of that id.
+    """
+    category_id = listed_id(entry["category_id"], names)
+    if category_id not in names:
+        raise DatasetError(unknown_category(entry["category_id"], names))
+    return category_id  # type: ignore[return-value]
 
 
 def checked_score(score: Any) -> float:

@@ -1,24 +1,57 @@
-"""Panoptic ground truth: a COCO panoptic json, checked, and its PNGs of segment ids."""
+"""Panoptic ground truth: a COCO panoptic json, checked, and its PNGs of segment ids, read ahead in threads."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from mask2former.errors import InputError
 from mask2former.evaluation.protocol import metadata_field
-from mask2former.evaluation.read_ahead import ReadAhead
 from mask2former.files.annotation_values import listed_id
 from mask2former.files.coco import names_apart
 from mask2former.files.coco_panoptic import read_panoptic
 from mask2former.files.inputs import PathLike
 from mask2former.files.maps import read_panoptic_ids
 from mask2former.structures.metadata import Metadata
+
+T = TypeVar("T")
+
+_MAX_THREADS = 4
+
+
+class ReadAhead(Generic[T]):
+    """The items of a sequence, in order; the next ones are read in threads meanwhile.
+
+    ``read`` is called with a position, in threads, and should spend its time outside of Python (decoding). What it
+    raises is raised when that item is requested. ``num_ahead`` items are kept in memory.
+    """
+
+    def __init__(self, read: Callable[[int], T], length: int, *, num_ahead: int = 2 * _MAX_THREADS) -> None:
+        self._read, self._length, self._num_ahead = read, length, num_ahead
+        self._threads = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="read-ahead")
+        self._pending: dict[int, Future[T]] = {}
+        self._next: int | None = None  # the position that would be in order
+
+    def __getitem__(self, position: int) -> T:
+        if self._next not in (None, position):
+            for future in self._pending.values():
+                future.cancel()
+            self._pending = {}
+        else:
+            for ahead in range(position, min(position + 1 + self._num_ahead, self._length)):
+                if ahead not in self._pending:
+                    self._pending[ahead] = self._threads.submit(self._read, ahead)
+        self._next = position + 1
+        future_item = self._pending.pop(position, None)
+        return self._read(position) if future_item is None else future_item.result()
+
 
 logger = logging.getLogger(__name__)
 

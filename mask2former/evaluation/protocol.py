@@ -1,11 +1,20 @@
-"""The evaluator protocol: process each batch of images, then return metrics."""
+"""The evaluator protocol: process each batch of images, then return metrics; checks that evaluators share.
+
+Packages that are optional are imported here, adapted to the installed numpy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+import importlib.util
+from collections.abc import Collection, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
-from mask2former.errors import DatasetError
+import numpy as np
+
+from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.files.inputs import PathLike
 from mask2former.structures.metadata import Metadata
 
 ModelInputs = Sequence[Mapping[str, Any]]
@@ -75,3 +84,62 @@ class DatasetEvaluators(DatasetEvaluator):
                     raise ValueError(f"two evaluators give results for task {task!r}")
                 merged[task] = metrics
         return merged
+
+
+# What older packages call and newer numpy no longer has.
+_REMOVED_FROM_NUMPY = {"in1d": np.isin, "float": float}
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported, found without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def import_optional(module: str, *, extra: str) -> ModuleType:
+    """Import a module that ``pip install mask2former[extra]`` installs; its ``np`` gets the names numpy has dropped.
+
+    Raises:
+        ConfigError: the module, or something that it needs, is not installed.
+    """
+    try:
+        imported = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"this evaluation needs {module.split('.')[0]} ({error}): pip install 'mask2former[{extra}]'"
+        ) from error
+    if getattr(imported, "np", None) is np:
+        imported.np = _CompleteNumpy("numpy")  # type: ignore[attr-defined]
+    return imported
+
+
+class _CompleteNumpy(ModuleType):
+    """numpy with its dropped names, for one module only; numpy itself is not changed."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _REMOVED_FROM_NUMPY and name not in np.__dict__:
+            return _REMOVED_FROM_NUMPY[name]
+        return getattr(np, name)
+
+
+def check_each_once(predicted: Sequence[Any], expected: Collection[Any], *, kind: str, source: PathLike) -> None:
+    """Require one prediction for each image, or video, of a data set.
+
+    Args:
+        predicted: ids that were predicted.
+        expected: ids of the data set.
+        kind: what the ids are of, in errors: "image" or "video".
+        source: where the data set is from, in errors.
+
+    Raises:
+        InputError: one was predicted twice, or not at all.
+    """
+    seen = set(predicted)
+    if len(seen) < len(predicted):
+        twice = next(given for given in seen if predicted.count(given) > 1)
+        raise InputError(f"{kind} id {twice!r} of {source} was predicted twice")
+    missing = [given for given in expected if given not in seen]
+    if missing:
+        raise InputError(
+            f"no prediction for {len(missing)} of the {len(expected)} {kind}s of {source}: "
+            f"{kind} ids {missing[:5]}{' …' if len(missing) > 5 else ''}"
+        )

@@ -1,4 +1,4 @@
-"""Average precision of instances in videos, over space and time, and the results file to submit."""
+"""Average precision of instances in videos, over space and time: ground truth, evaluator, and the file to submit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,108 @@ from pycocotools import mask as coco_mask
 
 from mask2former.distributed import gather_on_main
 from mask2former.errors import InputError
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
+from mask2former.evaluation.coco_ground_truth import checked_score, known_category, known_id, read_results
+from mask2former.evaluation.protocol import (
+    DatasetEvaluator,
+    ModelInputs,
+    ModelOutputs,
+    Results,
+    check_each_once,
+    metadata_field,
+)
 from mask2former.evaluation.results import check_percentages, format_table
-from mask2former.evaluation.video_average_precision import compute_video_average_precision
-from mask2former.evaluation.video_ground_truth import VideoGroundTruth, joined, read_video_results
+from mask2former.evaluation.video_average_precision import (
+    Rle,
+    compute_video_average_precision,
+    join_frames,
+    mean_visible_area,
+)
+from mask2former.files.annotation_values import listed_id
 from mask2former.files.atomic import write_json
+from mask2former.files.coco import names_apart
 from mask2former.files.inputs import PathLike
+from mask2former.files.json_files import require_keys
+from mask2former.files.ytvis import Video, check_frames, read_videos
 from mask2former.structures.masks import MaskTrack, bitmasks_to_rles
 from mask2former.structures.metadata import MetadataCatalog
+from mask2former.structures.segmentations import encode_segmentation, is_plain_area
 
 logger = logging.getLogger(__name__)
+
+
+class VideoGroundTruth:
+    """Videos, categories and, where there are any, annotated tracks of a YouTube-VIS json.
+
+    ``tracks`` is None for a file of videos alone, as the public validation and test sets are. A track has id, video_id,
+    category_id, iscrowd, ``mask`` (the code of ``join_frames``) and ``area``, the mean over frames that show it.
+
+    Raises:
+        DatasetError: the file is missing or corrupt, or entries are incomplete or contradict others.
+    """
+
+    def __init__(self, json_file: PathLike) -> None:
+        self.json_file = json_file
+        annotations = read_videos(json_file, needs_files=False)
+        self.videos = annotations.videos
+        used = {track["category_id"] for track in annotations.tracks or ()}
+        self.category_names: dict[int, str] = names_apart(annotations.categories, used)
+        self.tracks: list[dict[str, Any]] | None = None
+        if annotations.tracks is not None:
+            self.tracks = [joined(track, self.videos[track["video_id"]]) for track in annotations.tracks]
+            changed = sum(
+                not is_plain_area(mean_visible_area(given["areas"]), joint["measured"])
+                for given, joint in zip(annotations.tracks, self.tracks)
+                if given.get("areas")
+            )
+            if changed:
+                logger.warning(
+                    "%s: areas of %d tracks are none that their masks can have: measured", json_file, changed
+                )
+
+    def video_id_of(self, given: Any) -> Any:
+        """Return the video id as the json has it; it may be given as number or text.
+
+        Raises:
+            InputError: there is no such video.
+        """
+        video_id = listed_id(given, self.videos)
+        if video_id not in self.videos:
+            raise InputError(f"video id {given!r} is not among the {len(self.videos)} of {self.json_file}")
+        return video_id
+
+
+def read_video_results(path: PathLike, truth: VideoGroundTruth) -> list[dict[str, Any]]:
+    """Return entries of a results file: video_id, category_id, score, segmentations (RLE or null for each frame).
+
+    Raises:
+        InputError: entries are incomplete, name an unknown video or category, or do not fit their video.
+    """
+    return read_results(path, lambda entry: _checked_result(entry, truth), kind="result", of="video")
+
+
+def _checked_result(entry: Any, truth: VideoGroundTruth) -> dict[str, Any]:
+    entry = require_keys(entry, ("video_id", "category_id", "score", "segmentations"), "result")
+    video_id = known_id(entry, "video", truth.videos, truth.json_file)
+    category_id = known_category(entry, truth.category_names)
+    video = truth.videos[video_id]  # type: ignore[index]
+    result = {"video_id": video_id, "category_id": category_id, "score": checked_score(entry["score"])}
+    return joined({**result, "segmentations": check_frames(entry["segmentations"], video)}, video)
+
+
+def joined(entry: Mapping[str, Any], video: Video) -> dict[str, Any]:
+    """Return a track with ``mask`` and ``area`` in place of its segmentations, which ``check_frames`` returned.
+
+    The area is the mean of ``areas`` where the file gives them and the masks can have them, else ``measured``.
+    """
+    size = (video.height, video.width)
+    rles: list[Rle | None] = [s if s is None else encode_segmentation(s, size) for s in entry["segmentations"]]
+    areas = [None if rle is None else float(coco_mask.area(rle)) for rle in rles]
+    stated, measured = entry.get("areas") or areas, mean_visible_area(areas)
+    kept = {key: value for key, value in entry.items() if key in ("video_id", "category_id", "score", "iscrowd")}
+    area = mean_visible_area(stated)
+    area = area if is_plain_area(area, measured) else measured
+    return {**kept, "mask": join_frames(rles, size), "area": area, "measured": measured}
+
 
 RESULTS_FILE = "results.json"  # the name that the evaluation server expects
 
@@ -84,7 +176,12 @@ class YTVISEvaluator(DatasetEvaluator):
         path = None if self._output_dir is None else self._output_dir / RESULTS_FILE
         if path is not None:
             write_json(results, path)
-        self._check_complete([video_id for _, video_ids in parts for video_id in video_ids])
+        check_each_once(
+            [video_id for _, video_ids in parts for video_id in video_ids],
+            self._truth.videos,
+            kind="video",
+            source=self._truth.json_file,
+        )
         if self._truth.tracks is None:
             where = "not written, there is no output folder" if path is None else f"written to {path}"
             logger.info("%s has no annotations: no AP; results %s", self._truth.json_file, where)
@@ -113,18 +210,6 @@ class YTVISEvaluator(DatasetEvaluator):
                 }
             )
         return entries
-
-    def _check_complete(self, video_ids: Sequence[Any]) -> None:
-        seen = set(video_ids)
-        if len(seen) < len(video_ids):
-            twice = next(video_id for video_id in seen if video_ids.count(video_id) > 1)
-            raise InputError(f"video id {twice!r} of {self._truth.json_file} was predicted twice")
-        missing = [video_id for video_id in self._truth.videos if video_id not in seen]
-        if missing:
-            raise InputError(
-                f"no prediction for {len(missing)} of the {len(self._truth.videos)} videos of "
-                f"{self._truth.json_file}: video ids {missing[:5]}{' …' if len(missing) > 5 else ''}"
-            )
 
 
 def evaluate_video(gt_json: PathLike, results_json: PathLike) -> Results:

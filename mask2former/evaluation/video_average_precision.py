@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from mask2former.errors import InputError
+from mask2former.evaluation.average_precision import AveragePrecision, mean_percent, summarise_precision
 from mask2former.structures.segmentations import run_lengths
 
 Rle = Mapping[str, Any]
@@ -22,16 +23,8 @@ Rle = Mapping[str, Any]
 MAX_DETECTIONS = (1, 10, 100)  # by category and video
 # Of the mean area over the frames that show the object, in pixels: larger than COCO's of single images.
 AREA_RANGES = ((0, 1e5**2), (0, 128**2), (128**2, 256**2), (256**2, 1e5**2))
-_ALL, _SMALL, _MEDIUM, _LARGE = range(4)
-_IOU_50, _IOU_75 = 0, 5  # positions in COCO's thresholds 0.5, 0.55, …, 0.95
+_ALL = 0  # of AREA_RANGES
 _MAX_PIXELS = 2**32 - 1  # what pycocotools counts to
-
-
-class VideoAveragePrecision(NamedTuple):
-    """Summary values by name and AP by category id, in percent; NaN where nothing can be measured."""
-
-    summary: dict[str, float]
-    by_category: dict[int, float]
 
 
 def compute_video_average_precision(
@@ -40,8 +33,8 @@ def compute_video_average_precision(
     *,
     video_ids: Sequence[Any],
     category_ids: Sequence[int],
-) -> VideoAveragePrecision:
-    """Return AP and AR of ``detections`` against ``tracks``, both as ``video_ground_truth.joined`` gives them.
+) -> AveragePrecision:
+    """Return AP, AR1 and AR10 of ``detections`` against ``tracks``, both as ``joined`` gives them.
 
     Every one has ``video_id``, ``category_id``, ``mask`` (the code of ``join_frames``) and ``area``; detections have a
     ``score``, tracks ``iscrowd``.
@@ -49,18 +42,10 @@ def compute_video_average_precision(
     evaluator = _evaluate(tracks, detections, video_ids=video_ids, category_ids=category_ids)
     precision = evaluator.eval["precision"][..., -1]  # (thresholds, R, K, areas)
     recall = evaluator.eval["recall"]  # (thresholds, K, areas, most detections)
-    summary = {
-        "AP": _percent(precision[..., _ALL]),
-        "AP50": _percent(precision[_IOU_50, ..., _ALL]),
-        "AP75": _percent(precision[_IOU_75, ..., _ALL]),
-        "APs": _percent(precision[..., _SMALL]),
-        "APm": _percent(precision[..., _MEDIUM]),
-        "APl": _percent(precision[..., _LARGE]),
-        "AR1": _percent(recall[:, :, _ALL, 0]),
-        "AR10": _percent(recall[:, :, _ALL, 1]),
-    }
-    by_category = {c: _percent(precision[:, :, i, _ALL]) for i, c in enumerate(sorted(category_ids))}
-    return VideoAveragePrecision(summary, by_category)
+    found = summarise_precision(precision, sorted(category_ids))
+    found.summary["AR1"] = mean_percent(recall[:, :, _ALL, 0])
+    found.summary["AR10"] = mean_percent(recall[:, :, _ALL, 1])
+    return found
 
 
 def join_frames(segmentations: Sequence[Rle | None], size: tuple[int, int]) -> Rle:
@@ -147,8 +132,3 @@ def _index(objects: Sequence[Mapping[str, Any]], video_ids: Sequence[Any], categ
     }
     index.createIndex()
     return index
-
-
-def _percent(values: np.ndarray) -> float:
-    measured = values[values > -1]  # -1: no ground truth
-    return 100.0 * float(np.mean(measured)) if measured.size else float("nan")

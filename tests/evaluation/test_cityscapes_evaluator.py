@@ -22,9 +22,9 @@ from mask2former.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
     build_evaluator,
+    protocol,
 )
 from mask2former.evaluation import build as build_module
-from mask2former.evaluation import optional as optional_module
 from mask2former.structures import Instances, MetadataCatalog
 
 SIZE = (40, 60)
@@ -35,7 +35,7 @@ CLASSES = [
 ROAD, SKY, PERSON, CAR = 0, 10, 11, 13
 CITIES = ("aachen", "ulm")
 
-needs_scripts = pytest.mark.skipif(not optional_module.is_installed("cityscapesscripts"), reason="cityscapesscripts")
+needs_scripts = pytest.mark.skipif(not protocol.is_installed("cityscapesscripts"), reason="cityscapesscripts")
 
 
 def instance_ids() -> np.ndarray:

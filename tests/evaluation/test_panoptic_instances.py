@@ -20,8 +20,8 @@ from mask2former.evaluation import (
     LVISEvaluator,
     PanopticInstanceEvaluator,
     build_evaluator,
+    protocol,
 )
-from mask2former.evaluation import optional as optional_module
 from mask2former.files.pictures import write_picture
 from mask2former.structures import Instances, MetadataCatalog, bitmasks_to_rles
 from mask2former.structures.ids import id_to_rgb
@@ -31,7 +31,7 @@ SIZE = (33, 50)
 THINGS = {1: 0, 9: 8}  # dataset id → contiguous id, as in Mapillary Vistas: places among all classes
 NAMES = [f"class {i}" for i in range(10)]
 
-needs_lvis = pytest.mark.skipif(not optional_module.is_installed("lvis"), reason="lvis")
+needs_lvis = pytest.mark.skipif(not protocol.is_installed("lvis"), reason="lvis")
 
 
 def truth_ids() -> np.ndarray:

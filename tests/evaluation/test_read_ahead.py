@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from mask2former.errors import DatasetError
-from mask2former.evaluation.read_ahead import ReadAhead
+from mask2former.evaluation.panoptic_ground_truth import ReadAhead
 
 
 @pytest.mark.parametrize("order", [range(12), range(5, 12), (3, 1, 2, 9, 9, 0), (11,), ()])

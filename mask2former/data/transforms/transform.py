@@ -1,4 +1,4 @@
-"""The interface of transforms: one fixed change of an image and of its annotations.
+"""The interfaces of transforms, fixed changes of an image and its annotations, and of augmentations, which draw one.
 
 Coordinates are continuous: pixel (column i, row j) covers [i, i+1] × [j, j+1]. Sizes are (height, width).
 """

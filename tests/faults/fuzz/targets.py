@@ -27,7 +27,7 @@ from mask2former.checkpoint.transformers_config import read_transformers_folder
 from mask2former.config import get_cfg
 from mask2former.data.own_data import read_class_names, read_labelme
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth, read_detections
-from mask2former.evaluation.video_ground_truth import VideoGroundTruth, read_video_results
+from mask2former.evaluation.video import VideoGroundTruth, read_video_results
 from mask2former.files.coco import read_instances
 from mask2former.files.coco_panoptic import NUM_IDS, read_panoptic
 from mask2former.files.images import read_image, read_image_size
