@@ -51,10 +51,13 @@ def _swap_channels(tensors: dict[str, Tensor], *, source: str) -> None:
     tensors[name] = tensors[name].flip(1)
 
 
-def write_ours(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def write_ours(
+    tensors: Mapping[str, Tensor], path: str | Path, *, description: Mapping[str, str] | None = None
+) -> None:
     """One file by its ending: ``.pth`` of torch, ``.safetensors``, or ``.pkl`` as the published ones.
 
-    A ``.pkl`` of a backbone alone bears names without ``backbone.``, as training configs of detectron2 expect it.
+    A ``.pkl`` of a backbone alone bears names without ``backbone.``, as training configs of detectron2 expect it; it
+    holds no ``description`` (``description.describe``).
 
     Raises:
         CheckpointError: another ending.
@@ -62,11 +65,11 @@ def write_ours(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     path = Path(path)
     plain = _separate(tensors)
     if path.suffix in (".pth", ".pt"):
-        save_atomic({"model": plain}, path)
+        save_atomic({"model": plain, **(description or {})}, path)
     elif path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        write_bytes_atomic(save(plain, metadata={"format": "pt"}), path)
+        write_bytes_atomic(save(plain, metadata={"format": "pt", **(description or {})}), path)
     elif path.suffix == ".pkl":
         write_bytes_atomic(_pickle(plain), path)
     else:

@@ -34,13 +34,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
             address cannot be downloaded.
     """
     local = resolve_address(path)
-    try:
-        state = _read(local)
-    except DamagedError as error:
-        if not local.is_relative_to(cache_directory()):
-            raise
-        local.unlink(missing_ok=True)
-        raise CheckpointError(f"{error}; removed from the cache, so that the next run downloads it anew") from error
+    state = _read(local)
     if not isinstance(state, dict):
         raise CheckpointError(f"{local}: expected a mapping of names to tensors, found {type(state).__name__}")
     return state
@@ -57,15 +51,33 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"{path}: unknown kind of checkpoint, expected one of {', '.join(_READERS)}")
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: no such checkpoint file{suggest_source(path)}")
+    return read_guarded(path, reader)
+
+
+def read_guarded(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """Return what ``reader`` finds in a file; a damaged one is removed from the cache.
+
+    Raises:
+        CheckpointError: it is no readable file, or damaged.
+    """
     open_file(path, error=CheckpointError).close()
     try:
         return reader(path)
+    except DamagedError as error:
+        raise _discard(path, str(error)) from error
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # the readers raise whatever a damaged byte leads them to
-        raise DamagedError(f"{path}: truncated or corrupt: {_first_line(error)}") from error
+        raise _discard(path, f"{path}: truncated or corrupt: {_first_line(error)}") from error
+
+
+def _discard(path: Path, fault: str) -> CheckpointError:
+    if not path.is_relative_to(cache_directory()):
+        return DamagedError(fault)
+    path.unlink(missing_ok=True)
+    return CheckpointError(f"{fault}; removed from the cache, so that the next run downloads it anew")
 
 
 def _read_torch(path: Path) -> Any:

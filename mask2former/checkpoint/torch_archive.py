@@ -61,6 +61,19 @@ def load_torch(file: IO[bytes], *, source: str, size: int) -> Any:
     return content
 
 
+def read_outline(file: IO[bytes], *, source: str, size: int) -> Any:
+    """Return the content of a torch file without its tensors; None for the format before zip archives.
+
+    Raises:
+        CheckpointError: the archive is damaged or contradicts itself.
+        Exception: whatever a damaged byte leads to.
+    """
+    if file.read(4) != _ZIP_BEGINNING:
+        return None
+    with _open_archive(file, source=source, size=size) as archive:
+        return _read_main(archive, _find_main(archive, source=source))[0]
+
+
 def _look(file: IO[bytes], *, source: str, size: int) -> int:
     """Check the file against itself; returns how many bytes it holds unpacked."""
     is_zip = file.read(4) == _ZIP_BEGINNING  # as torch tells them apart
@@ -75,30 +88,45 @@ def _look(file: IO[bytes], *, source: str, size: int) -> int:
 
 
 def _look_at_zip(file: IO[bytes], *, source: str, size: int) -> int:
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        problem = _find_problem(records, size=size)
-        if problem:
-            raise CheckpointError(f"{source}: refused: {problem}")
+    with _open_archive(file, source=source, size=size) as archive:
         # Torch does not compare records with their checksums (about 5 GB/s).
         damaged = archive.testzip()
         if damaged is not None:
             raise DamagedError(f"{source}: corrupt: the checksum of the record {damaged} is wrong")
-        sizes = {record.filename: record.file_size for record in records}
-        main = [name for name in sizes if PurePosixPath(name).name == "data.pkl"]
-        if len(main) != 1:
-            raise CheckpointError(f"{source}: a zip archive, but not of torch: found {len(main)} records data.pkl")
-        with archive.open(main[0]) as outline:
-            storages = _StorageClaims(outline, size=sizes[main[0]])
-            storages.run()
-    folder = main[0].removesuffix("data.pkl")
-    for key, claimed in storages.claims.items():
+        sizes = {record.filename: record.file_size for record in archive.infolist()}
+        main = _find_main(archive, source=source)
+        _, claims = _read_main(archive, main)
+    folder = main.removesuffix("data.pkl")
+    for key, claimed in claims.items():
         there = sizes.get(f"{folder}data/{key}")
         if there != claimed:
             raise CheckpointError(
                 f"{source}: refused: says that the record {folder}data/{key} has {claimed} bytes; found {there}"
             )
     return sum(sizes.values())
+
+
+def _open_archive(file: IO[bytes], *, source: str, size: int) -> zipfile.ZipFile:
+    """Return an archive whose records lie inside it, one behind the other."""
+    archive = zipfile.ZipFile(file)
+    problem = _find_problem(archive.infolist(), size=size)
+    if problem:
+        raise CheckpointError(f"{source}: refused: {problem}")
+    return archive
+
+
+def _find_main(archive: zipfile.ZipFile, *, source: str) -> str:
+    main = [name for name in archive.namelist() if PurePosixPath(name).name == "data.pkl"]
+    if len(main) != 1:
+        raise CheckpointError(f"{source}: a zip archive, but not of torch: found {len(main)} records data.pkl")
+    return main[0]
+
+
+def _read_main(archive: zipfile.ZipFile, name: str) -> tuple[Any, dict[str, int]]:
+    """Return the content without tensors, and how many bytes it says each storage has."""
+    with archive.open(name) as file:
+        storages = _StorageClaims(file, size=archive.getinfo(name).file_size)
+        return storages.run(), storages.claims
 
 
 def _find_problem(records: Sequence[zipfile.ZipInfo], *, size: int) -> str | None:

@@ -11,12 +11,14 @@ import yaml
 
 from mask2former.checkpoint import resolve_address
 from mask2former.checkpoint.conversion import read_converted, write_ours, write_transformers
+from mask2former.checkpoint.description import describe, read_description
 from mask2former.checkpoint.families import DERIVED
 from mask2former.checkpoint.transformers_config import read_transformers_folder
 from mask2former.commands.arguments import CommandParser
 from mask2former.commands.conversion_check import verify_conversion
 from mask2former.commands.setup import set_up
 from mask2former.config import CfgNode
+from mask2former.data.catalog import format_run_metadata
 from mask2former.errors import CheckpointError, ConfigError, UsageError
 from mask2former.files.atomic import write_text_atomic
 from mask2former.inference.model_source import find_config_file, locate_weights
@@ -28,6 +30,7 @@ DESCRIPTION = (
     "zoo://coco/panoptic/r50. OUTPUT is a .pth, .pkl or .safetensors file with the published names, or a folder (a "
     "name without ending), which transformers reads."
 )
+_DESCRIBED = (".pth", ".pt", ".safetensors")  # a .pkl is as the published ones
 _FILE_ENDINGS = (".pth", ".pt", ".pkl", ".safetensors")
 
 
@@ -68,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     if args.verify and args.swap_channels:
         raise CheckpointError("--verify: with --swap-channels the models are meant to differ")
     cfg = _find_config(args, source) if args.verify or not is_file else None
+    description = _describe(args, source) if output.suffix in _DESCRIBED else {}
 
     converted = read_converted(source, swap_channels=args.swap_channels)
     assert converted.family is not None
@@ -77,11 +81,11 @@ def run(args: argparse.Namespace) -> None:
         if names:
             print(f"  {len(names)} {title}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}")
     if is_file:
-        write_ours(converted.tensors, output)
+        write_ours(converted.tensors, output, description=description)
         _write_config(args, source, output)
     else:
         write_transformers(converted.tensors, output, cfg=cfg, class_names=_class_names(cfg))
-    print(f"{output}: written")
+    print(f"{output}: written" + (", with its config inside" if description else ""))
     if args.verify:
         verify_conversion(cfg, source, output)
 
@@ -92,12 +96,34 @@ def _find_config(args: argparse.Namespace, source: Path) -> CfgNode:
     Raises:
         ConfigError: nothing tells it.
     """
-    is_told = args.config_file or args.weights.startswith("zoo://") or (source / "config.json").is_file()
-    if not is_told and find_config_file(source) is None:
-        raise ConfigError("--config-file: needed to know the model, since nothing beside SOURCE tells it")
+    if not _is_config_known(args, source):
+        raise ConfigError("--config-file: needed to know the model, since nothing in or beside SOURCE tells it")
     cfg = set_up(args).cfg.clone()
     cfg.defrost()
     return cfg
+
+
+def _is_config_known(args: argparse.Namespace, source: Path) -> bool:
+    is_named = args.config_file or args.weights.startswith("zoo://") or (source / "config.json").is_file()
+    return bool(is_named or find_config_file(source) or read_description(source))
+
+
+def _describe(args: argparse.Namespace, source: Path) -> dict[str, str]:
+    """Return what the output says of itself: the config that is known, for images as its weights want them."""
+    if not _is_config_known(args, source):
+        return {}
+    try:
+        found = set_up(args)
+    except ConfigError as error:  # nothing that the weights need
+        print(f"  without a config inside: {error}")
+        return {}
+    cfg = found.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", found.reference.MODEL.DEVICE
+    if args.swap_channels:
+        cfg.INPUT.FORMAT = "BGR" if cfg.INPUT.FORMAT == "RGB" else "RGB"
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = cfg.MODEL.PIXEL_MEAN[::-1], cfg.MODEL.PIXEL_STD[::-1]
+    return describe(cfg.dump(), format_run_metadata([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]))
 
 
 def _write_config(args: argparse.Namespace, source: Path, output: Path) -> None:

@@ -103,14 +103,32 @@ def _read_yaml(filename: str, *, inherited_by: tuple[str, ...]) -> dict[str, Any
         origin = f" ({BASE_KEY} of {inherited_by[-1]})" if inherited_by else ""
         nearest = "" if inherited_by or not isinstance(error, FileNotFoundError) else suggest_config(filename)
         raise ConfigError(f"cannot read config file {shorten(filename)}{origin}: {reason}{nearest}") from error
+    return _parse(text, filename)
+
+
+def parse_config(text: str, *, source: str) -> dict[str, Any]:
+    """Return the content of a config that is not in a file of its own, and so inherits from none.
+
+    Raises:
+        ConfigError: it is not YAML, not a mapping, too large, or names a base.
+    """
+    if len(text) > _MAX_BYTES:
+        raise ConfigError(f"{source}: a config of {len(text):,} letters, expected at most {_MAX_BYTES:,}")
+    content = _parse(text, source)
+    if BASE_KEY in content:
+        raise ConfigError(f"{source}: {BASE_KEY}: a config that is not a file inherits from none")
+    return content
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, Loader=_ConfigLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{filename}: not a readable config file: {_describe(error)}") from error
+        raise ConfigError(f"{source}: not a readable config file: {_describe(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{filename}: expected KEY: VALUE pairs, found {type(content).__name__}")
+        raise ConfigError(f"{source}: expected KEY: VALUE pairs, found {type(content).__name__}")
     return content
 
 

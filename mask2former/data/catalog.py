@@ -17,8 +17,7 @@ from typing import Any
 
 from mask2former.config.registry import DETECTRON2, LinkedNames, load_integration
 from mask2former.errors import DatasetError
-from mask2former.files.atomic import write_text_atomic
-from mask2former.files.json_files import read_json_object
+from mask2former.files.json_files import read_json_object, require_keys
 from mask2former.structures import Metadata, MetadataCatalog
 
 __all__ = [
@@ -140,13 +139,13 @@ _IDS = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"
 _KEYS = ("thing_classes", "stuff_classes", "thing_colors", "stuff_colors", "ignore_label", "label_divisor", *_IDS)
 
 
-def write_run_metadata(names: Iterable[str], folder: str | Path) -> None:
-    """Write class names, colours, ids, and the ignore label of data sets to the run folder."""
+def format_run_metadata(names: Iterable[str]) -> str:
+    """Return class names, colours, ids, and the ignore label of data sets as JSON text."""
     content = {}
     for name in dict.fromkeys(names):
         known = MetadataCatalog.get(name).as_dict()
         content[name] = {key: known[key] for key in _KEYS if known.get(key) is not None}
-    write_text_atomic(json.dumps(content, indent=1, default=int) + "\n", Path(folder) / RUN_METADATA_FILE)
+    return json.dumps(content, indent=1, default=int) + "\n"
 
 
 def register_run_metadata(folder: str | Path) -> None:
@@ -156,13 +155,21 @@ def register_run_metadata(folder: str | Path) -> None:
         DatasetError: the file is damaged.
     """
     path = Path(folder) / RUN_METADATA_FILE
-    if not path.is_file():
-        return
-    for name, fields in read_json_object(path, ()).items():
+    if path.is_file():
+        register_classes(read_json_object(path, ()), source=str(path))
+
+
+def register_classes(content: Any, *, source: str) -> None:
+    """Register class metadata as ``format_run_metadata`` wrote them, for data sets not registered or read yet.
+
+    Raises:
+        DatasetError: they are damaged.
+    """
+    for name, fields in require_keys(content, (), source).items():
         if not isinstance(fields, dict):
-            raise DatasetError(f"{path}: expected an object for {name!r}, found {type(fields).__name__}")
+            raise DatasetError(f"{source}: expected an object for {name!r}, found {type(fields).__name__}")
         metadata = MetadataCatalog.get(name)
-        learnt = _read_fields(fields, f"{path}: {name}")
+        learnt = _read_fields(fields, f"{source}: {name}")
         metadata.set(**{key: value for key, value in learnt.items() if metadata.get(key) is None})
 
 

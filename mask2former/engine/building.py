@@ -96,7 +96,6 @@ def build_hooks(run: Run, log: MetricLog, *, evaluation: Evaluation | None, othe
             period=cfg.SOLVER.CHECKPOINT_PERIOD,
             seed=cfg.SEED,
             images_per_step=cfg.SOLVER.IMS_PER_BATCH,
-            config=cfg.dump(),
         ),
     ]
     if evaluation is not None:

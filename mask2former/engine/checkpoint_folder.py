@@ -23,11 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointFolder:
-    """Checkpoints in an output folder. ``max_to_keep``: number of periodic ones to keep, 0 keeps all."""
+    """Checkpoints in an output folder.
+
+    ``max_to_keep``: number of periodic ones to keep, 0 keeps all. ``description``: what each of them holds beside its
+    state, so that it can be used alone (``checkpoint.describe``).
+    """
 
     def __init__(self, directory: str | Path, *, max_to_keep: int = 0) -> None:
         self.directory = Path(directory)
         self._max_to_keep = max_to_keep
+        self.description: dict[str, str] = {}
 
     def begin_run(self) -> None:
         """Forget checkpoints of an earlier run, so that none of them is resumed; the files stay."""
@@ -50,7 +55,7 @@ class CheckpointFolder:
 
     def save_best(self, state: dict[str, Any]) -> Path:
         """Write ``model_best.pth``, which is never resumed."""
-        save_atomic(state, self.directory / BEST)
+        save_atomic({**state, **self.description}, self.directory / BEST)
         return self.directory / BEST
 
     def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
@@ -80,7 +85,7 @@ class CheckpointFolder:
 
     def _save(self, state: dict[str, Any], name: str) -> Path:
         path = self.directory / name
-        save_atomic(state, path)
+        save_atomic({**state, **self.description}, path)
         names = [*(known for known in self._index() or [] if known != name), name]
         periodic = [known for known in names if _PERIODIC.match(known)]
         outdated = periodic[: -self._max_to_keep] if self._max_to_keep > 0 else []

@@ -81,12 +81,10 @@ class PeriodicMetrics(Hook):
 class PeriodicCheckpoint(Hook):
     """Saves a checkpoint every ``period`` steps, and the final one."""
 
-    def __init__(
-        self, folder: CheckpointFolder, *, period: int, seed: int, images_per_step: int, config: str = ""
-    ) -> None:
+    def __init__(self, folder: CheckpointFolder, *, period: int, seed: int, images_per_step: int) -> None:
         self._folder = folder
         self._period = period
-        self._of_run = {"seed": seed, "images_per_step": images_per_step, "config": config}
+        self._of_run = {"seed": seed, "images_per_step": images_per_step}
 
     def after_step(self, trainer: Trainer) -> None:
         if is_due(trainer.iteration, self._period) and trainer.iteration + 1 < trainer.max_iter:
@@ -97,7 +95,7 @@ class PeriodicCheckpoint(Hook):
             self._save(trainer, final=True)
 
     def _save(self, trainer: Trainer, *, final: bool) -> None:
-        state = collect_state(trainer, **self._of_run)  # type: ignore[arg-type]
+        state = collect_state(trainer, **self._of_run)
         if distributed.is_main():
             if final:
                 self._folder.save_final(state)

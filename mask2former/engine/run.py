@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from mask2former import distributed
+from mask2former.checkpoint.description import describe
 from mask2former.config import CfgNode
-from mask2former.data.catalog import write_run_metadata
+from mask2former.data.catalog import RUN_METADATA_FILE, format_run_metadata
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.metrics import METRICS_FILE, set_aside
@@ -116,8 +117,10 @@ def _begin_files(run: Run) -> None:
     if run.checkpoint is None:
         run.folder.begin_run()
         set_aside(run.folder.directory / METRICS_FILE)
-    write_text_atomic(run.cfg.dump(), run.folder.directory / "config.yaml")
-    write_run_metadata([*run.cfg.DATASETS.TEST, *run.cfg.DATASETS.TRAIN], run.folder.directory)
+    config, metadata = run.cfg.dump(), format_run_metadata([*run.cfg.DATASETS.TEST, *run.cfg.DATASETS.TRAIN])
+    write_text_atomic(config, run.folder.directory / "config.yaml")
+    write_text_atomic(metadata, run.folder.directory / RUN_METADATA_FILE)
+    run.folder.description = describe(config, metadata)
     logger.info("configuration written to %s", run.folder.directory / "config.yaml")
 
 

@@ -20,11 +20,8 @@ from mask2former.errors import CheckpointError, ConfigError
 logger = logging.getLogger(__name__)
 
 
-def collect_state(trainer: Trainer, *, seed: int, images_per_step: int, config: str = "") -> dict[str, Any]:
-    """Return the state after the current step. All processes must call it; the main one's is saved.
-
-    ``config``: that of the run, as text, to compare with when the run is resumed.
-    """
+def collect_state(trainer: Trainer, *, seed: int, images_per_step: int) -> dict[str, Any]:
+    """Return the state after the current step. All processes must call it; the main one's is saved."""
     trainer.guard.settle()
     random_states = distributed.gather_on_main(get_random_state()) or []
     hooks = _hook_states(trainer)
@@ -38,7 +35,6 @@ def collect_state(trainer: Trainer, *, seed: int, images_per_step: int, config: 
         "random_states": random_states,
         "hooks": hooks,
         "seed": seed,
-        "config": config,
         "num_samples": _num_samples(trainer),
         "num_threads": torch.get_num_threads(),
     }

@@ -46,13 +46,24 @@ def read_json(path: PathLike, *, error: type[InputError] = DatasetError) -> Any:
         if size > _MAX_BYTES:
             raise error(f"{path}: {size >> 30} GiB are too large for JSON (at most {_MAX_BYTES >> 30})")
         try:
-            return json.loads(file.read())
+            content = file.read()
         except OSError as cause:
             raise error(f"{path}: cannot be read: {cause.strerror or cause}") from cause
-        except RecursionError as cause:
-            raise error(f"{path}: not a valid JSON file: nested too deeply") from cause
-        except ValueError as cause:  # also undecodable text
-            raise error(f"{path}: not a valid JSON file: {str(cause)[:200]}") from cause
+    return parse_json(content, source=f"{path}", error=error)
+
+
+def parse_json(content: str | bytes, *, source: str, error: type[InputError] = DatasetError) -> Any:
+    """Return what JSON text holds.
+
+    Raises:
+        DatasetError (or ``error``): it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as cause:
+        raise error(f"{source}: not a valid JSON file: nested too deeply") from cause
+    except ValueError as cause:  # also undecodable text
+        raise error(f"{source}: not a valid JSON file: {str(cause)[:200]}") from cause
 
 
 def read_json_object(

@@ -10,18 +10,23 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mask2former.checkpoint import find_zoo_model, resolve_address, zoo_models
+from mask2former.checkpoint.description import read_description
 from mask2former.checkpoint.folders import BEST, FINAL, LAST
 from mask2former.checkpoint.hub import SCHEME as HUB
 from mask2former.checkpoint.transformers_config import read_class_names, read_transformers_folder
 from mask2former.config import CfgNode, configs_folder, get_cfg, locate_config
-from mask2former.data.catalog import register_run_metadata
+from mask2former.config.merging import merge_trees
+from mask2former.config.yaml_reader import parse_config
+from mask2former.data.catalog import register_classes, register_run_metadata
 from mask2former.data.datasets import register_builtin_datasets
 from mask2former.data.own_data import register_own_data
 from mask2former.errors import CheckpointError, ConfigError, InputError
+from mask2former.files.json_files import parse_json
 from mask2former.structures import MetadataCatalog
 
 _ZOO = "zoo://"
@@ -56,7 +61,7 @@ def locate_weights(weights: str | os.PathLike[str]) -> str:
 
 
 def find_config(weights: str) -> CfgNode:
-    """Return the config of a zoo model, of a folder of transformers, or of the file beside a checkpoint.
+    """Return the config of a zoo model, of a folder of transformers, of the file beside a checkpoint, or inside it.
 
     Raises:
         ConfigError: there is none.
@@ -75,7 +80,7 @@ def find_config(weights: str) -> CfgNode:
     if "://" not in weights and not path.exists():
         raise CheckpointError(f"{weights}: found no such file; expected a checkpoint, a folder or {_ZOO}NAME")
     looked = " and ".join(str(candidate) for candidate in _beside(path))
-    raise ConfigError(f"config: give the config of {weights}; none was found as {looked}")
+    raise ConfigError(f"config: give the config of {weights}; none was found in it, nor as {looked}")
 
 
 def find_config_file(checkpoint: Path) -> Path | None:
@@ -93,12 +98,10 @@ def read_config(name: str | os.PathLike[str], *, may_import: bool = True) -> Cfg
         ConfigError: the file, or a module that it names, cannot be read.
     """
     path = locate_config(name)
-    modules = CfgNode.load_yaml_with_base(path).get("IMPORTS", [])
-    modules = modules if isinstance(modules, list) else []  # that another type is wrong, merging says
-    new = [str(module) for module in modules if str(module) not in sys.modules]
-    if new and not may_import:
-        options = " ".join(f"--import {module}" for module in new)
-        raise ConfigError(f"{path}: was downloaded and names modules; if you trust them, import them first: {options}")
+    tree = CfgNode.load_yaml_with_base(path)
+    new = _new_modules(tree)
+    if not may_import:
+        _refuse_modules(new, f"{path}: was downloaded and")
     if new:
         _logger.warning("%s names modules of its own, which are imported: %s", path, ", ".join(new))
     import_modules(new, origin=f"{path}: IMPORTS")
@@ -106,6 +109,18 @@ def read_config(name: str | os.PathLike[str], *, may_import: bool = True) -> Cfg
     cfg.merge_from_file(path)
     register_data(cfg, folder=Path(path).expanduser().parent)
     return cfg
+
+
+def _new_modules(tree: Mapping[str, Any]) -> list[str]:
+    modules = tree.get("IMPORTS", [])
+    modules = modules if isinstance(modules, list) else []  # that another type is wrong, merging says
+    return [str(module) for module in modules if str(module) not in sys.modules]
+
+
+def _refuse_modules(new: Sequence[str], subject: str) -> None:
+    if new:
+        options = " ".join(f"--import {module}" for module in new)
+        raise ConfigError(f"{subject} names modules; if you trust them, import them first: {options}")
 
 
 def import_modules(names: Iterable[str], *, origin: str = "--import") -> None:
@@ -166,13 +181,30 @@ def _of_transformers(address: str, may_import: bool) -> CfgNode | None:
     return cfg
 
 
+def _of_content(address: str, may_import: bool) -> CfgNode | None:
+    """The config inside a file of weights. Reading weights runs no code, so its modules are not imported for it."""
+    description = read_description(address)
+    if description is None:
+        return None
+    source = f"{address}, its config"
+    tree = parse_config(description.config, source=source)
+    _refuse_modules(_new_modules(tree), source)
+    cfg = get_cfg()
+    merge_trees(cfg, [(source, tree)])
+    register_data(cfg)
+    if description.metadata:
+        content = parse_json(description.metadata, source=f"{address}, its metadata", error=CheckpointError)
+        register_classes(content, source=f"{address}, its metadata")
+    return cfg
+
+
 def _of_neighbour(address: str, may_import: bool) -> CfgNode | None:
     found = find_config_file(Path(address).expanduser())
     return None if found is None else read_config(found, may_import=may_import)
 
 
-# Asked in this order. A further kind of weights, such as an exported file that holds its config, is a further function.
-_WAYS: tuple[Callable[[str, bool], CfgNode | None], ...] = (_of_zoo, _of_transformers, _of_neighbour)
+# Asked in this order: a file beside the weights can be edited, so it counts before the config inside them.
+_WAYS: tuple[Callable[[str, bool], CfgNode | None], ...] = (_of_zoo, _of_transformers, _of_neighbour, _of_content)
 
 
 def _beside(path: Path) -> list[Path]:

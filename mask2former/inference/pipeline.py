@@ -70,7 +70,7 @@ def pipeline(
     Args:
         task: "panoptic", "instance" or "semantic".
         weights: a checkpoint, a run folder, a zoo name such as coco/panoptic/r50, or a folder of transformers.
-        config: needed if no config lies beside the weights, as config.yaml or under the same name.
+        config: needed if none is in the weights, or beside them as config.yaml or under the same name.
         device: by default a GPU if there is one.
         score_threshold: 0..1; results with lower scores are left out. By default 0.5 for instances, and the config's
             value for panoptic segments.

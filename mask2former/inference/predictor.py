@@ -21,7 +21,7 @@ from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.files.images import ImageInput, to_rgb_array
 from mask2former.files.videos import VideoSource
 from mask2former.inference.frame_tracker import TRACKER_REGISTRY, Tracker
-from mask2former.inference.model_source import check_device, locate_weights, read_config, register_data
+from mask2former.inference.model_source import check_device, find_config, locate_weights, read_config, register_data
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
 from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
@@ -45,7 +45,7 @@ class Predictor:
 
     def __init__(
         self,
-        cfg: CfgNode | str | os.PathLike[str],
+        cfg: CfgNode | str | os.PathLike[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
         *,
         device: str | torch.device | None = None,
@@ -57,7 +57,8 @@ class Predictor:
         """Build the model and load its weights.
 
         Args:
-            cfg: a config, which is not changed, or a config file; the other arguments override it.
+            cfg: a config, which is not changed, or a config file; by default that of the weights. The other
+                arguments override it.
             weights: as MODEL.WEIGHTS.
             device: as MODEL.DEVICE.
             task: one or several of "panoptic", "instance", "semantic".
@@ -300,7 +301,7 @@ def copy_config(cfg: CfgNode | str | os.PathLike[str]) -> CfgNode:
 
 
 def _resolve_config(
-    cfg: CfgNode | str | os.PathLike[str],
+    cfg: CfgNode | str | os.PathLike[str] | None,
     *,
     weights: str | os.PathLike[str] | None,
     device: str | torch.device | None,
@@ -308,7 +309,9 @@ def _resolve_config(
     score_threshold: float | None,
     precision: str | None,
 ) -> CfgNode:
-    resolved = copy_config(cfg)
+    if cfg is None and weights is None:
+        raise ConfigError("Predictor: expected a config, or weights that have one; found neither")
+    resolved = copy_config(find_config(os.fspath(weights or "")) if cfg is None else cfg)
     if weights is not None:
         resolved.MODEL.WEIGHTS = locate_weights(weights)
     if device is not None:

@@ -116,7 +116,7 @@ def test_convert_verification_notices_a_difference(
 ) -> None:
     from mask2former.commands import convert as convert_command
 
-    def write_changed(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def write_changed(tensors: dict[str, torch.Tensor], path: Path, **_: object) -> None:
         name = "sem_seg_head.predictor.class_embed.bias"
         save_atomic({"model": {**tensors, name: tensors[name] + 1}}, path)
 

@@ -120,7 +120,7 @@ def test_checkpoint_and_folder_of_transformers_agree(files: Path, image: np.ndar
 def test_pipeline_takes_a_config(files: Path, image: np.ndarray, tmp_path: Path) -> None:
     weights = tmp_path / "elsewhere.pth"
     weights.write_bytes((files / "model.pth").read_bytes())
-    with pytest.raises(ConfigError, match=r"give the config of .*elsewhere\.pth; none was found as"):
+    with pytest.raises(ConfigError, match=r"give the config of .*elsewhere\.pth; none was found in it, nor as"):
         mask2former.pipeline("semantic", weights=weights)
     run = mask2former.pipeline("semantic", weights=weights, config=files / "config.yaml", device="cpu")
     _assert_equal(run(image), mask2former.pipeline("semantic", weights=files / "model.pth", device="cpu")(image))
