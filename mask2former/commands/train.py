@@ -156,7 +156,7 @@ def _choose_recipe(args: argparse.Namespace, folder: str | None, *, eval_only: b
         return []
     if eval_only and not weights_given:
         raise UsageError("--eval-only needs --weights: there is nothing else to evaluate")
-    from mask2former.engine.own_recipe import choose_recipe
+    from mask2former.engine.own_data import choose_recipe
     from mask2former.inference.model_source import import_modules
 
     import_modules(args.modules)  # which may register the format

@@ -1,4 +1,4 @@
-"""Build the parts of a training run: initial weights, metric writers, hooks, the trainer."""
+"""Build the parts of a training run: initial weights of model and backbone, metric writers, hooks, the trainer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask2former import distributed
-from mask2former.checkpoint import load_weights
+from mask2former.checkpoint import LoadReport, load_state, load_state_dict, load_weights
+from mask2former.checkpoint.loading import find_weights
 from mask2former.config import CfgNode, build_from_config
-from mask2former.engine import summary
-from mask2former.engine.backbone_weights import load_backbone_weights
 from mask2former.engine.hooks import (
+    HOOK_REGISTRY,
+    WRITER_REGISTRY,
     BestCheckpoint,
     Evaluation,
     EvaluationRecord,
@@ -27,6 +28,7 @@ from mask2former.engine.hooks import (
     ProgressBar,
     Results,
 )
+from mask2former.engine.logging import describe_schedule
 from mask2former.engine.metrics import (
     METRICS_FILE,
     ConsoleWriter,
@@ -37,14 +39,43 @@ from mask2former.engine.metrics import (
 )
 from mask2former.engine.optimizer import build_gradient_clipping, build_optimizer
 from mask2former.engine.precision import Precision
-from mask2former.engine.registry import HOOK_REGISTRY, WRITER_REGISTRY
 from mask2former.engine.run import Run
 from mask2former.engine.schedule import build_lr_scheduler
 from mask2former.engine.trainer import Batch, Hook, Trainer
-
-Evaluate = Callable[[CfgNode, nn.Module], Results]
+from mask2former.errors import CheckpointError, ConfigError
+from mask2former.modeling.backbone import TimmBackbone
 
 logger = logging.getLogger(__name__)
+
+
+def load_backbone_weights(cfg: CfgNode, model: nn.Module) -> LoadReport | None:
+    """Read the file ``cfg.MODEL.TIMM.WEIGHTS`` into the model's timm backbone and logs what matched.
+
+    Without a file it does nothing.
+
+    Raises:
+        ConfigError: the model has no timm backbone.
+        CheckpointError: the file cannot be read safely, or holds weights of another network.
+    """
+    path = cfg.MODEL.TIMM.WEIGHTS
+    if not path:
+        return None
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, TimmBackbone):
+        raise ConfigError(
+            f"MODEL.TIMM.WEIGHTS: expected MODEL.BACKBONE.NAME build_timm_backbone, found {cfg.MODEL.BACKBONE.NAME}"
+        )
+    weights = find_weights(load_state(path))
+    try:
+        adapted = backbone.adapt_weights(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    report = load_state_dict(backbone, adapted, source=str(path))
+    logger.log(logging.INFO if report.is_complete else logging.WARNING, "%s", report.format())
+    return report
+
+
+Evaluate = Callable[[CfgNode, nn.Module], Results]
 
 
 def load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:
@@ -135,7 +166,7 @@ def build_trainer(
     world_size = distributed.get_world_size()
     logger.info(
         "%s",
-        summary.describe_schedule(cfg, world_size=world_size, precision=precision.describe(), device=device.type),
+        describe_schedule(cfg, world_size=world_size, precision=precision.describe(), device=device.type),
     )
     return Trainer(
         _average_gradients(model, device) if world_size > 1 else model,

@@ -1,9 +1,9 @@
-"""Evaluation of a model on the data sets of ``DATASETS.TEST``."""
+"""Evaluation of a model on the data sets of ``DATASETS.TEST``, and what published weights are expected to reach."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +11,16 @@ from torch import nn
 
 from mask2former import distributed
 from mask2former.checkpoint import load_state_dict
+from mask2former.checkpoint.addresses import find_zoo_model
 from mask2former.config import CfgNode
 from mask2former.data import TestLoader, build_test_loader
 from mask2former.data.loader import named_worker_failures
 from mask2former.data.own_data import register_own_data
-from mask2former.engine import summary
 from mask2former.engine.building import load_initial_weights
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.hooks import Results
+from mask2former.engine.logging import describe_model, describe_results, describe_tasks
 from mask2former.engine.run import begin_process, run_folder
-from mask2former.engine.zoo_expectations import expect_zoo_metrics
 from mask2former.errors import ConfigError
 from mask2former.evaluation import (
     BuildEvaluator,
@@ -33,6 +33,52 @@ from mask2former.inference.test_time_augmentation import CopyMaker, with_test_ti
 from mask2former.modeling import build_model
 
 logger = logging.getLogger(__name__)
+
+# Published name → where results hold it; cityscapesscripts calls the mean over classes IoU.
+_PLACES = {
+    "PQ": (("panoptic_seg", "PQ"),),
+    "AP": (("segm", "AP"),),
+    "AP50": (("segm", "AP50"),),
+    "Boundary AP": (("boundary", "AP"),),
+    "mIoU": (("sem_seg", "mIoU"), ("sem_seg", "IoU")),
+}
+_AUGMENTED = " (ms+flip)"  # with test-time augmentation
+
+
+def expect_zoo_metrics(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> CfgNode:
+    """``cfg`` with the metrics of TEST.EXPECTED_ZOO, those that were evaluated, added to TEST.EXPECTED_RESULTS.
+
+    Raises:
+        CheckpointError: the zoo has no such model.
+        ConfigError: none of its metrics was evaluated.
+    """
+    if not cfg.TEST.EXPECTED_ZOO:
+        return cfg
+    model = find_zoo_model(cfg.TEST.EXPECTED_ZOO)
+    expected, missing = [], []
+    for name, value in model.metrics.items():
+        is_augmented = name.endswith(_AUGMENTED)
+        if is_augmented and not cfg.TEST.AUG.ENABLED:
+            continue
+        places = _PLACES.get(name.removesuffix(_AUGMENTED), ())
+        if is_augmented:
+            places = tuple((f"{task}_TTA", metric) for task, metric in places)
+        found = next((place for place in places if place[1] in results.get(place[0], {})), None)
+        if found is None:
+            missing.append(name)
+        else:
+            expected.append([*found, float(value), float(cfg.TEST.EXPECTED_ZOO_TOLERANCE)])
+    if not expected:
+        raise ConfigError(
+            f"TEST.EXPECTED_ZOO: {model.name} is published with {list(model.metrics)}, of which nothing was evaluated; "
+            f"there are results for {sorted(results)}"
+        )
+    if missing:
+        logger.warning("%s: published %s were not evaluated, and so not verified", model.name, ", ".join(missing))
+    extended = cfg.clone()
+    extended.defrost()
+    extended.TEST.EXPECTED_RESULTS = [*cfg.TEST.EXPECTED_RESULTS, *expected]
+    return extended
 
 
 class _TestSet(NamedTuple):
@@ -75,7 +121,7 @@ class TestSets:
         if not cfg.DATASETS.TEST:
             raise ConfigError("DATASETS.TEST is empty: there is nothing to evaluate on")
         augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else None
-        logger.info("%s", summary.describe_tasks(cfg))
+        logger.info("%s", describe_tasks(cfg))
         if self._sets is None:
             self.prepare(cfg)
         assert self._sets is not None
@@ -85,7 +131,7 @@ class TestSets:
             added = _evaluate(self._build(cfg, "inference_TTA"), augmented)
             results = {**results, **{f"{name}_TTA": metrics for name, metrics in added.items()}}
         if distributed.is_main():
-            logger.info("results on %s\n%s", ", ".join(cfg.DATASETS.TEST), summary.describe_results(results))
+            logger.info("results on %s\n%s", ", ".join(cfg.DATASETS.TEST), describe_results(results))
             verify_results(expect_zoo_metrics(cfg, results), results)
         return results
 
@@ -120,7 +166,7 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False, evaluators: Sequence[Bu
     with distributed.process_group(cfg.MODEL.DEVICE), run_folder(cfg), named_worker_failures():
         begin_process(cfg)
         model = build_model(cfg)
-        logger.info("%s", summary.describe_model(cfg, model))
+        logger.info("%s", describe_model(cfg, model))
         newest = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None
         if newest is not None:
             path, state = newest

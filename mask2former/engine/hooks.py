@@ -18,16 +18,19 @@ from typing import Any
 from tqdm import tqdm
 
 from mask2former import distributed
-from mask2former.config import CfgNode
+from mask2former.config import CfgNode, Registry
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.metrics import LossWindow, MetricLog, flatten_results, peak_memory_mb
-from mask2former.engine.random_state import preserved_random_state
 from mask2former.engine.trainer import Hook, Trainer
-from mask2former.engine.training_state import collect_state
+from mask2former.engine.training_state import collect_state, preserved_random_state
 from mask2former.files.atomic import write_json, write_text_atomic
 from mask2former.files.json_files import read_json_if_whole
 
 logger = logging.getLogger(__name__)
+
+# A registered class has ``from_config``, or takes the config.
+HOOK_REGISTRY = Registry("hook", key="SOLVER.HOOKS")
+WRITER_REGISTRY = Registry("metric writer", key="SOLVER.WRITERS")
 
 Results = Mapping[str, Any]
 

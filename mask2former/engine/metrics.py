@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from mask2former import distributed
-from mask2former.engine.losses import LossVector, is_auxiliary, with_total
+from mask2former.engine.nonfinite import LossVector, is_auxiliary, with_total
 from mask2former.errors import InputError
 from mask2former.files.atomic import write_bytes_atomic
 from mask2former.files.inputs import read_file

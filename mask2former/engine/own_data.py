@@ -1,4 +1,7 @@
-"""Training on own data (``--data``): what the data say about the config, and a schedule that fits their size."""
+"""Training on own data (``--data``): recipe, schedule and classes follow from the data.
+
+Where no config is given, the recipe follows from the task, and is named.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mask2former import distributed
+from mask2former.checkpoint import resolve_address, zoo_models
 from mask2former.config import CfgNode
 from mask2former.data.own_data import (
     DataClass,
     OwnDataset,
     convert_own_data,
+    detect_format,
     format_named,
     format_own_histogram,
     hold_out,
@@ -36,7 +41,7 @@ from mask2former.data.presets import preset_of
 from mask2former.engine.batch_probe import largest_batch
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.run import run_folder
-from mask2former.errors import ConfigError
+from mask2former.errors import CheckpointError, ConfigError
 from mask2former.modeling.criterion import GLOBAL
 
 logger = logging.getLogger(__name__)
@@ -258,3 +263,63 @@ def _scale_periods(cfg: CfgNode, request: OwnDataRequest) -> None:
         solver.CHECKPOINT_PERIOD = min(solver.CHECKPOINT_PERIOD, math.ceil(solver.MAX_ITER / _NUM_CHECKPOINTS))
     if "TEST.EVAL_PERIOD" not in given:
         cfg.TEST.EVAL_PERIOD = min(cfg.TEST.EVAL_PERIOD, math.ceil(solver.MAX_ITER / _NUM_EVALUATIONS))
+
+
+DEFAULT_MODEL = "r50"
+SMALL_MODEL = "r18"  # of the quickstart: no weights are published for it, and it needs none
+_ZOO_OF = {"panoptic": "coco/panoptic/", "instance": "coco/instance/", "semantic": "ade20k/semantic/"}
+_SMALL_CONFIG = "shapes/{task}-segmentation/maskformer2_R18_quickstart.yaml"
+
+
+@dataclass(frozen=True)
+class OwnRecipe:
+    """config: a name below the published ones; weights: the model of the zoo to start from, empty for none."""
+
+    config: str
+    weights: str
+    reason: str
+
+    def check_weights(self) -> None:
+        """Fetch the weights before anything else is done.
+
+        Raises:
+            CheckpointError: they cannot be had.
+        """
+        try:
+            resolve_address(self.weights)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the weights to start from cannot be had: {error}; give others with --weights FILE, or train a small "
+                f"model from random weights with --model {SMALL_MODEL}, or this one with MODEL.WEIGHTS ''"
+            ) from error
+
+
+def recipe_names(task: str) -> dict[str, str]:
+    """What --model may be for a task, with the config of each."""
+    prefix = _ZOO_OF[task]
+    published = {
+        name[len(prefix) :]: model.config
+        for name, model in zoo_models().items()
+        if name.startswith(prefix) and "/" not in name[len(prefix) :]
+    }
+    return {SMALL_MODEL: _SMALL_CONFIG.format(task=task), **published}
+
+
+def choose_recipe(data: str, model: str | None = None) -> OwnRecipe:
+    """The recipe for the data at a path. model: its name, of which an ending that only one has may be left out.
+
+    Raises:
+        DatasetError: no format fits the data.
+        ConfigError: no recipe for their task has the name.
+    """
+    data_format = detect_format(data)
+    task = data_format.tasks[0]
+    names = recipe_names(task)
+    wanted = (model or DEFAULT_MODEL).lower()
+    near = [name for name in names if name.startswith(f"{wanted}-")]
+    name = wanted if wanted in names else near[0] if len(near) == 1 else None
+    if name is None:
+        raise ConfigError(f"--model {model}: expected one of {', '.join(names)} for {task} segmentation")
+    how = "as --model says" if model else "by default; --model chooses another"
+    reason = f"{data_format.title} trains {task} segmentation: recipe {name} ({names[name]}), {how}"
+    return OwnRecipe(names[name], "" if name == SMALL_MODEL else f"zoo://{_ZOO_OF[task]}{name}", reason)

@@ -19,9 +19,9 @@ from mask2former.data.catalog import RUN_METADATA_FILE, format_run_metadata
 from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.metrics import METRICS_FILE, set_aside
-from mask2former.engine.random_state import draw_seed, seed_everything, set_determinism
 from mask2former.engine.resuming import check_changes
 from mask2former.engine.scaling import describe_scaling, scale_to_world_size
+from mask2former.engine.training_state import draw_seed, seed_everything, set_determinism
 from mask2former.files.atomic import locked_folder, remove_temporaries, write_text_atomic
 from mask2former.ops import set_float32_precision
 

@@ -13,7 +13,6 @@ from mask2former.config import CfgNode
 from mask2former.data import build_train_loader
 from mask2former.data.loader import load_train_dicts, named_worker_failures
 from mask2former.data.own_data import register_own_data
-from mask2former.engine import summary
 from mask2former.engine.building import (
     Evaluate,
     build_evaluation,
@@ -24,13 +23,12 @@ from mask2former.engine.building import (
 )
 from mask2former.engine.evaluating import TestSets
 from mask2former.engine.hooks import Results
-from mask2former.engine.logging import setup_logging
+from mask2former.engine.logging import describe_model, setup_logging
 from mask2former.engine.metrics import MetricWriter
-from mask2former.engine.random_state import seed_everything
 from mask2former.engine.run import begin_files, begin_run, run_folder
 from mask2former.engine.scaling import resolve_epochs
 from mask2former.engine.trainer import Batch, Hook
-from mask2former.engine.training_state import restore_state
+from mask2former.engine.training_state import restore_state, seed_everything
 from mask2former.evaluation import BuildEvaluator
 
 BuildBatches = Callable[[CfgNode, int], Iterable[Batch]]  # config and first batch → batches
@@ -102,7 +100,7 @@ def fit(
         run = begin_run(cfg, resume=resume)
         model = build_model(run.cfg)
         if distributed.is_main():
-            logger.info("%s", summary.describe_model(run.cfg, model))
+            logger.info("%s", describe_model(run.cfg, model))
         if run.checkpoint is None:
             load_initial_weights(run.cfg, model)
         batches = build_batches(run.cfg, run.first_batch)

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mask2former.engine.losses import LossVector
 from mask2former.engine.metrics import MetricLog
-from mask2former.engine.nonfinite import NonFiniteGuard
+from mask2former.engine.nonfinite import LossVector, NonFiniteGuard
 from mask2former.engine.optimizer import ClipGradients
 from mask2former.engine.precision import Precision
 from mask2former.errors import ConfigError, DatasetError, NonFiniteError

@@ -14,10 +14,10 @@ from torch import nn
 from mask2former.checkpoint import load_state
 from mask2former.engine import hooks as hooks_module
 from mask2former.engine.hooks import ProgressBar
-from mask2former.engine.losses import LossVector
+from mask2former.engine.logging import describe_results
 from mask2former.engine.metrics import JsonWriter, LossWindow, flatten_results, format_duration
+from mask2former.engine.nonfinite import LossVector
 from mask2former.engine.scaling import describe_scaling, scale_to_world_size
-from mask2former.engine.summary import describe_results
 from mask2former.errors import ConfigError
 from tests.engine.stub_training import run_stub, stub_config
 

@@ -8,7 +8,7 @@ from mask2former.config import get_cfg, locate_config
 from mask2former.data.presets import preset_of
 from mask2former.engine import batch_probe
 from mask2former.engine.batch_probe import grow_while, largest_batch
-from mask2former.engine.own_recipe import recipe_names
+from mask2former.engine.own_data import recipe_names
 
 TASKS = ("panoptic", "instance", "semantic")
 

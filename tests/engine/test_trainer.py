@@ -13,10 +13,10 @@ from torch import nn
 from mask2former.checkpoint import load_state
 from mask2former.config import get_cfg
 from mask2former.engine import Hook, Trainer
-from mask2former.engine.losses import LossVector, with_total
+from mask2former.engine.nonfinite import LossVector, with_total
 from mask2former.engine.precision import Precision
-from mask2former.engine.random_state import set_determinism
 from mask2former.engine.trainer import split_batch
+from mask2former.engine.training_state import set_determinism
 from mask2former.errors import ConfigError, DatasetError
 from tests.engine.stub_training import WIDTH, StubModel, run_stub, stub_config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mask2former.config import get_cfg
-from mask2former.engine.zoo_expectations import expect_zoo_metrics
+from mask2former.engine.evaluating import expect_zoo_metrics
 from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.evaluation import verify_results
 

@@ -254,7 +254,7 @@ def test_toy_backbone_has_layers_without_saying_so(toy_backbone: str) -> None:
 
 
 def test_load_backbone_weights_reads_local_files(tmp_path: Path) -> None:
-    from mask2former.engine.backbone_weights import load_backbone_weights
+    from mask2former.engine.building import load_backbone_weights
 
     source = timm.create_model("mobilenetv3_small_050")
     torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
