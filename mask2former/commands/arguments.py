@@ -76,6 +76,16 @@ class CommandParser(argparse.ArgumentParser):
             "given several times",
         )
 
+    def add_left_out_options(self, group: Any = None) -> None:
+        """--drop-empty-classes and --skip-bad."""
+        group = group or self
+        group.add_argument("--drop-empty-classes", action="store_true", help="leave out classes without an object")
+        group.add_argument(
+            "--skip-bad",
+            action="store_true",
+            help="leave out annotations and images that are wrong, and list them in left_out.txt of the output folder",
+        )
+
     def add_output_option(self, help: str, *aliases: str, **options: Any) -> None:
         """--output."""
         self.add_argument("--output", *aliases, metavar="PATH", help=help, **options)

@@ -43,7 +43,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="ID",
         help="id or class that becomes background (255 for PNG masks; none: no id); may be given several times",
     )
-    parser.add_argument("--drop-empty-classes", action="store_true", help="leave out classes without an object")
+    parser.add_left_out_options()
     parser.add_import_option()
 
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         output,
         target=names[target],
         preferred=names.get(args.read),
-        choice=ClassChoice(args.classes, ignored, args.drop_empty_classes),
+        choice=ClassChoice(args.classes, ignored, args.drop_empty_classes, args.skip_bad),
     )
     for note in written.notes:
         print(note)

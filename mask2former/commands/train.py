@@ -47,7 +47,7 @@ def add_data_options(parser: CommandParser) -> Any:
         metavar="ID",
         help="id or class that does not train (255 for PNG masks; none: every id trains); may be given several times",
     )
-    data.add_argument("--drop-empty-classes", action="store_true", help="leave out classes without an object")
+    parser.add_left_out_options(data)
     return data
 
 
@@ -178,10 +178,11 @@ def _own_data_request(args: argparse.Namespace, setup: Setup, notes: list[str]) 
     if args.batch is not None and "SOLVER.IMS_PER_BATCH" in setup.given:
         raise UsageError("--batch and SOLVER.IMS_PER_BATCH both say the images a step; give one of them")
     if args.data is None:
-        for option in ("model", "batch", "classes", "ignore_label", "drop_empty_classes"):
+        for option in ("model", "batch", "classes", "ignore_label", "drop_empty_classes", "skip_bad"):
             if getattr(args, option):
                 raise ConfigError(f"--{option.replace('_', '-')} goes with --data")
         return None
+    from mask2former.data.own_data import ClassChoice
     from mask2former.engine.own_data import OwnDataRequest
 
     ignored = None if args.ignore_label is None else tuple(args.ignore_label)
@@ -189,9 +190,7 @@ def _own_data_request(args: argparse.Namespace, setup: Setup, notes: list[str]) 
         args.data,
         setup.reference,
         setup.given,
-        args.classes,
-        ignored,
+        ClassChoice(args.classes, ignored, args.drop_empty_classes, args.skip_bad),
         batch=args.batch,
         notes=tuple(notes),
-        drop_empty=args.drop_empty_classes,
     )

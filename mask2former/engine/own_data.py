@@ -10,13 +10,14 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mask2former import distributed
 from mask2former.checkpoint import resolve_address, zoo_models
 from mask2former.config import CfgNode
 from mask2former.data.own_data import (
+    ClassChoice,
     DataClass,
     OwnDataset,
     convert_own_data,
@@ -26,14 +27,11 @@ from mask2former.data.own_data import (
     hold_out,
     is_datasets_folder,
     is_zip,
+    list_left_out,
+    open_own_data,
     own_names,
-    parse_ignored,
     rare_ids_note,
-    read_class_names,
-    read_own_data,
-    training_classes,
     unpack_zip,
-    without_empty,
     write_index,
 )
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, TRAIN
@@ -64,18 +62,16 @@ _NUM_EVALUATIONS, _NUM_CHECKPOINTS = 5, 2
 class OwnDataRequest:
     """What the command line says: ``reference`` is the config before its overrides, which set the keys ``overridden``.
 
-    ``ignored`` None leaves to the format which ids do not train. ``batch`` is images a step, `AUTO` as many as fit,
+    ``batch`` is images a step, `AUTO` as many as fit,
     None what the config says. ``notes`` say what was chosen before.
     """
 
     path: str
     reference: CfgNode
     overridden: frozenset[str] = frozenset()
-    classes_file: str | None = None
-    ignored: tuple[str, ...] | None = None
+    choice: ClassChoice = field(default_factory=ClassChoice)
     batch: int | str | None = None
     notes: tuple[str, ...] = ()
-    drop_empty: bool = False
 
 
 def prepare_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool = False) -> CfgNode:
@@ -100,13 +96,11 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     """
     task = preset_of(cfg).target
     request = _unpacked(request, cfg.OUTPUT_DIR, task)
-    dataset = read_own_data(request.path, task=task)
-    _check_task(task, dataset)
-    names = None if request.classes_file is None else read_class_names(request.classes_file)
-    ignored = parse_ignored(request.ignored, dataset)
-    classes = training_classes(dataset, names, ignored=ignored)
-    classes, empty_note = without_empty(dataset, classes, drop=request.drop_empty)
-    notes = [*request.notes, *dataset.notes, empty_note, hold_out(dataset), rare_ids_note(dataset, classes)]
+    _check_task(task, request.path)
+    opened = open_own_data(request.path, request.choice, task=task)
+    dataset, classes, ignored = opened.dataset, opened.classes, opened.ignored
+    notes = [*request.notes, list_left_out(opened.left_out, Path(cfg.OUTPUT_DIR)), *opened.notes]
+    notes += [hold_out(dataset), rare_ids_note(dataset, classes)]
     histogram = format_own_histogram(dataset, classes, ignored=ignored)
     logger.info("--data %s is %s: %s", request.path, format_named(dataset.format).title, histogram)
     for note in filter(None, notes):
@@ -134,17 +128,19 @@ def _unpacked(request: OwnDataRequest, output_dir: str, task: str) -> OwnDataReq
     kind = COCO_INSTANCES if task == "instance" else COCO_PANOPTIC
     folder = Path(output_dir, INDEX_FOLDER, kind)
     shutil.rmtree(folder, ignore_errors=True)
-    convert_own_data(request.path, folder, target=kind)
+    written = convert_own_data(request.path, folder, target=kind, choice=ClassChoice(skip_bad=request.choice.skip_bad))
     logger.info("--data %s is of the library datasets: unpacked to %s as %s", request.path, folder, kind)
+    for note in written.notes:
+        logger.info("--data: %s", note)
     return replace(request, path=str(folder))
 
 
-def _check_task(task: str, dataset: OwnDataset) -> None:
-    data_format = format_named(dataset.format)
+def _check_task(task: str, path: str) -> None:
+    data_format = detect_format(path, task=task)
     if task not in data_format.tasks:
         fitting = " or ".join(f"{_CONFIGS_OF[t]} ({t})" for t in data_format.tasks)
         raise ConfigError(
-            f"{dataset.root} is {data_format.title}, from which {' and '.join(data_format.tasks)} segmentation is "
+            f"{path} is {data_format.title}, from which {' and '.join(data_format.tasks)} segmentation is "
             f"learned; the config is for {task} segmentation (INPUT.DATASET_MAPPER_NAME). Configs that fit: {fitting}"
         )
 

@@ -11,8 +11,9 @@ from pycocotools import mask as coco_mask
 from mask2former.errors import DatasetError, InputError
 from mask2former.files.annotation_values import listed_id, plain_box, plain_number
 from mask2former.files.coco import id_shown, names_apart, read_instances, unknown_category
+from mask2former.files.faults import Faults
 from mask2former.files.inputs import PathLike
-from mask2former.files.json_files import Faults, read_json, require_keys
+from mask2former.files.json_files import read_json, require_keys
 from mask2former.structures.segmentations import (
     encode_segmentation,
     is_plain_area,

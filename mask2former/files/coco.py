@@ -20,12 +20,14 @@ from mask2former.files.annotation_values import (
     plain_number,
     plain_size,
 )
-from mask2former.files.json_files import Faults, read_json, require_keys, require_lists
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import read_json, require_keys, require_lists
 from mask2former.structures.segmentations import check_segmentation, has_pixels, lacks_points, shown
 
 PathLike = str | os.PathLike[str]
 
 _SIDES = ("height", "width")
+_IS_FAULTY = "is_faulty"
 _NUM_NAMED = 5  # entries that a note names
 
 
@@ -107,13 +109,15 @@ def read_instances(
         counts = Counter(a["category_id"] for found in instances.annotations.values() for a in found)
         refuse_shared_names(categories.values(), counts, faults)
     faults.refuse()
+    for image_id in drop_faulty(images):
+        del instances.annotations[image_id]
     return instances
 
 
 def read_images(
     entries: Iterable[Any], faults: Faults, *, needs_files: bool = True, needs_size: bool = True
 ) -> dict[Id, dict[str, Any]]:
-    """Return images by id; a faulty one stays in the result, so that its annotations are not reported too."""
+    """Return images by id; a faulty one stays until `drop_faulty`, so that its annotations are not reported too."""
     images: dict[Id, dict[str, Any]] = {}
     needed = (*(("file_name",) if needs_files else ()), *(_SIDES if needs_size else ()))
     for entry in entries:
@@ -121,9 +125,10 @@ def read_images(
             entry = require_keys(entry, ("id",), "entry")
             image_id = plain_id(entry["id"])
             if image_id in images:
+                images[image_id][_IS_FAULTY] = True  # annotations may be of the one or of the other
                 names = f"{shown(images[image_id].get('file_name'))} and {shown(entry.get('file_name'))}"
                 raise DatasetError(f"the id occurs twice, for {names}")
-            images[image_id] = {"id": image_id, "height": 1, "width": 1}
+            images[image_id] = {"id": image_id, "height": 1, "width": 1, _IS_FAULTY: True}
             entry = require_keys(entry, needed, "entry")
             image: dict[str, Any] = {"id": image_id}
             if needs_size or any(entry.get(side) is not None for side in _SIDES):
@@ -134,6 +139,14 @@ def read_images(
         except DatasetError as error:
             faults.add(f"image {id_shown(entry)}: {without_entry(error)}")
     return images
+
+
+def drop_faulty(images: dict[Id, dict[str, Any]]) -> list[Id]:
+    """Remove the faulty images, and return their ids."""
+    faulty = [image_id for image_id, image in images.items() if image.get(_IS_FAULTY)]
+    for image_id in faulty:
+        del images[image_id]
+    return faulty
 
 
 def read_categories(entries: Iterable[Any], faults: Faults, *, needs_isthing: bool = False) -> dict[int, Category]:
@@ -150,7 +163,7 @@ def read_categories(entries: Iterable[Any], faults: Faults, *, needs_isthing: bo
                 entry = require_keys(entry, ("isthing",), "entry")
                 categories[category_id] = Category(category_id, name, bool(plain_flag(entry["isthing"], "isthing")))
         except DatasetError as error:
-            faults.add(f"category {id_shown(entry)}: {without_entry(error)}")
+            faults.add(f"category {id_shown(entry)}: {without_entry(error)}", is_lasting=True)
     return categories
 
 
@@ -159,7 +172,8 @@ def refuse_shared_names(categories: Iterable[Category], counts: Mapping[int, int
     for name, ids in shared_names(categories).items():
         used = [category_id for category_id in ids if counts.get(category_id)]
         if len(used) > 1:
-            faults.add(f"categories {used} have the same name {name!r}: their objects could not be told apart")
+            fault = f"categories {used} have the same name {name!r}: their objects could not be told apart"
+            faults.add(fault, is_lasting=True)
 
 
 def shared_names(categories: Iterable[Category]) -> dict[str, list[int]]:
@@ -259,7 +273,7 @@ def _read_annotation(
             repaired.setdefault("area is no number of pixels, it is measured from the mask", []).append(id_shown(entry))
         else:
             annotation["area"] = area
-    if entry.get("segmentation") is not None:
+    if entry.get("segmentation") is not None and not image.get(_IS_FAULTY):
         size = (image["height"], image["width"])
         if lacks_points(entry["segmentation"], size):
             raise _PointlessError

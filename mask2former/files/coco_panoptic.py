@@ -22,6 +22,7 @@ from mask2former.files.annotation_values import (
 from mask2former.files.coco import (
     Category,
     PathLike,
+    drop_faulty,
     id_shown,
     read_categories,
     read_images,
@@ -29,7 +30,8 @@ from mask2former.files.coco import (
     unknown_category,
     without_entry,
 )
-from mask2former.files.json_files import Faults, read_json, require_keys, require_lists
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import read_json, require_keys, require_lists
 from mask2former.structures.segmentations import shown
 
 VOID_ID = 0
@@ -94,6 +96,8 @@ def read_panoptic(
             panoptic.annotations[annotation["image_id"]] = annotation
     refuse_shared_names(categories.values(), panoptic.counts(), faults)
     faults.refuse()
+    for image_id in drop_faulty(images):
+        panoptic.annotations.pop(image_id, None)
     unused = len(images) - len(panoptic.annotations) if images else 0
     if unused > 0:
         panoptic.notes.append(f"left out {unused} of {len(images)} images: no annotation")

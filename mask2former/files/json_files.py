@@ -1,4 +1,4 @@
-"""Read JSON files, and collect everything that is wrong with one in one error."""
+"""Read JSON files, and check that they hold the keys and lists that are needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from mask2former.errors import DatasetError, InputError
 from mask2former.files.inputs import PathLike, open_file
 
 _MAX_BYTES = 16 << 30
-_NUM_FAULTS_SHOWN = 20
 
 
 def root_note() -> str:
@@ -107,30 +106,6 @@ def read_json_if_whole(path: Path) -> Any:
         return read_json(path)
     except DatasetError:
         return None
-
-
-class Faults:
-    """The faults of a file, reported in one error: the first twenty, and how many there are."""
-
-    def __init__(self, source: PathLike, *, error: type[InputError] = DatasetError) -> None:
-        self.source, self.count = source, 0
-        self._error = error
-        self._first: list[str] = []
-
-    def add(self, fault: str | Exception) -> None:
-        """Add a fault: the entry, what was expected and what was found."""
-        self.count += 1
-        if len(self._first) < _NUM_FAULTS_SHOWN:
-            self._first.append(str(fault))
-
-    def refuse(self) -> None:
-        """Raise the error that lists the faults, if there are any."""
-        if self.count == 1:
-            raise self._error(f"{self.source}: {self._first[0]}")
-        if self.count:
-            more = self.count - len(self._first)
-            lines = [*self._first, *([f"and {more} more"] if more else [])]
-            raise self._error("\n  ".join([f"{self.source}: {self.count} faults", *lines]))
 
 
 def require_keys(entry: Any, keys: tuple[str, ...], context: str) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from mask2former.files.coco import (
     unknown_category,
     without_entry,
 )
-from mask2former.files.json_files import Faults, read_json, require_keys, require_lists
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import read_json, require_keys, require_lists
 from mask2former.structures.segmentations import check_segmentation, shown, whole_number
 
 

@@ -33,7 +33,7 @@ def write_images(folder: Path, number: int = 3) -> list[ListedImage]:
 
 
 def looked(images: list[ListedImage]) -> bool:
-    return check_files(images, source="a.json", description="files")
+    return check_files(images, source="a.json", description="files").was_needed
 
 
 def test_files_are_looked_at_again_only_when_something_changed(tmp_path: Path) -> None:

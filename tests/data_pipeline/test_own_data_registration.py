@@ -12,7 +12,7 @@ from PIL import Image
 from mask2former.config import CfgNode
 from mask2former.data import DatasetMapper, register_sem_seg
 from mask2former.data.catalog import DatasetCatalog, MetadataCatalog
-from mask2former.data.own_data import register_own_data
+from mask2former.data.own_data import ClassChoice, register_own_data
 from mask2former.engine.own_data import OwnDataRequest, resolve_own_data
 from mask2former.errors import ConfigError
 from mask2former.evaluation import SemSegEvaluator
@@ -22,10 +22,10 @@ from tests.data_pipeline import own_data_trees as trees
 MAPPERS = {"semantic": "mask_former_semantic", "instance": "coco_instance_lsj", "panoptic": "coco_panoptic_lsj"}
 
 
-def resolve(cfg: CfgNode, path: Path, task: str, tmp_path: Path, **request: Any) -> CfgNode:
+def resolve(cfg: CfgNode, path: Path, task: str, tmp_path: Path, **choice: Any) -> CfgNode:
     cfg.INPUT.DATASET_MAPPER_NAME = MAPPERS[task]
     cfg.OUTPUT_DIR = str(tmp_path / "out")
-    resolved = resolve_own_data(cfg, OwnDataRequest(str(path), cfg, **request))
+    resolved = resolve_own_data(cfg, OwnDataRequest(str(path), cfg, choice=ClassChoice(**choice)))
     register_own_data(resolved)
     return resolved
 
@@ -90,7 +90,7 @@ def test_many_classes_leave_room_for_the_ignore_label(cfg: CfgNode, tmp_path: Pa
     data = trees.write_png_tree(tmp_path / "tree")
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"class {i}" for i in range(300)))
-    resolved = resolve(cfg, data, "semantic", tmp_path, classes_file=str(names), ignored=("none",))
+    resolved = resolve(cfg, data, "semantic", tmp_path, names_file=str(names), ignored=("none",))
     metadata = MetadataCatalog.get(resolved.DATASETS.TRAIN[0])
     assert resolved.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 300
     assert metadata.ignore_label == 65535

@@ -20,7 +20,8 @@ from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation import evaluate_coco
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
 from mask2former.files.coco import read_instances
-from mask2former.files.json_files import Faults, read_json
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import read_json
 from mask2former.structures.segmentations import check_segmentation, run_lengths, segmentation_to_bitmask
 from tests.agreement.annotation_scene import OBJECTS, SIZES, bitmap_of, content_of, write_scene
 

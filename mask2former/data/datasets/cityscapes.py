@@ -24,7 +24,8 @@ from mask2former.data.datasets.coco_panoptic import convert_segments, resolve_ca
 from mask2former.data.datasets.instance_maps import segments_of
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.files.coco_panoptic import read_panoptic
-from mask2former.files.json_files import Faults, read_json, require_folder, require_keys
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import read_json, require_folder, require_keys
 from mask2former.files.maps import read_label_map
 
 POLYGONS_KEY = "polygons_file_name"  # of a dataset dict: the JSON file of its image

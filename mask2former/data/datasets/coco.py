@@ -15,7 +15,8 @@ from mask2former.data.catalog import DatasetCatalog, DatasetDict, MetadataCatalo
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import located
 from mask2former.files.coco import CocoInstances, id_shown, names_apart, read_instances, unknown_category
-from mask2former.files.json_files import Faults, require_folder
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import require_folder
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import located
 from mask2former.files.coco import names_apart, unknown_category
 from mask2former.files.coco_panoptic import CocoPanoptic, read_panoptic
-from mask2former.files.json_files import Faults, require_folder
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import require_folder
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from mask2former.data.datasets.coco import XYWH_ABS, log_notes
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import located
 from mask2former.files.coco import names_apart, unknown_category
-from mask2former.files.json_files import Faults, require_folder
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import require_folder
 from mask2former.files.ytvis import VideoAnnotations, read_videos
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from mask2former.data.own_data.classes import (
     without_empty,
 )
 from mask2former.data.own_data.coco import read_coco_instances, read_coco_panoptic
-from mask2former.data.own_data.conversion import ClassChoice, convert_own_data, is_zip, unpack_zip
+from mask2former.data.own_data.conversion import convert_own_data, is_zip, unpack_zip
 from mask2former.data.own_data.dataset import (
     DataClass,
     FileMask,
@@ -41,6 +41,7 @@ from mask2former.data.own_data.formats import (
 )
 from mask2former.data.own_data.index import hold_out, write_index
 from mask2former.data.own_data.labelme import read_labelme
+from mask2former.data.own_data.opening import ClassChoice, OpenedData, list_left_out, open_own_data
 from mask2former.data.own_data.png_tree import read_png_tree
 from mask2former.data.own_data.register import own_names, register_own_data
 
@@ -51,6 +52,7 @@ __all__ = [
     "DataFormat",
     "FileMask",
     "ImageEntry",
+    "OpenedData",
     "OwnDataset",
     "Segment",
     "all_formats",
@@ -61,6 +63,8 @@ __all__ = [
     "hold_out",
     "is_datasets_folder",
     "is_zip",
+    "list_left_out",
+    "open_own_data",
     "own_names",
     "parse_ignored",
     "rare_ids_note",

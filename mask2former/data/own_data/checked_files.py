@@ -45,10 +45,17 @@ def listed_images(dataset_dicts: Sequence[Mapping[str, Any]]) -> Iterator[Listed
         yield ListedImage(str(record["file_name"]), size, png if png is None else str(png), ids)
 
 
+class FileCheck(NamedTuple):
+    """Whether files were looked at, and the images that are wrong, where faults are gathered."""
+
+    was_needed: bool
+    faulty: frozenset[str]
+
+
 def check_files(
     images: Sequence[ListedImage], *, source: str, description: str, num_workers: int | None = None
-) -> bool:
-    """Look at all files, unless that was done and nothing changed since; whether they were looked at.
+) -> FileCheck:
+    """Look at all files, unless that was done and nothing changed since.
 
     ``source`` says in an error what states their sizes.
 
@@ -60,24 +67,28 @@ def check_files(
     if marker.is_file():
         with contextlib.suppress(OSError):
             os.utime(marker)  # the oldest are forgotten
-        return False
-    scan(partial(_check, source=source), images, description=description, num_workers=num_workers)
+        return FileCheck(False, frozenset())
+    right = scan(partial(_check, source=source), images, description=description, num_workers=num_workers)
+    faulty = {image.file for image in images}.difference(right)
+    if faulty:
+        return FileCheck(True, frozenset(faulty))
     with contextlib.suppress(OSError):  # a folder that cannot be written to remembers nothing
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
         remembered = sorted(marker.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in remembered[_MAX_REMEMBERED:]:
             path.unlink(missing_ok=True)
-    return True
+    return FileCheck(True, frozenset())
 
 
-def _check(image: ListedImage, *, source: str) -> None:
+def _check(image: ListedImage, *, source: str) -> str:
+    """Return the file, where nothing is wrong with it."""
     file = Path(image.file)
     if image.size is not None:
         check_image_size(file, image.size, source)
     if image.png is None:
         read_image_size(file)
-        return
+        return image.file
     ids, size = read_panoptic_ids(image.png), read_image_size(file)
     if ids.shape != size:
         raise DatasetError(
@@ -86,6 +97,7 @@ def _check(image: ListedImage, *, source: str) -> None:
     unlisted, _ = check_segment_ids(count_values(ids), [{"id": segment_id} for segment_id in image.segment_ids])
     if unlisted:
         raise DatasetError(f"{image.png}: segment ids {unlisted[:5]} have no entry in {source}")
+    return image.file
 
 
 def _cache_folder() -> Path:

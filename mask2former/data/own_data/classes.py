@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, OwnDataset
 from mask2former.data.own_data.png_tree import VOID_ID
-from mask2former.data.own_data.scanning import refuse
 from mask2former.errors import DatasetError
+from mask2former.files.faults import note_headed_faults
 from mask2former.files.inputs import read_file
 from mask2former.structures.segmentations import shown
 
@@ -166,15 +166,17 @@ def rare_ids_note(dataset: OwnDataset, classes: Sequence[DataClass]) -> str | No
 
 
 def _refuse_ids(dataset: OwnDataset, allowed: Iterable[int], names: ClassNames, by_id: Mapping[int, str]) -> None:
-    allowed, problems, outside = set(allowed), [], set()
+    allowed, problems, outside, wrong_images = set(allowed), [], set(), set[Path]()
     for image in dataset.images():
         wrong = [segment.class_id for segment in image.segments if segment.class_id not in allowed]
         outside.update(wrong)
         if wrong:
+            wrong_images.add(image.file)
             problems.append(f"{image.mask_file} has {', '.join(map(str, wrong[:5]))}{' …' if len(wrong) > 5 else ''}")
     span = f"0..{len(by_id) - 1}" if list(by_id) == list(range(len(by_id))) else ", ".join(map(str, list(by_id)[:20]))
     hint = f"names {span} (a line 'ID: NAME' names another id; --ignore-label ID leaves it out)"
-    refuse(problems, f"ids {sorted(outside)[:10]} are out of range, {names.source} {hint}")
+    note_headed_faults(problems, f"ids {sorted(outside)[:10]} are out of range, {names.source} {hint}")
+    dataset.leave_out(wrong_images)
 
 
 def _ordered(classes: Sequence[DataClass], names: ClassNames) -> list[DataClass]:

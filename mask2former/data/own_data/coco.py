@@ -10,6 +10,7 @@ segment ids.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -42,11 +43,12 @@ from mask2former.files.coco import (
     shared_names,
 )
 from mask2former.files.coco_panoptic import CocoPanoptic, check_segment_ids, read_panoptic
+from mask2former.files.faults import Faults
 from mask2former.files.images import exif_note, read_image_size
-from mask2former.files.json_files import Faults
 from mask2former.files.maps import read_panoptic_ids
 
 _PART_WORD = re.compile(r"(?<![a-z])(train|valid|val|test)(?:ing|idation)?(\d*)(?![a-z])", re.IGNORECASE)
+_NUM_LOOKED_FOR = 20  # files, until one is found
 _JSON_FOLDERS = (
     ".",
     "annotations",
@@ -96,21 +98,23 @@ def locate_files(
     role: str,
     kinds: Sequence[str] = (),
     taken: Collection[Path] = (),
-) -> list[Path]:
-    """Return where the files lie that a JSON file names, all found as the first of them is.
+) -> list[Path | None]:
+    """Return where the files lie that a JSON file names, all found as the first of them is; None for missing ones.
 
     ``kinds`` are further names that folders may bear. What is ``taken`` already is another kind of file. Names may have
     the backslashes of Windows, or lead to where the files lay when the JSON file was written.
 
     Raises:
-        DatasetError: the first lies in none of the folders where it could; they are named.
+        DatasetError: files are missing; the folders where they could lie are named.
     """
     tried = list(dict.fromkeys(_candidates(json_file, root, kinds)))
-    for rename in (str, _with_slashes, _bare):
-        for folder in tried:
-            first = folder / rename(file_names[0])
-            if first.is_file() and first not in taken:
-                return _all_below(folder, [rename(name) for name in file_names], file_names, json_file)
+    for given in file_names[:_NUM_LOOKED_FOR]:
+        for rename in (str, _with_slashes, _bare):
+            for folder in tried:
+                first = folder / rename(given)
+                if first.is_file() and first not in taken:
+                    renamed = [rename(name) for name in file_names]
+                    return _all_below(folder, renamed, file_names, json_file=json_file, role=role)
     shown = ", ".join(str(folder) for folder in tried if folder.is_dir())
     raise DatasetError(f"{json_file}: {role} {file_names[0]} not found; looked in {shown}")
 
@@ -123,12 +127,19 @@ def _bare(name: str) -> str:
     return _with_slashes(name).rpartition("/")[2]
 
 
-def _all_below(folder: Path, renamed: Sequence[str], names: Sequence[str], json_file: Path) -> list[Path]:
+def _all_below(
+    folder: Path, renamed: Sequence[str], names: Sequence[str], *, json_file: Path, role: str
+) -> list[Path | None]:
+    faults, found = Faults(json_file), list[Path | None]()
     first_of: dict[str, str] = {}
     for short, name in zip(renamed, names, strict=True):
         if first_of.setdefault(short, name) != name:
             raise DatasetError(f"{json_file}: {first_of[short]} and {name} would both be {folder / short}")
-    return [folder / short for short in renamed]
+        found.append(folder / short if os.path.lexists(folder / short) else None)
+        if found[-1] is None:
+            faults.add(f"{role} {name} not found; looked in {folder}")
+    faults.refuse()
+    return found
 
 
 def _candidates(json_file: Path, root: Path, kinds: Sequence[str]) -> Iterator[Path]:
@@ -215,16 +226,19 @@ def _read_instances(instances: CocoInstances, json_file: Path, root: Path, num_w
     faults = Faults(json_file)
     entries = []
     for path, (image_id, image) in zip(paths, instances.images.items(), strict=True):
-        for annotation in instances.annotations[image_id]:
+        if path is None:
+            continue
+        found = instances.annotations[image_id]
+        for annotation in found:
             if "segmentation" not in annotation:
                 faults.add(f"annotation {id_shown(annotation)} of {path.name} has no segmentation")
-        entries.append((path, image, instances.annotations[image_id]))
+        entries.append((path, image, [annotation for annotation in found if "segmentation" in annotation]))
     faults.refuse()
     images = [_to_entry(*entry) for entry in entries]
     listed = [ListedImage(str(image.file), (image.height, image.width)) for image in images]
     description = f"images of {json_file.name}"
-    check_files(listed, source=str(json_file), description=description, num_workers=num_workers)
-    return images
+    checked = check_files(listed, source=str(json_file), description=description, num_workers=num_workers)
+    return [image for image in images if str(image.file) not in checked.faulty]
 
 
 def _to_entry(path: Path, image: Mapping[str, Any], annotations: list[dict[str, Any]]) -> ImageEntry:
@@ -275,13 +289,21 @@ def read_coco_panoptic(files: Mapping[str, CocoFile], root: Path, *, num_workers
 def _read_panoptic(panoptic: CocoPanoptic, json_file: Path, root: Path, num_workers: int | None) -> list[ImageEntry]:
     if not panoptic.annotations:
         raise DatasetError(f"{json_file} holds no annotation")
-    png_names = [annotation["file_name"] for annotation in panoptic.annotations.values()]
-    names = [panoptic.images.get(image_id, {}).get("file_name", "") for image_id in panoptic.annotations]
-    if "" in names:
-        raise DatasetError(f"{json_file}: image {list(panoptic.annotations)[names.index('')]} has no 'file_name'")
+    faults, name_of = Faults(json_file), {}
+    for image_id in panoptic.annotations:
+        name_of[image_id] = panoptic.images.get(image_id, {}).get("file_name", "")
+        if not name_of[image_id]:
+            faults.add(f"image {image_id} has no 'file_name'")
+    faults.refuse()
+    annotations = [a for image_id, a in panoptic.annotations.items() if name_of[image_id]]
+    if not annotations:
+        return []
+    png_names = [annotation["file_name"] for annotation in annotations]
+    names = [name_of[annotation["image_id"]] for annotation in annotations]
     pngs = locate_files(json_file, root, png_names, role="panoptic PNG", kinds=("panoptic", "masks"))
-    images = locate_files(json_file, root, names, role="image", taken=frozenset(pngs))
-    items = [_Item(*item) for item in zip(panoptic.annotations.values(), images, pngs, strict=True)]
+    images = locate_files(json_file, root, names, role="image", taken=frozenset(filter(None, pngs)))
+    found = zip(annotations, images, pngs, strict=True)
+    items = [_Item(annotation, image, png) for annotation, image, png in found if image is not None and png is not None]
     read = partial(_read_image, table=panoptic.categories, json_file=json_file)
     return scan(read, items, description=f"segments of {json_file.name}", num_workers=num_workers)
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from mask2former.data.own_data.classes import parse_ignored, read_class_names, training_classes, without_empty
 from mask2former.data.own_data.dataset import DataClass
 from mask2former.data.own_data.datasets_library import classes_of, is_datasets_folder, load_splits, read_samples
-from mask2former.data.own_data.formats import format_named, read_own_data
+from mask2former.data.own_data.formats import format_named
+from mask2former.data.own_data.opening import ClassChoice, list_left_out, open_own_data
 from mask2former.data.own_data.samples import BACKGROUND, Sample, numbered_classes, part_samples
 from mask2former.errors import DatasetError
+from mask2former.files.faults import gathered_faults
 from mask2former.files.inputs import open_file
 
 _NO_DATA = "__MACOSX"  # what macOS adds
@@ -57,15 +59,6 @@ def unpack_zip(path: str | Path, folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class ClassChoice:
-    """What the command line says of classes: a file of names, ids or names that are background, and empty ones."""
-
-    names_file: str | None = None
-    ignored: tuple[str, ...] | None = None
-    drop_empty: bool = False
-
-
-@dataclass(frozen=True)
 class SampleSource:
     """Classes by their ids in the samples' maps; samples of each part, to be taken once; and how many there are."""
 
@@ -92,7 +85,7 @@ def convert_own_data(
     Raises:
         DatasetError: the output exists, the source cannot be read or is wrong, or its classes do not fit the target.
     """
-    data_format, output = format_named(target), Path(output).expanduser()
+    data_format, output, choice = format_named(target), Path(output).expanduser(), choice or ClassChoice()
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise DatasetError(f"{output}: exists already; give a new folder, or remove it first")
     partial, unpacked = (output.with_name(f".{output.name}.{word}") for word in ("partial", "unpacked"))
@@ -100,17 +93,20 @@ def convert_own_data(
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     try:
         source = unpack_zip(source, unpacked) if is_zip(source) else source
-        opened = open_samples(source, preferred=preferred, choice=choice or ClassChoice(), cache_dir=cache_dir)
-        parts = {part: _with_progress(opened, part) for part in opened.parts}
-        partial.mkdir(parents=True)
-        data_format.write(partial, parts, opened.classes)
+        with ExitStack() as stack:
+            left_out = stack.enter_context(gathered_faults(leave_out=True)) if choice.skip_bad else []
+            opened = open_samples(source, preferred=preferred, choice=choice, cache_dir=cache_dir)
+            parts = {part: _with_progress(opened, part) for part in opened.parts}
+            partial.mkdir(parents=True)
+            data_format.write(partial, parts, opened.classes)
+        note = list_left_out(left_out, partial, seen_as=output)
         if output.is_dir():
             output.rmdir()
         partial.rename(output)
     finally:
         for folder in (partial, unpacked):
             shutil.rmtree(folder, ignore_errors=True)
-    return opened
+    return replace(opened, notes=(*([note] if note else []), *opened.notes))
 
 
 def open_samples(
@@ -123,15 +119,12 @@ def open_samples(
     """
     if is_datasets_folder(source):
         return _open_datasets_folder(source, choice, cache_dir)
-    dataset = read_own_data(source, preferred=preferred)
-    names = None if choice.names_file is None else read_class_names(choice.names_file)
-    classes = training_classes(dataset, names, ignored=parse_ignored(choice.ignored, dataset))
-    classes, empty_note = without_empty(dataset, classes, drop=choice.drop_empty)
+    opened = open_own_data(source, choice, preferred=preferred)
+    dataset, classes = opened.dataset, opened.classes
     parts = {part: part_samples(dataset, part, classes) for part in dataset.parts}
     lengths = {part: len(images) for part, images in dataset.parts.items()}
     crowds = sum(segment.is_crowd for image in dataset.images() for segment in image.segments)
-    notes = (*dataset.notes, *([f"{crowds} crowds became background"] if crowds else []))
-    notes += (empty_note,) if empty_note else ()
+    notes = (*opened.notes, *([f"{crowds} crowds became background"] if crowds else []))
     return SampleSource(numbered_classes(classes), parts, lengths, notes)
 
 

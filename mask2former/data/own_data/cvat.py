@@ -28,8 +28,8 @@ from mask2former.data.own_data.samples import Region, Sample, write_image
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import plain_size
 from mask2former.files.atomic import write_bytes_atomic
+from mask2former.files.faults import Faults
 from mask2former.files.inputs import read_file
-from mask2former.files.json_files import Faults
 from mask2former.structures import mask_to_box_xywh
 from mask2former.structures.segmentations import MAX_PIXELS, shown
 

@@ -5,13 +5,14 @@ Readers keep the ids of the files; which of them train, and as what, is decided 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mask2former.errors import DatasetError
 from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.structures import segmentation_to_bitmask
 
@@ -86,6 +87,17 @@ class OwnDataset:
         """The images of all parts."""
         for images in self.parts.values():
             yield from images
+
+    def leave_out(self, files: Collection[Path]) -> None:
+        """Remove the images of these files, and parts that hold no other.
+
+        Raises:
+            DatasetError: no image for training is left.
+        """
+        kept = {part: [i for i in images if i.file not in files] for part, images in self.parts.items()}
+        self.parts = {part: images for part, images in kept.items() if images}
+        if TRAIN not in self.parts:
+            raise DatasetError(f"{self.root}: no image for training is left")
 
 
 def segment_masks(image: ImageEntry, segments: Sequence[Segment] | None = None) -> np.ndarray:

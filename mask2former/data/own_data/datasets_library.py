@@ -18,6 +18,7 @@ from PIL import Image
 from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass
 from mask2former.data.own_data.samples import BACKGROUND, Sample
 from mask2former.errors import DatasetError
+from mask2former.files.faults import Faults
 from mask2former.files.pictures import encode_picture
 
 COLUMNS = ("image", "annotation", "semantic_class_to_id")
@@ -115,16 +116,28 @@ def read_samples(split: Any) -> Iterator[Sample]:
     encoded = split.select_columns(["image", "annotation"]).cast_column("image", library.Image(decode=False))
     encoded = encoded.cast_column("annotation", library.Image(decode=False))
     taken: set[str] = set()
+    faults = Faults("rows of the library datasets")
     for number, row in enumerate(encoded):
-        image, where = _content(row["image"], f"image of row {number}"), f"row {number}"
-        class_ids, instance_ids = decode_annotation(_content(row["annotation"], f"annotation of {where}"), where)
-        size, ending = _describe_image(image, where)
-        if size != class_ids.shape:
-            raise DatasetError(f"{where}: image has (height, width) = {size}, its annotation {class_ids.shape}")
+        try:
+            image, ending, (class_ids, instance_ids) = _read_row(row, number)
+        except DatasetError as error:
+            faults.add(error)
+            continue
         name = Path(row["image"].get("path") or "").name or f"{number:08d}.{ending}"
         name = name if name not in taken else f"{number:08d}_{name}"
         taken.add(name)
         yield Sample(name, image, class_ids, instance_ids)
+    faults.refuse()
+
+
+def _read_row(row: Mapping[str, Any], number: int) -> tuple[bytes, str, tuple[np.ndarray, np.ndarray]]:
+    """The image of a row, the ending of its format, and the maps of its annotation."""
+    image, where = _content(row["image"], f"image of row {number}"), f"row {number}"
+    maps = decode_annotation(_content(row["annotation"], f"annotation of {where}"), where)
+    size, ending = _describe_image(image, where)
+    if size != maps[0].shape:
+        raise DatasetError(f"{where}: image has (height, width) = {size}, its annotation {maps[0].shape}")
+    return image, ending, maps
 
 
 def decode_annotation(picture: bytes | Image.Image, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from mask2former.config import Registry
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, PNG_TREE, DataClass, OwnDataset
 from mask2former.data.own_data.samples import Parts
 from mask2former.errors import DatasetError
+from mask2former.files.faults import gathered_faults
 
 FORMAT_REGISTRY = Registry("data format", key="DATASETS.OWN.FORMAT")
 
@@ -110,10 +111,13 @@ def read_own_data(
     ``task`` is learned from.
 
     Raises:
-        DatasetError: nothing is there, it is of none of the formats, or what is there is wrong.
+        DatasetError: nothing is there, it is of none of the formats, or all that is wrong with what is there.
     """
     location = Path(path).expanduser()
-    return detect_format(location, preferred=preferred, task=task).read(location, num_workers=num_workers)
+    with gathered_faults():
+        dataset = detect_format(location, preferred=preferred, task=task).read(location, num_workers=num_workers)
+        dataset.leave_out(())
+    return dataset
 
 
 def detect_format(path: str | Path, *, preferred: str | None = None, task: str | None = None) -> DataFormat:

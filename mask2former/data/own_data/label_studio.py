@@ -30,7 +30,8 @@ from mask2former.data.own_data.samples import Region, Sample, write_image
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import plain_size
 from mask2former.files.atomic import write_json
-from mask2former.files.json_files import Faults, read_json, read_json_if_whole
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import read_json, read_json_if_whole
 from mask2former.structures.segmentations import shown
 
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # before the name of an uploaded file

@@ -14,8 +14,8 @@ from mask2former.data.own_data.dataset import TRAIN, VALID, DataClass, ImageEntr
 from mask2former.data.own_data.png_tree import PART_FOLDERS
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES
 from mask2former.errors import DatasetError
+from mask2former.files.faults import Faults
 from mask2former.files.images import exif_note, read_image_size
-from mask2former.files.json_files import Faults
 from mask2former.structures import bitmasks_to_rles, check_segmentation, polygons_to_bitmask
 from mask2former.structures.segmentations import MAX_PIXELS, has_pixels, shown
 

@@ -21,11 +21,12 @@ from PIL import Image
 
 from mask2former.data.own_data.dataset import LABELME, OwnDataset
 from mask2former.data.own_data.labelled import NO_PIXEL, LabelledImage, labelled_dataset, part_folders, paste_mask
-from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, refuse, scan
+from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, scan
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import plain_id, plain_name
+from mask2former.files.faults import Faults, note_headed_faults
 from mask2former.files.images import exif_note, read_image_size
-from mask2former.files.json_files import Faults, read_json, require_keys
+from mask2former.files.json_files import read_json, require_keys
 from mask2former.structures import bitmasks_to_rles, check_segmentation, polygons_to_bitmask
 from mask2former.structures.segmentations import MAX_PIXELS, has_pixels, shown, whole_number
 
@@ -66,17 +67,18 @@ def _read_part(folder: Path, num_workers: int | None) -> list[LabelledImage]:
         raise DatasetError(f"{folder}: no labelme file (*.json) found")
     images = scan(_read_file, json_files, description=f"labelme files of {folder.name}", num_workers=num_workers)
     annotated: dict[Path, Path] = {}
-    twice = []
+    twice = {}
     for image in images:
         first = annotated.setdefault(image.file.resolve(), image.source)
-        twice += [f"{image.file} by {first} and {image.source}"] if first != image.source else []
-    refuse(twice, "images annotated twice")
+        if first != image.source:
+            twice[image.file.resolve()] = f"{image.file} by {first} and {image.source}"
+    note_headed_faults(list(twice.values()), "images annotated twice")
     pictures = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-    refuse(
-        [str(path) for path in pictures if path.resolve() not in annotated],
+    note_headed_faults(
+        [str(path) for path in pictures if path.resolve() not in annotated and not path.with_suffix(".json").is_file()],
         "images without a labelme file (one with an empty list of shapes says that there is no object)",
     )
-    return images
+    return [image for image in images if image.file.resolve() not in twice]
 
 
 def _read_file(json_file: Path) -> LabelledImage:

@@ -26,8 +26,8 @@ from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, check_pairs, file
 from mask2former.data.own_data.voc import LABEL_TABLE, Labels, MaskPair, read_class_map, read_label_table
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_text_atomic
+from mask2former.files.faults import Faults
 from mask2former.files.inputs import read_file
-from mask2former.files.json_files import Faults
 from mask2former.files.pictures import write_picture
 
 _PAIRS = (  # of {part} and its images, its masks; the first that is there holds
@@ -119,8 +119,7 @@ def _pairs(folders: _Part) -> list[MaskPair]:
         if name in bare:
             raise DatasetError(f"{bare[name]} and {mask}: which is the mask of {name}? Keep one")
         bare[name] = mask
-    check_pairs(images, bare, folders.masks)
-    return [MaskPair(image, bare[stem], None) for stem, image in images.items()]
+    return [MaskPair(images[stem], bare[stem], None) for stem in check_pairs(images, bare, folders.masks)]
 
 
 def _table(root: Path) -> tuple[Labels | None, frozenset[int]]:
@@ -154,10 +153,12 @@ def _colour_table(file: Path) -> Labels:
         try:
             name, (red, green, blue) = row[0], map(int, row[1:])
         except ValueError:
-            faults.add(f"line {number + 2}: expected a name and three whole numbers, found {','.join(row)}")
+            fault = f"line {number + 2}: expected a name and three whole numbers, found {','.join(row)}"
+            faults.add(fault, is_lasting=True)
             continue
         if (red, green, blue) in labels.ids:
-            faults.add(f"line {number + 2}: the colour is that of {labels.names[labels.ids[red, green, blue]]!r}")
+            fault = f"line {number + 2}: the colour is that of {labels.names[labels.ids[red, green, blue]]!r}"
+            faults.add(fault, is_lasting=True)
         labels.names[number], labels.ids[red, green, blue] = name, number
     faults.refuse()
     return labels

@@ -63,8 +63,7 @@ def _read_part(folder: Path, num_workers: int | None) -> list[ImageEntry]:
     if not images or not masks:
         empty, suffixes = ("images", IMAGE_SUFFIXES) if not images else ("masks", MASK_SUFFIXES)
         raise DatasetError(f"{folder / empty}: no file found (looked for {', '.join(suffixes)})")
-    check_pairs(images, masks, folder / "masks")
-    pairs = [(stem, image, masks[stem]) for stem, image in images.items()]
+    pairs = [(stem, images[stem], masks[stem]) for stem in check_pairs(images, masks, folder / "masks")]
     return scan(_read_pair, pairs, description=f"masks of {folder.name}", num_workers=num_workers)
 
 

@@ -34,7 +34,8 @@ from mask2former.data.own_data.scanning import scan
 from mask2former.errors import DatasetError
 from mask2former.files.annotation_values import plain_size
 from mask2former.files.atomic import write_json
-from mask2former.files.json_files import Faults, read_json, read_json_if_whole, require_lists
+from mask2former.files.faults import Faults
+from mask2former.files.json_files import read_json, read_json_if_whole, require_lists
 from mask2former.files.pictures import encode_picture
 from mask2former.structures import mask_to_box_xywh
 from mask2former.structures.segmentations import MAX_PIXELS, shown

@@ -29,8 +29,9 @@ from mask2former.data.own_data.labelled import (
 from mask2former.data.own_data.samples import Sample, write_image
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_json
+from mask2former.files.faults import Faults
 from mask2former.files.inputs import read_file
-from mask2former.files.json_files import Faults, read_json, read_json_if_whole
+from mask2former.files.json_files import read_json, read_json_if_whole
 from mask2former.structures.masks import mask_to_rings, rings_to_polygon
 from mask2former.structures.segmentations import shown
 

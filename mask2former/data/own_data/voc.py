@@ -20,11 +20,11 @@ from mask2former.data.own_data.formats import DataFormat, Parts, register_format
 from mask2former.data.own_data.labelled import LabelledImage, Objects, labelled_dataset, stated_size
 from mask2former.data.own_data.png_tree import VOID_ID, count_values
 from mask2former.data.own_data.samples import Region, Sample, write_image
-from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, files_by_stem, refuse, scan
+from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, files_by_stem, scan
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_bytes_atomic, write_text_atomic
+from mask2former.files.faults import Faults, note_headed_faults
 from mask2former.files.inputs import read_file
-from mask2former.files.json_files import Faults
 from mask2former.files.maps import Colour, read_coloured_map
 from mask2former.structures import bitmasks_to_rles
 
@@ -149,8 +149,9 @@ def _open(path: Path, *, with_objects: bool) -> tuple[Labels, dict[str, list[Mas
         missing += [f"{root / _CLASS / stem}.png" for stem in stems if stem not in classes]
         missing += [f"{root / _IMAGES / stem}.jpg" for stem in stems if stem not in images]
         missing += [f"{root / _OBJECT / stem}.png" for stem in stems if with_objects and stem not in objects]
-        pairs[part] = [MaskPair(images[s], classes[s], objects.get(s)) for s in stems if s in images and s in classes]
-    refuse(missing, f"{root}: files that {_SETS} or masks call for are missing")
+        whole = [s for s in stems if s in images and s in classes and (s in objects or not with_objects)]
+        pairs[part] = [MaskPair(images[s], classes[s], objects.get(s)) for s in whole]
+    note_headed_faults(missing, f"{root}: files that {_SETS} or masks call for are missing")
     if not pairs.get(TRAIN):
         raise DatasetError(f"{root}: no image for training found")
     return _labels(root), pairs
@@ -200,10 +201,10 @@ def read_label_table(file: Path) -> Labels:
         try:
             red, green, blue = (int(value) for value in rest.split(":")[0].split(","))
         except ValueError:
-            faults.add(f"line {line!r}: expected NAME:R,G,B:parts:actions")
+            faults.add(f"line {line!r}: expected NAME:R,G,B:parts:actions", is_lasting=True)
             continue
         if (red, green, blue) in stated:
-            faults.add(f"line {line!r}: the colour is that of {names[stated[red, green, blue]]!r}")
+            faults.add(f"line {line!r}: the colour is that of {names[stated[red, green, blue]]!r}", is_lasting=True)
         names[number], stated[red, green, blue] = name, number
     faults.refuse()
     void = next(colour for colour, index in voc_colours().items() if index == _VOID)

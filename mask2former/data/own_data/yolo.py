@@ -21,9 +21,9 @@ from mask2former.data.own_data.samples import write_image
 from mask2former.data.own_data.scanning import IMAGE_SUFFIXES, scan
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_text_atomic
+from mask2former.files.faults import Faults
 from mask2former.files.images import read_image_size
 from mask2former.files.inputs import read_file
-from mask2former.files.json_files import Faults
 from mask2former.structures.masks import mask_to_rings, rings_to_polygon
 from mask2former.structures.segmentations import shown
 
