@@ -28,8 +28,8 @@ class ImageStatistics:
     """The images that weights were trained on: 0..255, less ``mean``, by ``std``, in the channel order ``order``."""
 
     order: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 RGB_BY_DEVIATION = ImageStatistics("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from mask2former.checkpoint.adapting import adapt_shapes
+from mask2former.checkpoint.addresses import resolve_address
 from mask2former.checkpoint.families import DERIVED, Family, ImageStatistics, convert_to_ours
 from mask2former.checkpoint.reader import load_state
+from mask2former.checkpoint.transformers_config import read_image_statistics
 from mask2former.errors import CheckpointError
 
 _WRAPPER_KEYS = ("model", "state_dict", "model_state_dict")
@@ -73,12 +75,13 @@ def load_weights(model: nn.Module, path: str | Path, *, resize_queries: bool = F
         CheckpointError: the file cannot be read safely, no parameter of the model is in it, or the model was prepared
             for inference.
     """
-    state = load_state(path)
+    local = resolve_address(path)
+    state = load_state(local)
     tensors, own = to_tensors(find_weights(state)), model.state_dict()
     tensors, family = _choose_names(tensors, own, source=str(path), try_suffixes="matching_heuristics" in state)
     tensors, adapted = adapt_shapes(tensors, own, resize_queries=resize_queries)
     report = load_state_dict(model, tensors, source=str(path))
-    report = replace(report, adapted=adapted, notes=tuple(_note_images(model, family)))
+    report = replace(report, adapted=adapted, notes=tuple(_note_images(model, family, source=local)))
     is_plain = report.is_complete and not report.notes and not report.nonfinite
     logging.getLogger(__name__).log(logging.INFO if is_plain else logging.WARNING, "%s", report.format())
     return report
@@ -109,13 +112,16 @@ def _choose_names(
     return best, family
 
 
-def _note_images(model: nn.Module, family: Family | None) -> list[str]:
-    """Return a note if the weights expect other images than the model gets."""
+def _note_images(model: nn.Module, family: Family | None, *, source: Path) -> list[str]:
+    """Return a note if the weights expect other images than the model gets, by their folder or else their family."""
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
     if family is None or not isinstance(mean, torch.Tensor) or not isinstance(std, torch.Tensor):
         return []
     notes = [family.hint] if family.hint else []
     images = family.images
+    stated = read_image_statistics(source) if images is not None else None
+    if stated is not None:
+        images = ImageStatistics("RGB", *map(tuple, stated))
     if images is not None and not (_is_near(mean, images.mean) and _is_near(std, images.std)):
         notes.append(_describe_images(images, mean, std))
     return notes

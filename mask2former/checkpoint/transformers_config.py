@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -181,6 +182,14 @@ def read_transformers_folder(folder: Path) -> dict[str, Any]:
     return values
 
 
+def read_image_statistics(folder: Path) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation, for pixels in 0..255, of the RGB images that a folder's model wants; None if it is silent."""
+    path = folder / "preprocessor_config.json"
+    values = _image_values(read_json_object(path), source=str(path)) if path.is_file() else {}
+    found = [values.get(key) for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")]
+    return (found[0], found[1]) if found[0] and found[1] else None
+
+
 def read_class_names(folder: Path) -> list[str]:
     """The names of a folder's classes in the order of their ids; empty where it does not say them."""
     path = folder / "config.json"
@@ -202,12 +211,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _image_values(preprocessor: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """Statistics of the images, and their size where it is one by edges, as ours are."""
     values: dict[str, Any] = {}
-    for theirs, ours in (("image_mean", "MODEL.PIXEL_MEAN"), ("image_std", "MODEL.PIXEL_STD")):
-        if preprocessor.get(theirs):
-            numbers = preprocessor[theirs]
+    factor = plain_number(preprocessor.get("rescale_factor", 1 / 255)) if preprocessor.get("do_rescale", True) else 1
+    if not factor or not 0 < factor < math.inf:
+        raise CheckpointError(f"{source}: rescale_factor: expected a number above 0, found {shown(factor)}")
+    for theirs, ours, neutral in (("image_mean", "MODEL.PIXEL_MEAN", 0), ("image_std", "MODEL.PIXEL_STD", 1)):
+        if preprocessor.get(theirs) or not preprocessor.get("do_normalize", True):
+            numbers = preprocessor[theirs] if preprocessor.get("do_normalize", True) else [neutral] * 3
             if not isinstance(numbers, list) or any(plain_number(number) is None for number in numbers):
                 raise CheckpointError(f"{source}: {theirs}: expected a list of numbers, found {shown(numbers)}")
-            values[ours] = [round(255 * float(number), 4) for number in numbers]
+            values[ours] = [round(float(number) / factor, 4) for number in numbers]
     size = preprocessor.get("size")
     if isinstance(size, dict) and {"shortest_edge", "longest_edge"} <= size.keys():
         for theirs, ours in (("shortest_edge", "MIN_SIZE_TEST"), ("longest_edge", "MAX_SIZE_TEST")):

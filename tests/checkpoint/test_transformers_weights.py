@@ -13,7 +13,11 @@ from torch import Tensor
 from mask2former import build_model, get_cfg
 from mask2former.checkpoint import load_state, load_state_dict, load_weights
 from mask2former.checkpoint.conversion import read_converted, to_transformers, write_ours, write_transformers
-from mask2former.checkpoint.transformers_config import config_from_transformers, config_to_transformers
+from mask2former.checkpoint.transformers_config import (
+    config_from_transformers,
+    config_to_transformers,
+    read_transformers_folder,
+)
 from mask2former.errors import CheckpointError, ConfigError
 
 transformers = pytest.importorskip("transformers")
@@ -270,3 +274,28 @@ def test_load_state_dict_ignores_derived_tensors() -> None:
     report = load_state_dict(model, {"weight": torch.ones(2), "bn.num_batches_tracked": torch.ones(())}, source="x")
     assert report.is_complete
     assert not report.unexpected
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "mean", "std"),
+    [
+        ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}, 127.5, 63.75),
+        ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "rescale_factor": 1 / 127.5}, 63.75, 31.875),
+        ({"image_mean": [100] * 3, "image_std": [50] * 3, "do_rescale": False}, 100, 50),
+        ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_normalize": False}, 0, 255),
+    ],
+)
+def test_image_statistics_of_a_folder_are_read_and_compared(
+    tmp_path: Path, preprocessor: dict[str, Any], mean: float, std: float
+) -> None:
+    _their_model("swin").save_pretrained(tmp_path)
+    _, cfg = _our_model(tmp_path)
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [mean] * 3, [std] * 3
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    values = read_transformers_folder(tmp_path)
+    assert values["MODEL.PIXEL_MEAN"] == [mean] * 3
+    assert values["MODEL.PIXEL_STD"] == [std] * 3
+    assert not load_weights(build_model(cfg), tmp_path).notes
+    cfg.MODEL.PIXEL_MEAN = [mean + 10] * 3
+    (note,) = load_weights(build_model(cfg), tmp_path).notes
+    assert f"PIXEL_MEAN {[float(mean)] * 3}" in note

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,43 @@ def test_what_is_wrong_is_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_other_classes_in_the_same_folder_are_refused_before_training(
+    start: Path, data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    options = ["--do_train", "--max_steps", "1"]
+    assert fine_tuning.main(arguments(start, data, tmp_path, *options)) == 0
+    written = (tmp_path / "model.safetensors").read_bytes()
+    again = [option for option in arguments(start, data, tmp_path, *options) if option != "--do_reduce_labels"]
+    capsys.readouterr()
+    assert fine_tuning.main(again) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "id2label: found background, box, disc, was box, disc" in error
+    assert "another --output_dir, or --resume_from_checkpoint false" in error
+    assert (tmp_path / "model.safetensors").read_bytes() == written
+    wider = tiny.saved(tmp_path / "wider", num_queries=8)
+    assert fine_tuning.main(arguments(wider, data, tmp_path, *options)) == 1
+    assert "num_queries: found 8, was 6" in capsys.readouterr().err
+    assert fine_tuning.main([*again, "--resume_from_checkpoint", "false"]) == 0
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_push_to_hub_without_network_is_one_line_before_training(
+    start: Path, data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    from huggingface_hub import constants
+
+    with socket.socket() as listener:  # a port at which nobody answers
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    options = ["--do_train", "--max_steps", "1", "--push_to_hub", "--hub_model_id", "me/mine", "--hub_token", "hf_x"]
+    assert fine_tuning.main(arguments(start, data, tmp_path / "out", *options)) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: --push_to_hub: ")
+    assert error.endswith("; nothing was trained yet")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_folder_of_another_format_names_the_converter(start: Path, tmp_path: Path, capsys: Any) -> None:

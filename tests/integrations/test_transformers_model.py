@@ -334,3 +334,23 @@ def test_wrong_labels_are_named(change: dict[str, Any], message: str) -> None:
     model = Mask2FormerForUniversalSegmentation(tiny_config()).eval()
     with pytest.raises(InputError, match=message):
         model(images(), **{**_labels((2, 2)), **change})
+
+
+def test_initial_ranges_follow_the_config() -> None:
+    models = []
+    for gain, std in ((1.0, 0.02), (3.0, 0.1)):
+        torch.manual_seed(0)
+        options = {"init_xavier_std": gain, "init_std": std, "enforce_input_projection": True}
+        models.append(Mask2FormerForUniversalSegmentation(tiny_config(**options)))
+    deviations = [{name: float(p.std()) for name, p in model.named_parameters() if p.numel() > 1} for model in models]
+    ratios = {name: deviations[1][name] / max(value, 1e-12) for name, value in deviations[0].items()}
+    layers = [name for name in ratios if "transformer_" in name and "predictor" in name and name.endswith("weight")]
+    layers = [name for name in layers if "norm" not in name]
+    projections = [name for name in ratios if "predictor.input_proj" in name and name.endswith("weight")]
+    assert len(layers) == 3 * (2 + 2 + 2)
+    assert len(projections) == 3
+    assert all(2.5 < ratios[name] < 3.5 for name in [*layers, *projections])
+    assert deviations[1]["class_predictor.weight"] == pytest.approx(0.1, rel=0.2)
+    assert deviations[0]["class_predictor.weight"] == pytest.approx(0.02, rel=0.2)
+    drawn = {*layers, *projections, "class_predictor.weight"}
+    assert all(ratio == pytest.approx(1, abs=0.2) for name, ratio in ratios.items() if name not in drawn and ratio)

@@ -15,6 +15,7 @@ from typing import Any
 import transformers
 from transformers.trainer_utils import get_last_checkpoint
 
+from mask2former.checkpoint.transformers_config import read_json_object
 from mask2former.commands.cli import run_cli
 from mask2former.data.own_data.dataset import TRAIN, VALID
 from mask2former.data.own_data.datasets_library import class_ids_of, is_datasets_folder, load_splits
@@ -28,6 +29,12 @@ from mask2former.integrations.transformers.starting_model import StartRequest, l
 _SPLIT_SEED = 0  # of images held out where there is no validation split: the same at every run
 _RENAMED = {"evaluation_strategy": "eval_strategy"}  # as the example's own page still has it
 _TRUE = ("true", "t", "yes", "y", "1")  # as their parser reads them
+_MAX_SHOWN = 100  # letters of a value
+_SETTLED = (  # of a model whose training has begun
+    *("id2label", "num_queries", "hidden_dim", "feature_size", "mask_feature_size", "num_attention_heads"),
+    *("dim_feedforward", "decoder_layers", "encoder_layers", "encoder_feedforward_dim", "enforce_input_projection"),
+)
+_SETTLED_BACKBONE = ("model_type", "depths", "embed_dim", "num_heads", "window_size", "hidden_sizes", "layer_type")
 _BEST = {"load_best_model_at_end": True, "metric_for_best_model": "map", "greater_is_better": True}
 
 
@@ -171,9 +178,12 @@ def fine_tune(arguments: FineTuningArguments, training: transformers.TrainingArg
     hub = {"token": arguments.token, "cache_dir": arguments.cache_dir}
     model, processor = load_start(start, label2id=label2id, size=size, hub=hub)
     processor.do_reduce_labels = arguments.do_reduce_labels  # for whoever prepares labels with it later
+    checkpoint = _checkpoint(training) if training.do_train else None
+    if checkpoint is not None:
+        _check_same_model(Path(checkpoint), model.config)
     trainer = _build_trainer(arguments, training, splits, model, processor)
     if training.do_train:
-        result = trainer.train(resume_from_checkpoint=_checkpoint(training))
+        result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         trainer.save_state()
         _record(trainer, "train", result.metrics)
@@ -272,6 +282,33 @@ def _checkpoint(training: transformers.TrainingArguments) -> str | None:
             print(f"going on from {found}; another --output_dir begins anew")
         return str(found)
     return None
+
+
+def _check_same_model(checkpoint: Path, config: Any) -> None:
+    """Raise InputError where a checkpoint, which training would go on from, is of other classes or another model."""
+    saved = read_json_object(checkpoint / "config.json")
+    now = json.loads(json.dumps(config.to_dict(), default=str))  # as a file has it
+    faults = [
+        f"{key}: found {_shorten(now.get(key))}, was {_shorten(saved[key])}"
+        for key in _SETTLED
+        if key in saved and saved[key] != now.get(key)
+    ]
+    before = saved.get("backbone_config") or {}
+    faults += [
+        f"backbone_config.{key}: found {_shorten(value)}, was {_shorten(before[key])}"
+        for key, value in now["backbone_config"].items()
+        if key in _SETTLED_BACKBONE and key in before and before[key] != value
+    ]
+    if faults:
+        raise InputError(
+            f"{checkpoint}: of a run that this one cannot go on with ({'; '.join(faults)}); give another --output_dir, "
+            "or --resume_from_checkpoint false to begin anew in this one"
+        )
+
+
+def _shorten(value: Any) -> str:
+    text = ", ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _record(trainer: FineTuningTrainer, name: str, metrics: dict[str, float]) -> None:

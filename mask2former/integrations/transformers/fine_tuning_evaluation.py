@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import gather_object
 
+from mask2former.errors import InputError
 from mask2former.evaluation.average_precision import AveragePrecision, PrecisionTally
 from mask2former.evaluation.coco_matching import match_image
 from mask2former.integrations.transformers.fine_tuning_data import INDEX, SIZE, TRUTH
 from mask2former.integrations.transformers.image_processing import infer_instances
 from mask2former.structures import bitmasks_to_rles
 
+_MAX_REASON = 300  # letters
 _METRICS = {"map": "AP", "map_50": "AP50", "map_75": "AP75"}
 _METRICS |= {"map_small": "APs", "map_medium": "APm", "map_large": "APl"}
 
@@ -28,6 +31,24 @@ class FineTuningTrainer(transformers.Trainer):
     """
 
     _tally = PrecisionTally()
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Create the repository for --push_to_hub, before anything is trained.
+
+        Raises:
+            InputError: the hub cannot be reached, or refuses.
+        """
+        with _hub_failures("nothing was trained yet"):
+            super().init_hf_repo(*args, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload model and card.
+
+        Raises:
+            InputError: the hub cannot be reached, or refuses.
+        """
+        with _hub_failures(f"the model is in {self.args.output_dir}"):
+            return super().push_to_hub(*args, **kwargs)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -60,6 +81,17 @@ class FineTuningTrainer(transformers.Trainer):
         metrics = summarize(total.average_precision(names), names)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+
+@contextlib.contextmanager
+def _hub_failures(state: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the hub's client raises whatever the network leads it to
+        reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+        raise InputError(f"--push_to_hub: {reason}; {state}") from error
 
 
 def summarize(precision: AveragePrecision, names: Mapping[int, str]) -> dict[str, float]:

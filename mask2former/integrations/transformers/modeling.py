@@ -66,9 +66,9 @@ class Mask2FormerPreTrainedModel(PretrainedFolder, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Parameters come initialised, as those of the published model; what follows from sizes is written again.
+        """Parameters come initialised, as those of the published model; the class predictor is drawn as theirs.
 
-        A model that was built on the device "meta" has lost it.
+        What follows from sizes is written again: a model that was built on the device "meta" has lost it.
         """
         if isinstance(module, WindowAttention):
             window_size = (math.isqrt(len(module.relative_position_bias_table)) + 1) // 2
@@ -77,6 +77,9 @@ class Mask2FormerPreTrainedModel(PretrainedFolder, PreTrainedModel):
             module.shift_masks.copy_(shift_masks(math.isqrt(module.shift_masks.shape[-1])))
         elif isinstance(module, SetCriterion):
             module.empty_weight.fill_(1)[-1] = self.config.no_object_weight
+        elif module is getattr(self, "class_predictor", None):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+            nn.init.zeros_(module.bias)
 
     def _set_gradient_checkpointing(self, enable: bool = True, **_: Any) -> None:
         """Swin's blocks and the layers of both decoders are computed again; never by PyTorch's older, reentrant way."""
@@ -106,6 +109,8 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         if backbone.model_type in _SWIN_BACKBONES:
             # Their backbone ends in a norm that nothing reads: kept, so that saving gives back all that was loaded.
             self.final_norm = nn.LayerNorm(shapes["res5"].channels).requires_grad_(False)
+        if config.init_xavier_std != 1:
+            _draw_decoder(self.sem_seg_head.predictor, gain=config.init_xavier_std)
         accelerate(self)
         self.post_init()
 
@@ -207,6 +212,21 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         targets = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
         chosen = predictions if self.config.use_auxiliary_loss else predictions[-1:]
         return torch.stack(list(self.criterion.weight(self.criterion(chosen, targets)).values())).sum()
+
+
+@torch.no_grad()
+def _draw_decoder(decoder: Any, *, gain: float) -> None:
+    """Draw the matrices of the decoder's layers, and its projections of maps, from a range ``gain`` times as wide."""
+    layers = (
+        *decoder.transformer_self_attention_layers,
+        *decoder.transformer_cross_attention_layers,
+        *decoder.transformer_ffn_layers,
+    )
+    for parameter in (parameter for layer in layers for parameter in layer.parameters() if parameter.ndim > 1):
+        nn.init.xavier_uniform_(parameter, gain=gain)
+    for projection in decoder.input_proj:
+        if isinstance(projection, nn.Conv2d):
+            nn.init.xavier_uniform_(projection.weight, gain=gain)
 
 
 def states_of(record: ModelRecord, *, with_states: bool) -> dict[str, Any]:
