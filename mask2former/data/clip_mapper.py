@@ -12,7 +12,7 @@ from mask2former.config import CfgNode
 from mask2former.data.catalog import DatasetDict, is_video
 from mask2former.data.mapper import image_to_tensor, lacks, read_checked_image
 from mask2former.data.presets import build_clip_augmentations
-from mask2former.data.targets import clip_targets
+from mask2former.data.targets import clip_targets, crowds_of, ignored_after
 from mask2former.data.transforms import ClipAugmentation
 from mask2former.errors import ConfigError
 from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits
@@ -45,7 +45,8 @@ class ClipMapper:
 
     ``image`` is a list of T tensors (C, H, W) uint8, ``instances`` a list of T Instances that list the same N objects
     in the same order: gt_classes (N,), gt_masks (N, H, W), gt_boxes, and gt_ids (N,), which is -1 in a frame that does
-    not show the object. N may be 0. All frames have one size.
+    not show the object. N may be 0. All frames have one size. With ``ignore_regions``, where a
+    crowd covers a pixel that is no object, also ignore_mask, a list of T masks (H, W) bool.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class ClipMapper:
         sampling: FrameSampling,
         image_format: str,
         image_bits: int = FULL_BITS,
+        ignore_regions: bool = False,
     ) -> None:
         if image_format not in FORMATS:
             raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(FORMATS)}, found {image_format!r}")
         self.augmentations, self.image_augmentations = augmentations, image_augmentations
-        self.sampling = sampling
+        self.sampling, self.ignore_regions = sampling, ignore_regions
         self._read = partial(read_checked_image, image_format=image_format, bits=check_image_bits(image_bits))
 
     @classmethod
@@ -83,6 +85,7 @@ class ClipMapper:
             ),
             image_format=cfg.INPUT.FORMAT,
             image_bits=cfg.INPUT.IMAGE_BITS,
+            ignore_regions=cfg.MODEL.MASK_FORMER.IGNORE_REGIONS,
         )
 
     def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator | None = None) -> dict[str, Any]:
@@ -127,5 +130,12 @@ class ClipMapper:
         sample.setdefault("height", size[0])
         sample.setdefault("width", size[1])
         sample["image"] = [image_to_tensor(t.apply_image(image)) for t, image in zip(transforms, images, strict=True)]
-        sample["instances"] = clip_targets(annotations, transforms, size=size, file_names=sample["file_names"])
+        names = sample["file_names"]
+        sample["instances"] = clip_targets(annotations, transforms, size=size, file_names=names)
+        if self.ignore_regions:
+            crowds = [crowds_of(found, size=size, context=n) for found, n in zip(annotations, names, strict=True)]
+            frames = zip(crowds, transforms, sample["instances"], strict=True)
+            ignored = [ignored_after(*frame) for frame in frames]
+            if any(mask.any() for mask in ignored):
+                sample["ignore_mask"] = ignored
         return sample

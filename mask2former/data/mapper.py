@@ -23,13 +23,14 @@ from mask2former.data.targets import (
     VOID_ID,
     check_labels,
     crowds_of,
+    ignored_after,
     instance_targets,
     panoptic_targets,
     semantic_from_panoptic,
     semantic_targets,
     void_of_panoptic,
 )
-from mask2former.data.transforms import Augmentation, AugmentationList, Transform
+from mask2former.data.transforms import Augmentation, AugmentationList
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits, exif_note, read_image
 from mask2former.files.maps import read_label_map, read_panoptic_ids
@@ -144,17 +145,12 @@ class DatasetMapper:
             sample["ignore_mask"] = ignored
         return sample
 
-    def _moved(self, ignored: np.ndarray, transform: Transform, targets: Instances) -> torch.Tensor:
-        """Which pixels train nothing after a transform: what comes from outside the image is known to be nothing."""
-        moved = torch.from_numpy(transform.apply_segmentation(ignored, fill=0).astype(bool))
-        return moved & ~targets.gt_masks.any(0)
-
     def _semantic(self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator) -> _Targets:
         labels = self._read_labels(record, image.shape[:2], _read_ids_if_any(record, image.shape[:2]))
         transform = self._steps.sample(rng, image.shape[:2], labels, image=image)
         moved = transform.apply_segmentation(labels, fill=self.ignore_label)
         targets = semantic_targets(moved, ignore_label=self.ignore_label)
-        ignored = self._moved(labels == self.ignore_label, transform, targets) if self.ignore_regions else None
+        ignored = ignored_after(labels == self.ignore_label, transform, targets) if self.ignore_regions else None
         return image_to_tensor(transform.apply_image(image)), targets, ignored
 
     def _panoptic(self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator) -> _Targets:
@@ -170,7 +166,7 @@ class DatasetMapper:
         targets = panoptic_targets(moved, record["segments_info"], keep_empty=self.preset.keep_empty)
         ignored = None
         if self.ignore_regions:
-            ignored = self._moved(void_of_panoptic(ids, record["segments_info"]), transform, targets)
+            ignored = ignored_after(void_of_panoptic(ids, record["segments_info"]), transform, targets)
         return image_to_tensor(transform.apply_image(image)), targets, ignored
 
     def _instance(self, record: DatasetDict, image: np.ndarray, rng: np.random.Generator) -> _Targets:
@@ -189,7 +185,7 @@ class DatasetMapper:
         ignored = None
         if self.ignore_regions:
             crowds = crowds_of(record["annotations"], size=size, context=str(record["file_name"]))
-            ignored = self._moved(crowds, transform, targets)
+            ignored = ignored_after(crowds, transform, targets)
         return image_to_tensor(transform.apply_image(image)), targets, ignored
 
     def _read_labels(self, record: DatasetDict, size: tuple[int, int], ids: np.ndarray | None) -> np.ndarray:

@@ -153,6 +153,15 @@ def crowds_of(annotations: Sequence[dict[str, Any]], *, size: tuple[int, int], c
     return covered
 
 
+def ignored_after(ignored: np.ndarray, transform: Transform, targets: Instances) -> torch.Tensor:
+    """Which pixels train nothing after a transform: bool, of ``ignored`` (H, W) before it.
+
+    What comes from outside the image is known to be nothing, and an object is an object.
+    """
+    moved = torch.from_numpy(transform.apply_segmentation(ignored, fill=0).astype(bool))
+    return moved & ~targets.gt_masks.any(0)
+
+
 def present_values(labels: np.ndarray) -> list[int]:
     """Return the distinct values in ``labels``, ascending."""
     if labels.dtype == np.uint8:

@@ -97,6 +97,25 @@ def _assert_pictures_show_masks(sample: dict[str, Any]) -> None:
             assert torch.equal(mask, image[0] == 12 * identity)
 
 
+def test_crowds_of_frames_train_nothing_where_asked_for(video_cfg: CfgNode) -> None:
+    record = DatasetCatalog.get("tiny_video")[0]
+    objects = [[a for a in frame if a["id"] in (11, 12)] for frame in record["annotations"]]
+    record["annotations"] = [[{**a, "iscrowd": int(a["id"] == 12)} for a in frame] for frame in objects]
+    assert "ignore_mask" not in ClipMapper.from_config(video_cfg)(record, sample_generator(0, 0))
+    video_cfg.MODEL.MASK_FORMER.IGNORE_REGIONS = True
+    mapper, shown = ClipMapper.from_config(video_cfg), 0
+    for position in range(10):
+        sample = mapper(record, sample_generator(0, position))
+        for time, image in enumerate(sample["image"]):
+            is_crowd = image[0] == 12 * 12
+            shown += int(is_crowd.any())
+            if "ignore_mask" in sample:
+                assert torch.equal(sample["ignore_mask"][time], is_crowd & ~sample["instances"][time].gt_masks.any(0))
+            else:
+                assert not is_crowd.any()
+    assert shown > 5
+
+
 def test_frames_lie_within_reach_of_one_another_and_differ() -> None:
     for position in range(200):
         frames = FrameSampling(3, reach=2).sample(sample_generator(0, position), 30)

@@ -65,6 +65,23 @@ def test_mask_gradients_are_exactly_zero_at_ignored_pixels_alone(frames: int) ->
     assert touched[1][IGNORED].any()
 
 
+def test_mask_gradients_are_exactly_zero_in_the_frames_that_ignore_a_pixel() -> None:
+    target = random_target(frames=3)
+    target["ignored"][1] = target["ignored"][1].flip(-1)
+    target["ignored"][2] = False
+    target["masks"] &= ~target["ignored"]
+    samples = [{"image": [torch.zeros(3, SIZE, SIZE)] * 3, "ignore_mask": list(target["ignored"])}]
+    samples[0]["instances"] = [
+        Instances((SIZE, SIZE), gt_classes=target["labels"], gt_masks=masks) for masks in target["masks"].unbind(1)
+    ]
+    targets = pad_targets(samples, size=(SIZE, SIZE), num_classes=NUM_CLASSES, device=torch.device("cpu"))
+    _, (masks, _) = gradients(targets, frames=3)
+    touched = masks.abs().sum((0, 1))  # (T, H, W)
+    assert not touched[target["ignored"]].any()
+    for time in range(3):
+        assert touched[time][~target["ignored"][time]].count_nonzero() > 180
+
+
 def test_class_gradient_is_exactly_zero_of_a_query_that_lies_on_ignored_pixels() -> None:
     target = random_target(count=1)
     masks = torch.full((1, NUM_QUERIES, 1, SIZE, SIZE), -9.0)
