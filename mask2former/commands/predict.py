@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from mask2former.files.inputs import (
     prepare_folder,
 )
 from mask2former.files.pictures import PICTURE_SUFFIXES, write_picture
-from mask2former.inference.outputs import draw_results, save_results
+from mask2former.inference.outputs import CocoWriter, draw_results, save_results
 from mask2former.inference.predictor import TASKS, Predictor
 from mask2former.modeling.inference_precision import PRECISIONS
 
@@ -69,6 +69,7 @@ def add_arguments(parser: CommandParser) -> None:
         "--precision", choices=PRECISIONS, help="what to compute in, by default MODEL.PRECISION; float16 needs a GPU"
     )
     parser.add_argument("--save-masks", action="store_true", help="also write the masks as PNG and json")
+    parser.add_argument("--save-coco", action="store_true", help="also write the results of all images as COCO data")
     parser.add_argument("--max-frames", type=int, metavar="N", help="of a video or camera: stop after so many")
     parser.add_argument(
         "--random-weights", action="store_true", help="predict without weights, to try a config or measure its speed"
@@ -91,8 +92,11 @@ def run(args: argparse.Namespace) -> None:
         images = find_images(args.input, output=Path(args.output).expanduser())
         output = ImageOutput.of(args.output, images)
         predictor = _build_predictor(cfg, args)
-        _predict_images(predictor, images, output=output, threshold=threshold, save_masks=args.save_masks)
+        coco = CocoWriter(output.folder, predictor.metadata, threshold=threshold) if args.save_coco else None
+        _predict_images(predictor, images, output=output, threshold=threshold, save_masks=args.save_masks, coco=coco)
         return
+    if args.save_coco:
+        raise InputError("--save-coco: of images; --save-masks writes the masks of videos")
     if args.max_frames is not None and args.max_frames < 1:
         raise InputError(f"--max-frames: expected at least 1, found {args.max_frames}")
     options = VideoOptions(threshold, save_masks=args.save_masks, max_frames=args.max_frames)
@@ -168,7 +172,13 @@ class ImageOutput:
 
 
 def _predict_images(
-    predictor: Predictor, images: Sequence[NamedFile], *, output: ImageOutput, threshold: float, save_masks: bool
+    predictor: Predictor,
+    images: Sequence[NamedFile],
+    *,
+    output: ImageOutput,
+    threshold: float,
+    save_masks: bool,
+    coco: CocoWriter | None,
 ) -> None:
     unread, unwritten, num_written, num_done = [], [], 0, 0
     for file in tqdm(images, desc="predict", unit="image", disable=None):
@@ -187,16 +197,21 @@ def _predict_images(
             num_written += len(pictures)
             if save_masks:
                 num_written += save_results(stem, results, predictor.metadata, name=file.path.name, threshold=threshold)
+            if coco is not None:
+                coco.add(f"{file.name}{file.path.suffix}", image.shape[:2], results)
         except InputError as error:
             unwritten.append(str(error))
         except OSError as error:
             unwritten.append(f"{error.filename or stem}: {error.strerror}")
         else:
             num_done += 1
+    num_written += len(coco.write()) if coco is not None else 0
     print(f"{num_written} files of {num_done} images in {output}")
-    parts = {"could not be read": unread, "could not be written": unwritten}
-    of = f"{len(images)} images"
-    problems = [describe_failures(found, what, of=of) for what, found in parts.items() if found]
+    _refuse_failures({"could not be read": unread, "could not be written": unwritten}, of=f"{len(images)} images")
+
+
+def _refuse_failures(failures: Mapping[str, Sequence[str]], *, of: str) -> None:
+    problems = [describe_failures(found, what, of=of) for what, found in failures.items() if found]
     if problems:
         raise InputError("; ".join(problems))
 

@@ -19,6 +19,9 @@ from mask2former.data.presets import MapperPreset
 from mask2former.data.transforms import AugmentationList, RandomFlip, ResizeShortestEdge
 from mask2former.engine import train
 from mask2former.errors import CheckpointError
+from mask2former.files.coco import read_instances
+from mask2former.files.coco_panoptic import check_segment_ids, read_panoptic
+from mask2former.files.maps import read_panoptic_ids
 from tests.data_pipeline import own_data_trees as trees
 from tests.data_pipeline import tool_trees
 
@@ -262,6 +265,20 @@ def test_own_registration_and_mapper_train(tmp_path: Path, capsys: pytest.Captur
     assert "FixedSizeCrop" not in printed
 
 
+def assert_coco_holds_predictions(folder: Path, image: Path, *, task: str, names: list[str]) -> None:
+    if task == "panoptic":
+        found = read_panoptic(folder / "coco_panoptic.json", needs_isthing=True)
+        assert [entry.name for entry in found.categories.values() if entry.is_thing] == ["box", "disc"]
+        for annotation in found.annotations.values():
+            ids = read_panoptic_ids(folder / "coco_panoptic" / annotation["file_name"])
+            assert check_segment_ids(ids, annotation["segments_info"]) == ([], [])
+    else:
+        found = read_instances(folder / f"coco_{'instances' if task == 'instance' else task}.json")
+        assert found.num_annotations > 0
+    assert [entry.name for entry in found.categories.values()] == names
+    assert [entry["file_name"] for entry in found.images.values()] == [image.name]
+
+
 @pytest.mark.parametrize("case", ["png tree", "coco panoptic", "labelme"])
 def test_data_need_no_config(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write, task, _, _, names = CASES[case]
@@ -285,12 +302,33 @@ def test_data_need_no_config(case: str, tmp_path: Path, capsys: pytest.CaptureFi
     image = next(path for folder in (data, tmp_path) for path in folder.rglob("*.jpg"))
     predictions = tmp_path / "predictions"
     words = ["predict", str(image), "--weights", str(output), "--output", str(predictions), "--device", "cpu"]
+    words += ["--save-coco", "--confidence-threshold", "0"]
     assert main(words) == 0
     assert [name for _, name, _ in saved_config(output).DATASETS.OWN.CLASSES] == names
-    assert any(predictions.iterdir())
+    assert_coco_holds_predictions(predictions, image, task=task, names=names)
     assert main(["evaluate", "--weights", str(output), "--output", str(tmp_path / "results"), "--device", "cpu"]) == 0
     written = {path.name for path in (tmp_path / "results").rglob("*.json")}
     assert ("sem_seg_predictions.json" if task == "semantic" else "coco_instances_results.json") in written
+
+
+def test_three_commands_lead_from_yolo_labels_to_predictions_as_coco(tmp_path: Path) -> None:
+    """As README shows it; what makes the model small is no config."""
+    data, output, predictions = (
+        tool_trees.yolo_ultralytics(tmp_path / "data"),
+        tmp_path / "mine",
+        tmp_path / "predicted",
+    )
+    options = [*TINY[: TINY.index("SOLVER.IMS_PER_BATCH")], "SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0"]
+    options += ["INPUT.IMAGE_SIZE", "32", "--model", "r18", "--batch", "2"]
+    assert main(["train", "--data", str(data), "--output", str(output), *options]) == 0
+    photos, words = str(data / "images"), ["--weights", str(output), "--output", str(predictions)]
+    assert main(["predict", photos, *words, "--save-coco", "--confidence-threshold", "0"]) == 0
+    assert main(["evaluate", "--weights", str(output), "--output", str(tmp_path / "results")]) == 0
+    found = read_instances(predictions / "coco_instances.json", needs_categories=True)
+    assert [entry.name for entry in found.categories.values()] == ["cat", "dog"]
+    assert {image["file_name"] for image in found.images.values()} == {"train/0.jpg", "train/1.jpg", "val/2.jpg"}
+    assert found.num_annotations > 0
+    assert all((tmp_path / "data/images" / image["file_name"]).is_file() for image in found.images.values())
 
 
 def test_recipe_without_network_names_the_way_out(
