@@ -1,7 +1,8 @@
 """The part of the pickle language that builds data, interpreted here: nothing is imported and nothing is called.
 
 A pickle is a program, and Python's own reader runs it. This one knows containers and scalars; whatever else a pickle
-names or calls is handed to methods that a subclass gives a meaning, and stands for itself otherwise.
+names or calls is handed to methods that a subclass gives a meaning, and stands for itself otherwise. What results is
+bounded in depth, in entries and in the memory of its tensors.
 """
 
 from __future__ import annotations
@@ -9,6 +10,11 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Iterable
 from typing import IO, Any
+
+import numpy as np
+import torch
+
+from mask2former.errors import CheckpointError
 
 _MAX_STEPS = 4_000_000  # a published checkpoint takes some ten thousand
 _MAX_PROTOCOL = 5
@@ -247,3 +253,51 @@ _HANDLERS: dict[str, Callable[[PickleMachine, Any], Any]] = {
     "PERSID": lambda machine, argument: machine._push(machine.refer(argument)),
     "BINPERSID": PickleMachine._refer,
 }
+
+_MAX_DEPTH = 64
+_MAX_ENTRIES = 10_000_000
+_MAX_GROWTH = 16  # shared tensors count at each place that they have: of tied weights that is twice
+_ALWAYS_ALLOWED_BYTES = 1 << 26
+
+
+class DamagedError(CheckpointError):
+    """The file is not as it was written."""
+
+
+def check_content(content: Any, *, source: str, size: int) -> None:
+    """Refuse what a file of ``size`` bytes cannot honestly hold.
+
+    A few bytes can say that a list holds itself, or ten copies of a list that holds ten of another, and so on; whoever
+    walks through it never ends.
+
+    Raises:
+        CheckpointError: the content is too deep, too large, or holds something that was never completed.
+    """
+    try:
+        entries, num_bytes = _measure(content, {}, _MAX_DEPTH)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: refused: {error}") from error
+    if entries > _MAX_ENTRIES:
+        raise CheckpointError(f"{source}: refused: more than {_MAX_ENTRIES} entries in a file of {size} bytes")
+    if num_bytes > _MAX_GROWTH * size + _ALWAYS_ALLOWED_BYTES:
+        raise CheckpointError(f"{source}: refused: its tensors would take {num_bytes} bytes, and the file has {size}")
+
+
+def _measure(value: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+    """Return entries and bytes, those of shared containers at each place; ``known`` holds containers that are done."""
+    if isinstance(value, torch.Tensor):
+        return 1, value.numel() * value.element_size()
+    if isinstance(value, np.ndarray):
+        return 1, value.nbytes
+    if isinstance(value, Foreign):
+        raise ValueError(f"it holds {value.name} as a value")
+    if not isinstance(value, dict | list | tuple | set | frozenset):
+        return 1, 0
+    if id(value) in known:
+        return known[id(value)]
+    if not depth:
+        raise ValueError(f"its containers lie in each other more than {_MAX_DEPTH} deep")
+    parts: Iterable[Any] = value.values() if isinstance(value, dict) else value
+    measured = [_measure(part, known, depth - 1) for part in parts]
+    known[id(value)] = 1 + sum(entries for entries, _ in measured), sum(num_bytes for _, num_bytes in measured)
+    return known[id(value)]

@@ -9,9 +9,14 @@ from typing import Any
 
 import torch
 
-from mask2former.checkpoint.addresses import resolve_address, suggest_source
-from mask2former.checkpoint.content import DamagedError
-from mask2former.checkpoint.folders import FINAL, TRANSFORMERS_FILES, find_weights_file
+from mask2former.checkpoint.addresses import (
+    FINAL,
+    TRANSFORMERS_FILES,
+    find_weights_file,
+    resolve_address,
+    suggest_source,
+)
+from mask2former.checkpoint.pickle_machine import DamagedError
 from mask2former.checkpoint.restricted_pickle import read_pickle
 from mask2former.checkpoint.torch_archive import load_torch
 from mask2former.checkpoint.transformers_config import read_json_object

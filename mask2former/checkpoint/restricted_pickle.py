@@ -16,8 +16,14 @@ from typing import IO, Any, Literal
 import numpy as np
 import torch
 
-from mask2former.checkpoint.content import check_content
-from mask2former.checkpoint.pickle_machine import Foreign, PickleMachine, Unfinished, check_keys, to_pairs
+from mask2former.checkpoint.pickle_machine import (
+    Foreign,
+    PickleMachine,
+    Unfinished,
+    check_content,
+    check_keys,
+    to_pairs,
+)
 from mask2former.checkpoint.torch_archive import load_torch
 from mask2former.errors import CheckpointError
 

@@ -17,8 +17,7 @@ from typing import IO, Any
 
 import torch
 
-from mask2former.checkpoint.content import DamagedError, check_content
-from mask2former.checkpoint.pickle_machine import Foreign, PickleMachine
+from mask2former.checkpoint.pickle_machine import DamagedError, Foreign, PickleMachine, check_content
 from mask2former.errors import CheckpointError
 
 _MAX_UNPACKED = 16  # torch does not compress; weights that somebody packed anew shrink by a few percent

@@ -26,7 +26,7 @@ from mask2former.engine.precision import Precision
 from mask2former.engine.trainer import Hook, Trainer
 from mask2former.errors import ConfigError
 from mask2former.files.images import read_image
-from mask2former.modeling.compilation import CompiledStep
+from mask2former.modeling.execution import CompiledStep
 
 DESCRIPTION = (
     "Time a config on this machine. data: the training loader; data_advanced: its parts; train: steps of one process; "

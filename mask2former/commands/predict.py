@@ -26,7 +26,7 @@ from mask2former.files.inputs import (
 from mask2former.files.pictures import PICTURE_SUFFIXES, write_picture
 from mask2former.inference.outputs import CocoWriter, draw_results, save_results
 from mask2former.inference.predictor import TASKS, Predictor
-from mask2former.modeling.inference_precision import PRECISIONS
+from mask2former.modeling.execution import PRECISIONS
 
 DESCRIPTION = (
     "Predict images, videos or a camera and write panoptic, instance and semantic overlays. A run folder, its "

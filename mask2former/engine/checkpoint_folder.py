@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.checkpoint import load_state
-from mask2former.checkpoint.folders import BEST, FINAL, LAST
+from mask2former.checkpoint.addresses import BEST, FINAL, LAST
 from mask2former.errors import CheckpointError
 from mask2former.files.atomic import save_atomic, write_text_atomic
 from mask2former.files.inputs import open_file

@@ -23,7 +23,7 @@ from mask2former.engine.resuming import check_changes
 from mask2former.engine.scaling import describe_scaling, scale_to_world_size
 from mask2former.engine.training_state import draw_seed, seed_everything, set_determinism
 from mask2former.files.atomic import locked_folder, remove_temporaries, write_text_atomic
-from mask2former.ops import set_float32_precision
+from mask2former.modeling.execution import set_float32_precision
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mask2former.checkpoint import find_zoo_model, resolve_address, zoo_models
+from mask2former.checkpoint.addresses import BEST, FINAL, LAST
+from mask2former.checkpoint.addresses import SCHEME as HUB
 from mask2former.checkpoint.description import read_description
-from mask2former.checkpoint.folders import BEST, FINAL, LAST
-from mask2former.checkpoint.hub import SCHEME as HUB
 from mask2former.checkpoint.transformers_config import read_class_names, read_transformers_folder
 from mask2former.config import CfgNode, configs_folder, get_cfg, locate_config
 from mask2former.config.merging import merge_trees

@@ -24,8 +24,8 @@ from mask2former.inference.frame_tracker import TRACKER_REGISTRY, Tracker
 from mask2former.inference.model_source import check_device, find_config, locate_weights, read_config, register_data
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
+from mask2former.modeling.execution import set_float32_precision
 from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
-from mask2former.ops import set_float32_precision
 from mask2former.structures import Metadata
 
 TASKS = ("panoptic", "instance", "semantic")

@@ -9,7 +9,6 @@ from mask2former.ops.convolution import (
     trained_conv3x3,
 )
 from mask2former.ops.deformable_attention import ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_reference
-from mask2former.ops.float32_precision import set_float32_precision
 from mask2former.ops.maps import (
     add_layer_norm_,
     add_product_relu_,
@@ -58,7 +57,6 @@ __all__ = [
     "pixels_at_once",
     "point_sample",
     "sample_uncertain_points",
-    "set_float32_precision",
     "trained_conv3x3",
     "unfilter_ids",
 ]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mask2former.checkpoint.hub import HubName, parse_hub_name
+from mask2former.checkpoint.addresses import HubName, parse_hub_name
 
 # Prints what each address gives: its values, or why not.
 _SCRIPT = """

@@ -18,7 +18,7 @@ from mask2former.engine import HOOK_REGISTRY, WRITER_REGISTRY, Hook, Trainer, tr
 from mask2former.engine.metrics import JsonWriter, MetricLog, TensorBoardWriter
 from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.evaluation import EVALUATOR_REGISTRY, DatasetEvaluator
-from mask2former.ops import set_float32_precision
+from mask2former.modeling.execution import set_float32_precision
 from tests.commands.test_cli_train import TINY
 from tests.engine.stub_training import run_stub, stub_config
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mask2former.errors import ConfigError
 from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
-from mask2former.modeling.compilation import CompiledStep, check_compiler, compile_model
+from mask2former.modeling.execution import CompiledStep, check_compiler, compile_model
 from mask2former.modeling.prediction import QueryPrediction
 from tests.parity import fixture_config, load_fixture, register_metadata
 

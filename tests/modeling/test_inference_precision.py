@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mask2former.errors import ConfigError
 from mask2former.modeling import build_model
-from mask2former.modeling.inference_precision import parse_precision
+from mask2former.modeling.execution import parse_precision
 from mask2former.structures import Instances
 from tests.parity import NUM_CLASSES, assert_close_to_peak, fixture_config, load_fixture, register_metadata
 

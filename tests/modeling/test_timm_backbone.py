@@ -16,7 +16,7 @@ from mask2former.config import CfgNode, get_cfg
 from mask2former.errors import CheckpointError, ConfigError
 from mask2former.modeling import BACKBONE_REGISTRY
 from mask2former.modeling.backbone import Backbone, TimmBackbone, TimmPlainTransformer, build_backbone
-from mask2former.modeling.backbone.feature_pyramid import SimpleFeaturePyramid
+from mask2former.modeling.backbone.timm import SimpleFeaturePyramid
 from mask2former.structures import ShapeSpec
 from tests.parity import assert_close_to_peak
 

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from mask2former.checkpoint import load_state
+from mask2former.checkpoint.addresses import SCHEME, fetch_from_hub, parse_hub_name
 from mask2former.checkpoint.conversion import to_transformers
 from mask2former.checkpoint.families import convert_to_ours
-from mask2former.checkpoint.hub import SCHEME, fetch_from_hub, parse_hub_name
 from mask2former.checkpoint.loading import find_weights, to_tensors
 from mask2former.checkpoint.transformers_names import UNUSED_BY_HEADS
 from mask2former.errors import CheckpointError

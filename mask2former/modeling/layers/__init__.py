@@ -1,9 +1,14 @@
 """Layers that several components use."""
 
-from mask2former.modeling.layers.attention import MultiheadAttention
-from mask2former.modeling.layers.blocks import MLP, DropPath
-from mask2former.modeling.layers.conv import Conv2d, init_xavier
-from mask2former.modeling.layers.memory import cast_once, checkpoint_activations, run_checkpointed
+from mask2former.modeling.layers.blocks import (
+    MLP,
+    Conv2d,
+    DropPath,
+    cast_once,
+    checkpoint_activations,
+    init_xavier,
+    run_checkpointed,
+)
 from mask2former.modeling.layers.norms import (
     NORM_NAMES,
     FrozenBatchNorm2d,
@@ -14,7 +19,12 @@ from mask2former.modeling.layers.norms import (
     get_norm,
 )
 from mask2former.modeling.layers.position_encoding import PositionEmbeddingSine, SizeCache, sine_position_encoding
-from mask2former.modeling.layers.transformer import TransformerDecoder, TransformerEncoder, TransformerOptions
+from mask2former.modeling.layers.transformer import (
+    MultiheadAttention,
+    TransformerDecoder,
+    TransformerEncoder,
+    TransformerOptions,
+)
 
 __all__ = [
     "MLP",

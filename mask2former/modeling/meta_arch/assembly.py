@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from mask2former.errors import ConfigError
-from mask2former.modeling.compilation import compile_model
+from mask2former.modeling.execution import compile_model, parse_precision
 from mask2former.modeling.fast import accelerate, use_channels_last
-from mask2former.modeling.inference_precision import parse_precision
 from mask2former.modeling.interfaces import Criterion, SegmentationHead, TransformerDecoder
 from mask2former.modeling.layers import checkpoint_activations
 from mask2former.modeling.meta_arch.mask_former_head import ENCODED, MULTI_SCALE, PIXELS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.modeling.backbone import build_backbone
-from mask2former.modeling.inference_precision import parse_precision
+from mask2former.modeling.execution import parse_precision
 from mask2former.modeling.interfaces import Backbone, SegmentationHead
 from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.assembly import build_sem_seg_head

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mask2former.errors import ConfigError
 from mask2former.modeling.layers import Conv2d, PositionEmbeddingSine, get_norm, init_xavier
 from mask2former.modeling.pixel_decoder.deformable_encoder import MSDeformAttnEncoder, MSDeformAttnEncoderLayer
-from mask2former.modeling.pixel_decoder.pyramid import (
+from mask2former.modeling.pixel_decoder.fpn import (
     NUM_MAPS,
     channels_of,
     in_features_of,

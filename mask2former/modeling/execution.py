@@ -1,7 +1,12 @@
-"""MODEL.COMPILE: the computation from pixels to logits as one graph of ``torch.compile``.
+"""How a model is executed: MODEL.PRECISION, FLOAT32_PRECISION, MODEL.COMPILE.
 
-Methods are replaced on the model instance and no module is wrapped, so state-dict names stay and weights can be loaded
-afterwards. Matching, losses and post-processing, which depend on the content of images, are not compiled.
+Autocast chooses the dtype by operator. Always float32: locations and weights of deformable attention, every softmax,
+statistics of norms, matching, losses and everything after the logits. FLOAT32_PRECISION admits TF32 on GPUs and
+bfloat16 on some CPUs inside of float32 products.
+
+``torch.compile`` makes one graph of the computation from pixels to logits. Methods are replaced on the model instance
+and no module is wrapped, so state-dict names stay and weights can be loaded afterwards. Matching, losses and post-
+processing, which depend on the content of images, are not compiled.
 """
 
 from __future__ import annotations
@@ -10,7 +15,8 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,3 +97,41 @@ def _copy_cuda(value: Any, copies: dict[int, Tensor]) -> Any:
         items = [_copy_cuda(item, copies) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+_DTYPES: Mapping[str, torch.dtype | None] = MappingProxyType(
+    {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+)
+PRECISIONS = tuple(_DTYPES)
+
+
+def parse_precision(name: str, device: torch.device | None = None) -> torch.dtype | None:
+    """Return the dtype that MODEL.PRECISION names; None is float32 throughout.
+
+    Raises:
+        ConfigError: an unknown name, or float16 on a ``device`` without kernels for it.
+    """
+    if name not in _DTYPES:
+        raise ConfigError(f"MODEL.PRECISION: expected one of {', '.join(PRECISIONS)}; found {name!r}")
+    if name == "float16" and device is not None and device.type != "cuda":
+        raise ConfigError(f"MODEL.PRECISION: float16 is for CUDA, expected float32 or bfloat16 on a {device.type}")
+    return _DTYPES[name]
+
+
+_FLOAT32_NAMES = ("highest", "high", "medium")
+
+
+def set_float32_precision(name: str) -> None:
+    """Set the precision of float32 matrix products and convolutions in this process; "" keeps torch's default.
+
+    "highest" also makes cuDNN convolve in float32; torch's default for it is TF32.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if not name:
+        return
+    if name not in _FLOAT32_NAMES:
+        raise ConfigError(f"FLOAT32_PRECISION: expected {', '.join(_FLOAT32_NAMES)} or nothing, found {name!r}")
+    torch.set_float32_matmul_precision(name)
+    torch.backends.cudnn.allow_tf32 = name != "highest"
