@@ -13,8 +13,7 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from mask2former.commands.analysis.counting import Counts, count_activations, count_flops
-from mask2former.commands.analysis.inputs import frames_of, random_sample, usual_size
+from mask2former.commands.analysis import Counts, count_activations, count_flops, frames_of, random_sample, usual_size
 from mask2former.commands.arguments import CommandParser
 from mask2former.commands.setup import print_report, set_up
 from mask2former.config import CfgNode

@@ -14,8 +14,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from mask2former.commands.analysis.inputs import frames_of, random_sample
-from mask2former.commands.analysis.timing import StageTimer, peak_memory
+from mask2former.commands.analysis import StageTimer, frames_of, peak_memory, random_sample
 from mask2former.commands.arguments import CommandParser
 from mask2former.commands.setup import option_of, print_report, set_up
 from mask2former.config import CfgNode

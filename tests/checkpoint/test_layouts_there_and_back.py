@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mask2former import build_model, get_cfg
 from mask2former.checkpoint import load_weights
 from mask2former.checkpoint.conversion import read_converted, write_ours, write_transformers
-from mask2former.commands.conversion_check import TOLERANCE, Outputs, load_model, run
+from mask2former.commands.convert import TOLERANCE, Outputs, load_model, run_model
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "coco" / "panoptic-segmentation"
 R50 = "maskformer2_R50_bs16_50ep.yaml"
@@ -50,7 +50,7 @@ def test_every_layout_gives_the_same_bits_there_and_back(tmp_path: Path, name: s
     cfg = full_config(name)
     model = random_model(cfg)
     weights, image = stored(model.state_dict()), noise(64, 64)
-    expected = run(model, image).logits
+    expected = run_model(model, image).logits
     tensors: Mapping[str, Tensor] = weights
     for step, layout in enumerate(ROUND):
         place = tmp_path / str(step) / layout
@@ -68,7 +68,7 @@ def test_every_layout_gives_the_same_bits_there_and_back(tmp_path: Path, name: s
             report = load_weights(loaded, place)
             assert report.is_complete
             assert not report.unexpected
-            for kind, logits in run(loaded, image).logits.items():
+            for kind, logits in run_model(loaded, image).logits.items():
                 assert torch.equal(logits, expected[kind]), (place, kind)
         for file in [place] if place.is_file() else place.iterdir():
             file.unlink()
@@ -87,10 +87,10 @@ def test_models_of_both_families_differ_by_flipped_attention_bits_alone(
     theirs = load_model(cfg, tmp_path / "theirs")
     for seed in seeds:
         image = noise(192, 256, seed=seed)
-        expected, actual = run(theirs, image), run(ours, image)
+        expected, actual = run_model(theirs, image), run_model(ours, image)
         assert len(expected.attended) == len(actual.attended) == cfg.MODEL.MASK_FORMER.DEC_LAYERS - 1
         flipped, difference = expected.count_flipped(actual), expected.difference(actual)
-        forced = expected.difference(run(ours, image, attended=expected.attended))
+        forced = expected.difference(run_model(ours, image, attended=expected.attended))
         print(f"{name} {seed}: {flipped} of {expected.count_bits()} bits, {difference:.1e}, same bits {forced:.1e}")
         assert forced <= TOLERANCE / 10
         assert flipped < 1e-3 * expected.count_bits()
@@ -122,10 +122,10 @@ def test_run_gives_decoder_layers_the_bits_asked_for(tmp_path: Path) -> None:
     write_transformers(ours.state_dict(), tmp_path / "theirs", cfg=cfg)
     theirs = load_model(cfg, tmp_path / "theirs")
     image = noise(64, 96)
-    own = run(ours, image)
+    own = run_model(ours, image)
     attended = [mask ^ (torch.rand(mask.shape) < 0.3) for mask in own.attended]
     attended = [mask | ~mask.any(-1, keepdim=True) for mask in attended]
-    forced = [run(model, image, attended=attended) for model in (ours, theirs)]
+    forced = [run_model(model, image, attended=attended) for model in (ours, theirs)]
     assert forced[0].difference(forced[1]) <= 1e-5
     assert own.difference(forced[0]) > 1e-3
-    assert run(ours, image).difference(own) == 0
+    assert run_model(ours, image).difference(own) == 0

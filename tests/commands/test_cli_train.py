@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mask2former.checkpoint import load_state
-from mask2former.commands import process
+from mask2former.commands import cli
 from mask2former.commands.cli import main, run_cli, train_main
 from mask2former.errors import ConfigError, NonFiniteError
 
@@ -334,5 +334,5 @@ def test_what_is_kept_follows_the_pieces_that_glibc_takes(largest_piece: int, ex
         calls.append((option, value))
         return int(option == -1 or value <= largest_piece)
 
-    process._set_thresholds(mallopt)
+    cli._set_thresholds(mallopt)
     assert calls == expected

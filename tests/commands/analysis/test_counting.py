@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mask2former.commands.analysis import Counts, count_activations, count_flops, random_sample, usual_size
-from mask2former.commands.analysis.inputs import frames_of
+from mask2former.commands.analysis import Counts, count_activations, count_flops, frames_of, random_sample, usual_size
 from mask2former.config import get_cfg
 from mask2former.errors import ConfigError
 from tests.parity import build_fixture_model, fixture_config, load_fixture

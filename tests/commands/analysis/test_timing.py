@@ -32,7 +32,7 @@ def test_wrapped_method_is_put_back_after_an_error() -> None:
 
 def test_timer_sums_within_a_run_and_takes_the_median_over_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 9.0, 10.0, 11.0, 20.0, 22.0, 30.0, 35.0, 40.0, 47.0])
-    monkeypatch.setattr("mask2former.commands.analysis.timing.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("mask2former.commands.analysis.time.perf_counter", lambda: next(clock))
     timer = StageTimer()
     with timer.stage("a"):
         pass
