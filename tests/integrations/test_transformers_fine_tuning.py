@@ -26,7 +26,7 @@ from mask2former.evaluation.average_precision import PrecisionTally  # noqa: E40
 from mask2former.evaluation.coco_matching import match_image  # noqa: E402
 from mask2former.files.atomic import save_atomic  # noqa: E402
 from mask2former.integrations.transformers import fine_tuning, fine_tuning_data  # noqa: E402
-from mask2former.integrations.transformers.fine_tuning_evaluation import _encode, summarize  # noqa: E402
+from mask2former.integrations.transformers.fine_tuning_data import _encode, summarize  # noqa: E402
 from mask2former.integrations.transformers.image_processing import infer_instances  # noqa: E402
 from mask2former.modeling import build_model  # noqa: E402
 from tests.data_pipeline import own_data_trees as trees  # noqa: E402

@@ -22,8 +22,7 @@ from mask2former.data.own_data.datasets_library import class_ids_of, is_datasets
 from mask2former.data.own_data.index import HELD_OUT_SHARE
 from mask2former.data.transforms import AugmentationList, ColorAugSSD, RandomFlip
 from mask2former.errors import ConfigError, DatasetError, InputError
-from mask2former.integrations.transformers.fine_tuning_data import FineTuningImages, collate
-from mask2former.integrations.transformers.fine_tuning_evaluation import FineTuningTrainer
+from mask2former.integrations.transformers.fine_tuning_data import FineTuningImages, FineTuningTrainer, collate
 from mask2former.integrations.transformers.starting_model import StartRequest, load_start
 
 _SPLIT_SEED = 0  # of images held out where there is no validation split: the same at every run

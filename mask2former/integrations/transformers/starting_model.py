@@ -15,8 +15,8 @@ from mask2former.config import CfgNode, get_cfg
 from mask2former.errors import CheckpointError, ConfigError
 from mask2former.integrations.transformers.configuration import Mask2FormerConfig
 from mask2former.integrations.transformers.image_processing import Mask2FormerImageProcessor
+from mask2former.integrations.transformers.loading import find_folder
 from mask2former.integrations.transformers.modeling import Mask2FormerForUniversalSegmentation
-from mask2former.integrations.transformers.weights import find_folder
 from mask2former.modeling import build_model
 
 _LEARNING_NORMS = ("BN", "SyncBN")
