@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mask2former.config import CfgNode
-from mask2former.errors import UsageError
+from mask2former.config.merging import MergeError, format_faults
+from mask2former.errors import ConfigError, UsageError
 from mask2former.files.atomic import write_text_atomic
 from mask2former.inference.model_source import (
     check_device,
@@ -52,16 +53,33 @@ def set_up(args: argparse.Namespace, *, run_folder: str | None = None) -> Setup:
         given += [_WEIGHTS, locate_weights(weights)]
     if getattr(args, "device", None) is not None:
         given += ["MODEL.DEVICE", args.device]
-    reference = _find_config(args, weights or option_of(args, _WEIGHTS), run_folder)
+    faults: list[str] = []
+    try:
+        reference = _find_config(args, weights or option_of(args, _WEIGHTS), run_folder)
+    except MergeError as error:
+        faults, reference = error.faults, error.merged
     cfg = reference.clone()
     cfg.IMPORTS = list(dict.fromkeys([*cfg.IMPORTS, *args.modules]))
-    cfg.merge_from_list(given)
+    try:
+        cfg.merge_from_list(given)
+    except MergeError as error:
+        faults, cfg = [*faults, *error.faults], error.merged
+    if faults:
+        raise ConfigError(format_faults([*faults, *_find_faults(cfg)]))
     if args.verbose:
         cfg.VERBOSE = True
     cfg.freeze()
     check_device(cfg)
     register_data(cfg)
     return Setup(cfg, reference, frozenset(given[::2]))
+
+
+def _find_faults(cfg: CfgNode) -> list[str]:
+    """Return what else is wrong with a config whose keys are wrong already, so that one message says it all."""
+    from mask2former.engine.building import find_training_faults  # not for every command that finds no fault
+    from mask2former.modeling.meta_arch.assembly import find_model_faults
+
+    return [*find_model_faults(cfg), *find_training_faults(cfg)]
 
 
 def option_of(args: argparse.Namespace, key: str) -> str:

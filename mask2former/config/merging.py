@@ -7,7 +7,7 @@ import difflib
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,42 @@ _NUMBER_OR_NULL = ("MODEL.SWIN.QK_SCALE", "SOLVER.WEIGHT_DECAY_BIAS")  # the def
 logger = logging.getLogger(__name__)
 
 
+class MergeError(ConfigError):
+    """What is wrong with the values that were merged.
+
+    ``faults`` is a line for each, ``merged`` a copy of the config with the values that are right, to look for more in.
+    """
+
+    def __init__(self, faults: Sequence[str], merged: Any) -> None:
+        super().__init__(format_faults(faults))
+        self.faults, self.merged = list(faults), merged
+
+
+def format_faults(faults: Sequence[str]) -> str:
+    """Return one message for the faults of a config."""
+    if len(faults) == 1:
+        return faults[0]
+    more = [f"… and {len(faults) - _MAX_SHOWN} more"] if len(faults) > _MAX_SHOWN else []
+    return "\n  ".join([f"{len(faults)} faults in the configuration:", *faults[:_MAX_SHOWN], *more])
+
+
+class FaultCollector:
+    """Runs what may find a fault, one after the other, and keeps what each says."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def attempt(self, build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Return what ``build`` returns, or None if it finds a fault or fails for want of a part that is faulty."""
+        try:
+            return build(*args, **options)
+        except ConfigError as error:
+            self.faults += [] if str(error) in self.faults else [str(error)]
+        except Exception as error:  # a part that this run would not have come to
+            logger.debug("looking for faults: %s", error)
+        return None
+
+
 @dataclass
 class _Merge:
     root: FvcoreCfgNode
@@ -46,18 +82,29 @@ def merge_trees(root: FvcoreCfgNode, trees: Sequence[tuple[str, Mapping[Any, Any
     """Overwrite values of ``root`` by those of each (source, tree) in turn, or none of them if one is wrong.
 
     Raises:
-        ConfigError: keys are unknown or values of another type: all of them, with the source of each.
+        MergeError: keys are unknown or values of another type: all of them, with the source of each.
     """
+    merge = _plan(root, trees)
+    if merge.faults:
+        partial = copy.deepcopy(root)
+        _apply(_plan(partial, trees))
+        raise MergeError(_describe(merge), partial)
+    _apply(merge)
+    if merge.idle:
+        _warn_once("; ".join(_idle(key) for key in list(merge.idle)[:_MAX_SHOWN]))
+
+
+def _plan(root: FvcoreCfgNode, trees: Sequence[tuple[str, Mapping[Any, Any]]]) -> _Merge:
     merge = _Merge(root)
     for source, tree in trees:
         _merge_node(merge, root, tree, source=source, prefix="")
         _settle_length(merge, tree, source=source)
-    if merge.faults:
-        raise ConfigError(_format(merge))
+    return merge
+
+
+def _apply(merge: _Merge) -> None:
     for node, name, value in merge.assignments:
         node[name] = copy.deepcopy(value)  # an alias of YAML would change two keys
-    if merge.idle:
-        _warn_once("; ".join(_idle(key) for key in list(merge.idle)[:_MAX_SHOWN]))
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
@@ -180,17 +227,12 @@ def _settle_length(merge: _Merge, tree: Mapping[Any, Any], *, source: str) -> No
         merge.faults.append((source, _EPOCHS, fault))
 
 
-def _format(merge: _Merge) -> str:
+def _describe(merge: _Merge) -> list[str]:
     known = [key for key in iter_keys(merge.root) if key not in accepted_keys()]
-    lines = [
-        f"{source}: {fault or f'unknown key {shorten(key)}{_suggest(known, key)}'}"
-        for source, key, fault in merge.faults[:_MAX_SHOWN]
+    return [
+        f"{source}: {fault or f'unknown key {shorten(key)}{_suggest(known, key) if index < _MAX_SHOWN else str()}'}"
+        for index, (source, key, fault) in enumerate(merge.faults)
     ]
-    if len(merge.faults) == 1:
-        return lines[0]
-    if len(merge.faults) > _MAX_SHOWN:
-        lines.append(f"… and {len(merge.faults) - _MAX_SHOWN} more")
-    return "\n  ".join([f"{len(merge.faults)} faults in the configuration:", *lines])
 
 
 def _suggest(known: list[str], key: str) -> str:

@@ -54,7 +54,8 @@ class Registry(FvcoreRegistry):
         nearest = difflib.get_close_matches(str(name), self.names(), n=3)
         hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
         key = self.key if key is None else key
-        raise ConfigError(f"{key}: expected one of {', '.join(sorted(self.names()))}; found {name!r}{hint}")
+        known = ", ".join(sorted(self.names())) or "the names that modules register, and none did"
+        raise ConfigError(f"{key}: expected one of {known}; found {name!r}{hint}")
 
     def names(self) -> list[str]:
         """Return the names, in the order of registration."""

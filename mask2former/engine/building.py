@@ -17,6 +17,8 @@ from mask2former import distributed
 from mask2former.checkpoint import LoadReport, load_state, load_state_dict, load_weights
 from mask2former.checkpoint.loading import find_weights
 from mask2former.config import CfgNode, build_from_config
+from mask2former.config.merging import FaultCollector
+from mask2former.data.presets import build_test_augmentations, build_train_augmentations, preset_of
 from mask2former.engine.hooks import (
     HOOK_REGISTRY,
     WRITER_REGISTRY,
@@ -37,12 +39,13 @@ from mask2former.engine.metrics import (
     MetricWriter,
     TensorBoardWriter,
 )
-from mask2former.engine.optimizer import build_gradient_clipping, build_optimizer
+from mask2former.engine.optimizer import build_gradient_clipping, build_optimizer, optimizer_name
 from mask2former.engine.precision import Precision
 from mask2former.engine.run import Run
 from mask2former.engine.schedule import build_lr_scheduler
 from mask2former.engine.trainer import Batch, Hook, Trainer
 from mask2former.errors import CheckpointError, ConfigError
+from mask2former.evaluation.build import EVALUATOR_REGISTRY
 from mask2former.modeling.backbone import TimmBackbone
 
 logger = logging.getLogger(__name__)
@@ -76,6 +79,28 @@ def load_backbone_weights(cfg: CfgNode, model: nn.Module) -> LoadReport | None:
 
 
 Evaluate = Callable[[CfgNode, nn.Module], Results]
+
+
+def find_training_faults(cfg: CfgNode) -> list[str]:
+    """Return a line for each value of ``SOLVER``, ``INPUT`` and ``TEST`` that training would refuse later."""
+    collector = FaultCollector()
+    attempt = collector.attempt
+    attempt(optimizer_name, cfg)
+    attempt(build_gradient_clipping, cfg)
+    attempt(build_lr_scheduler, cfg, torch.optim.SGD([torch.zeros(1)], lr=1.0))
+    attempt(Precision.from_config, cfg, "cpu")
+    preset = attempt(preset_of, cfg)
+    if preset is not None:
+        attempt(build_train_augmentations, cfg, preset, ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    attempt(build_test_augmentations, cfg)
+    for registry, names in (
+        (HOOK_REGISTRY, cfg.SOLVER.HOOKS),
+        (WRITER_REGISTRY, cfg.SOLVER.WRITERS),
+        (EVALUATOR_REGISTRY, cfg.TEST.EVALUATORS),
+    ):
+        for name in names:
+            attempt(registry.lookup, name)
+    return collector.faults
 
 
 def load_initial_weights(cfg: CfgNode, model: nn.Module) -> None:

@@ -96,13 +96,22 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if not groups:
         raise ConfigError("the model has no parameter to train: everything is frozen")
     fused = all(p.device.type in _FUSED_DEVICES for group in groups for _, p in group["params"])
-    name = cfg.SOLVER.OPTIMIZER.upper()
-    if name == "ADAMW":
+    if optimizer_name(cfg) == "ADAMW":
         return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, betas=tuple(cfg.SOLVER.BETAS), fused=fused)
-    if name == "SGD":
-        momentum, nesterov = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
-        return torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, momentum=momentum, nesterov=nesterov, fused=fused)
-    raise ConfigError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, found {cfg.SOLVER.OPTIMIZER!r}")
+    momentum, nesterov = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
+    return torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, momentum=momentum, nesterov=nesterov, fused=fused)
+
+
+def optimizer_name(cfg: CfgNode) -> str:
+    """Return ADAMW or SGD.
+
+    Raises:
+        ConfigError: ``cfg.SOLVER.OPTIMIZER`` is neither.
+    """
+    name = cfg.SOLVER.OPTIMIZER.upper()
+    if name not in ("ADAMW", "SGD"):
+        raise ConfigError(f"SOLVER.OPTIMIZER must be ADAMW or SGD, found {cfg.SOLVER.OPTIMIZER!r}")
+    return name
 
 
 def build_gradient_clipping(cfg: CfgNode) -> ClipGradients:

@@ -10,6 +10,7 @@ from torch import nn
 
 from mask2former import distributed
 from mask2former.config import CfgNode
+from mask2former.config.merging import format_faults
 from mask2former.data import build_train_loader
 from mask2former.data.loader import load_train_dicts, named_worker_failures
 from mask2former.data.own_data import register_own_data
@@ -19,6 +20,7 @@ from mask2former.engine.building import (
     build_hooks,
     build_log,
     build_trainer,
+    find_training_faults,
     load_initial_weights,
 )
 from mask2former.engine.evaluating import TestSets
@@ -29,7 +31,9 @@ from mask2former.engine.run import begin_files, begin_run, run_folder
 from mask2former.engine.scaling import resolve_epochs
 from mask2former.engine.trainer import Batch, Hook
 from mask2former.engine.training_state import restore_state, seed_everything
+from mask2former.errors import ConfigError
 from mask2former.evaluation import BuildEvaluator
+from mask2former.modeling.meta_arch.assembly import find_model_faults
 
 BuildBatches = Callable[[CfgNode, int], Iterable[Batch]]  # config and first batch → batches
 
@@ -63,6 +67,9 @@ def train(
     """
     from mask2former import build_model
 
+    faults = find_training_faults(cfg)
+    if faults:
+        raise ConfigError(format_faults([*find_model_faults(cfg), *faults]))
     register_own_data(cfg)
     if cfg.SOLVER.MAX_EPOCHS:
         setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)

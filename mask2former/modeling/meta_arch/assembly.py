@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mask2former.config.merging import FaultCollector, format_faults
 from mask2former.errors import ConfigError
+from mask2former.modeling.backbone import build_backbone
+from mask2former.modeling.criterion import parse_losses
 from mask2former.modeling.execution import compile_model, parse_precision
 from mask2former.modeling.fast import accelerate, use_channels_last
 from mask2former.modeling.interfaces import Criterion, SegmentationHead, TransformerDecoder
@@ -18,8 +21,10 @@ from mask2former.modeling.layers import checkpoint_activations
 from mask2former.modeling.meta_arch.mask_former_head import ENCODED, MULTI_SCALE, PIXELS
 from mask2former.modeling.registry import (
     CRITERION_REGISTRY,
+    LOSS_REGISTRY,
     MATCHER_REGISTRY,
     META_ARCH_REGISTRY,
+    POSTPROCESSING_REGISTRY,
     SEM_SEG_HEADS_REGISTRY,
     TRANSFORMER_DECODER_REGISTRY,
     build_from_config,
@@ -37,9 +42,56 @@ def build_model(cfg: Any, *, accelerated: bool | None = None) -> nn.Module:
     ``fast``); None: on a CPU.
 
     Raises:
-        ConfigError: a name is not registered, or parts do not fit.
+        ConfigError: names are not registered, or parts do not fit: all of them.
     """
-    _check_counts(cfg)
+    try:
+        return _build_model(cfg, accelerated=accelerated)
+    except ConfigError as error:
+        faults = find_model_faults(cfg)
+        if len(faults) < 2:
+            raise
+        known = [] if any(fault in str(error) for fault in faults) else [str(error)]
+        raise ConfigError(format_faults([*known, *faults])) from error
+
+
+def find_model_faults(cfg: Any) -> list[str]:
+    """Return a line for each name that is not registered and each part that does not fit; nothing is computed."""
+    names, collector = cfg.MODEL.SEM_SEG_HEAD, FaultCollector()
+    attempt = collector.attempt
+    _check_counts(cfg, collector.faults)
+    sizes_fit = not collector.faults
+    device = attempt(usable_device, cfg.MODEL.DEVICE)
+    attempt(parse_precision, cfg.MODEL.PRECISION, device)
+    architecture = attempt(META_ARCH_REGISTRY.lookup, cfg.MODEL.META_ARCHITECTURE)
+    if architecture is not None and not architecture.__module__.startswith(f"{__package__}."):
+        return collector.faults  # its parts are its own
+    with torch.device("meta"):
+        backbone = attempt(build_backbone, cfg)
+        shapes = _stand_in_shapes(cfg) if backbone is None else backbone.output_shape()
+        attempt(SEM_SEG_HEADS_REGISTRY.lookup, names.NAME)
+        attempt(_build_pixel_decoder if sizes_fit else _find_pixel_decoder, cfg, shapes)
+        if names.NAME not in _PREDICTOR_BUILDERS:
+            attempt(build_transformer_decoder if sizes_fit else _find_transformer_decoder, cfg, shapes)
+        attempt(build_criterion, cfg)
+    for name in attempt(parse_losses, cfg.MODEL.MASK_FORMER.LOSSES) or ():
+        attempt(LOSS_REGISTRY.lookup, name)
+    attempt(POSTPROCESSING_REGISTRY.lookup, cfg.MODEL.MASK_FORMER.POSTPROCESSING)
+    return collector.faults
+
+
+def _stand_in_shapes(cfg: Any) -> dict[str, ShapeSpec]:
+    """Return features of the names that the head wants, where the backbone cannot say its own."""
+    head, single = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+    names = [*head.IN_FEATURES, *head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES]
+    names += [] if single in (MULTI_SCALE, ENCODED, PIXELS) else [single]
+    return {name: ShapeSpec(channels=256, stride=4 << index) for index, name in enumerate(dict.fromkeys(names))}
+
+
+def _build_model(cfg: Any, *, accelerated: bool | None) -> nn.Module:
+    faults: list[str] = []
+    _check_counts(cfg, faults)
+    if faults:
+        raise ConfigError(format_faults(faults))
     meta_architecture = META_ARCH_REGISTRY.lookup(cfg.MODEL.META_ARCHITECTURE)
     device = usable_device(cfg.MODEL.DEVICE)
     parse_precision(cfg.MODEL.PRECISION, device)
@@ -55,22 +107,28 @@ def build_model(cfg: Any, *, accelerated: bool | None = None) -> nn.Module:
 
 def build_sem_seg_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> SegmentationHead:
     """Return the head of MODEL.SEM_SEG_HEAD.NAME with its pixel decoder and predictor."""
-    names = cfg.MODEL.SEM_SEG_HEAD
-    head = SEM_SEG_HEADS_REGISTRY.lookup(names.NAME)
-    pixel_decoder = SEM_SEG_HEADS_REGISTRY.lookup(names.PIXEL_DECODER_NAME, key="MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME")
-    build_predictor: Callable[..., Any] = _PREDICTOR_BUILDERS.get(names.NAME, build_transformer_decoder)
-    return build_from_config(
-        head,
-        cfg,
-        build_from_config(pixel_decoder, cfg, input_shape),
-        build_predictor(cfg, input_shape),
-    )
+    name = cfg.MODEL.SEM_SEG_HEAD.NAME
+    head = SEM_SEG_HEADS_REGISTRY.lookup(name)
+    build_predictor: Callable[..., Any] = _PREDICTOR_BUILDERS.get(name, build_transformer_decoder)
+    return build_from_config(head, cfg, _build_pixel_decoder(cfg, input_shape), build_predictor(cfg, input_shape))
+
+
+def _build_pixel_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> Any:
+    return build_from_config(_find_pixel_decoder(cfg), cfg, input_shape)
+
+
+def _find_pixel_decoder(cfg: Any, *_: Any) -> Any:
+    key = "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
+    return SEM_SEG_HEADS_REGISTRY.lookup(cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME, key=key)
+
+
+def _find_transformer_decoder(cfg: Any, *_: Any) -> Any:
+    return TRANSFORMER_DECODER_REGISTRY.lookup(cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)
 
 
 def build_transformer_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> TransformerDecoder:
     """Return the decoder of MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME."""
-    decoder = TRANSFORMER_DECODER_REGISTRY.lookup(cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME)
-    return build_from_config(decoder, cfg, transformer_in_channels(cfg, input_shape))
+    return build_from_config(_find_transformer_decoder(cfg), cfg, transformer_in_channels(cfg, input_shape))
 
 
 def build_class_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
@@ -161,15 +219,26 @@ def _checkpoint_decoders(model: nn.Module) -> None:
         )
 
 
-def _check_counts(cfg: Any) -> None:
-    mask_former = cfg.MODEL.MASK_FORMER
+def _check_counts(cfg: Any, faults: list[str]) -> None:
+    """Add a line for each number that cannot be, and each pair of numbers that contradict each other."""
+    mask_former, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
     for key, count in {
         "MASK_FORMER.NUM_OBJECT_QUERIES": mask_former.NUM_OBJECT_QUERIES,
         "MASK_FORMER.TRAIN_NUM_POINTS": mask_former.TRAIN_NUM_POINTS,
-        "SEM_SEG_HEAD.NUM_CLASSES": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        "SEM_SEG_HEAD.NUM_CLASSES": head.NUM_CLASSES,
     }.items():
         if count < 1:
-            raise ConfigError(f"MODEL.{key}: expected at least 1, found {count}")
+            faults.append(f"MODEL.{key}: expected at least 1, found {count}")
+    for key, size, name, heads in (
+        ("MASK_FORMER.HIDDEN_DIM", mask_former.HIDDEN_DIM, "MASK_FORMER.NHEADS", mask_former.NHEADS),
+        (
+            *("SEM_SEG_HEAD.CONVS_DIM", head.CONVS_DIM, "SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS"),
+            head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
+        ),
+    ):
+        is_read = "HEAD" not in key or head.PIXEL_DECODER_NAME == "MSDeformAttnPixelDecoder"
+        if is_read and (heads < 1 or size < 1 or size % heads):
+            faults.append(f"MODEL.{key}: expected a multiple of {name} ({heads}), found {size}")
     mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
     if len(mean) != len(std) or not all(std):
-        raise ConfigError(f"MODEL.PIXEL_MEAN and PIXEL_STD: expected as many, none 0 in the second: {mean}, {std}")
+        faults.append(f"MODEL.PIXEL_MEAN and PIXEL_STD: expected as many, none 0 in the second: {mean}, {std}")
