@@ -244,7 +244,7 @@ TRAINING_CASES = [
     (missing_test_dataset, ["panoptic_val.json"]),
     (output_is_a_file, ["OUTPUT_DIR", "model_final.pth"]),
     (unknown_device, ["MODEL.DEVICE", "'gpu'"]),
-    (parts_that_do_not_fit, ["32 channels, 3 heads"]),
+    (parts_that_do_not_fit, ["expected a multiple of MASK_FORMER.NHEADS (3), found 32"]),
     (no_queries, ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "found 0"]),
     (negative_learning_rate, ["SOLVER.BASE_LR", "-1.0"]),
     (no_image_size, ["INPUT.IMAGE_SIZE", "found 0"]),
