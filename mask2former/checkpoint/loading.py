@@ -24,6 +24,8 @@ from mask2former.errors import CheckpointError
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 _POSITION_TABLE = re.compile(r"\.relative_position_bias_table$")
+_FIRST_CONVOLUTION = re.compile(r"(^|\.)(stem\.conv1|patch_embed\.proj|conv1|conv_stem|stem\.0|stem_0)\.weight$")
+_NUM_COLOURS = 3
 _QUERIES = re.compile(r"\.predictor\.query_(feat|embed)\.weight$")
 
 
@@ -34,6 +36,10 @@ def adapt_shapes(
     result, adapted = dict(tensors), {}
     for name, tensor in tensors.items():
         ours = own.get(name)
+        if ours is not None and _FIRST_CONVOLUTION.search(name) and _differs_in_channels(tensor, ours):
+            result[name] = inflate_colours(tensor, ours.shape[1])
+            adapted[name] = (tuple(tensor.shape), tuple(ours.shape))
+            continue
         if ours is None or ours.shape == tensor.shape or ours.ndim != 2 or tensor.ndim != 2:
             continue
         if ours.shape[1] != tensor.shape[1]:
@@ -46,6 +52,18 @@ def adapt_shapes(
             continue
         adapted[name] = (tuple(tensor.shape), tuple(ours.shape))
     return result, adapted
+
+
+def inflate_colours(weight: Tensor, num_channels: int) -> Tensor:
+    """Return the weights (C, N, h, w) of a convolution of ``num_channels`` from those of RGB (C, 3, h, w).
+
+    The three are repeated in turn, each divided by how often, so that equal channels give what equal colours gave. One
+    or two channels share the sum of the three.
+    """
+    if num_channels < _NUM_COLOURS:
+        return weight.sum(1, keepdim=True).repeat(1, num_channels, 1, 1) / num_channels
+    colours = torch.arange(num_channels, device=weight.device) % _NUM_COLOURS
+    return weight[:, colours] / colours.bincount()[colours].view(1, -1, 1, 1)
 
 
 def resize_position_table(table: Tensor, length: int) -> Tensor:
@@ -63,6 +81,12 @@ def copy_queries(queries: Tensor, ours: Tensor) -> Tensor:
     """Return rows (N, C) of as many queries as both have, then the model's own initial ones. Queries have no order."""
     count = min(len(queries), len(ours))
     return torch.cat((queries[:count].to(ours), ours[count:]))
+
+
+def _differs_in_channels(weight: Tensor, ours: Tensor) -> bool:
+    """Whether a convolution of RGB images fits but for the channels that it takes."""
+    is_alike = weight.ndim == ours.ndim == 4 and weight.shape[0] == ours.shape[0] and weight.shape[2:] == ours.shape[2:]
+    return is_alike and weight.shape[1] == _NUM_COLOURS != ours.shape[1]
 
 
 def _is_square(number: int) -> bool:
@@ -116,7 +140,7 @@ def load_weights(model: nn.Module, path: str | Path, *, resize_queries: bool = F
     Args:
         model: is changed in place.
         path: a file, a folder of transformers, or an address, as ``load_state`` takes them. Relative position tables of
-            other window sizes are interpolated.
+            other window sizes are interpolated, first convolutions of RGB images inflated to other channels.
         resize_queries: if the number of queries differs, copy as many as both have; the others keep their initial
             values. Otherwise queries count as having another shape.
 
@@ -171,7 +195,9 @@ def _note_images(model: nn.Module, family: Family | None, *, source: Path) -> li
     stated = read_image_statistics(source) if images is not None else None
     if stated is not None:
         images = ImageStatistics("RGB", *map(tuple, stated))
-    if images is not None and not (_is_near(mean, images.mean) and _is_near(std, images.std)):
+    if images is None or len(mean) != len(images.mean):  # those of other channels are measured
+        return notes
+    if not (_is_near(mean, images.mean) and _is_near(std, images.std)):
         notes.append(_describe_images(images, mean, std))
     return notes
 

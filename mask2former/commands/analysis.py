@@ -150,7 +150,7 @@ def random_sample(
 ) -> dict[str, Any]:
     """Return what a mapper yields: an image of noise (3, H, W), or a clip of them, with rectangles as objects."""
     rng = np.random.default_rng(0) if rng is None else rng
-    frames = [_noise(rng, size) for _ in range(num_frames or 1)]
+    frames = [_noise(rng, size, len(cfg.MODEL.PIXEL_MEAN)) for _ in range(num_frames or 1)]
     targets = _rectangles(rng, size, num_objects=num_objects, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     sample: dict[str, Any] = {"file_name": "random image", "height": size[0], "width": size[1]}
     if num_frames is None:
@@ -158,8 +158,8 @@ def random_sample(
     return {**sample, "image": frames, "instances": [targets] * num_frames}
 
 
-def _noise(rng: np.random.Generator, size: tuple[int, int]) -> torch.Tensor:
-    return torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8))
+def _noise(rng: np.random.Generator, size: tuple[int, int], num_channels: int) -> torch.Tensor:
+    return torch.from_numpy(rng.integers(0, 256, (num_channels, *size), dtype=np.uint8))
 
 
 def _rectangles(rng: np.random.Generator, size: tuple[int, int], *, num_objects: int, num_classes: int) -> Instances:

@@ -20,11 +20,11 @@ from mask2former.commands.setup import option_of, print_report, set_up
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, build_test_loader, build_train_loader
 from mask2former.data.catalog import name_of
+from mask2former.data.mapper import image_form, read_checked_image
 from mask2former.engine.optimizer import build_gradient_clipping, build_optimizer
 from mask2former.engine.precision import Precision
 from mask2former.engine.trainer import Hook, Trainer
 from mask2former.errors import ConfigError
-from mask2former.files.images import read_image
 from mask2former.modeling.execution import CompiledStep
 
 DESCRIPTION = (
@@ -124,7 +124,7 @@ def time_data_parts(cfg: CfgNode, args: argparse.Namespace) -> Report:
     names = itertools.islice(itertools.cycle(map(name_of, records)), args.warmup + args.num_iters)
     for name in tqdm(list(names), desc="image file", unit="image", disable=None):
         with timer.stage("image file"):
-            read_image(name, cfg.INPUT.FORMAT, bits=cfg.INPUT.IMAGE_BITS)
+            read_checked_image({"file_name": name}, **image_form(cfg))
         timer.end_run()
     rows.append(("image file", timer.median("image file"), 1))
     loaders = {"batch, no workers": alone}

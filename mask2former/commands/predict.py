@@ -14,7 +14,6 @@ from mask2former.commands.predict_video import VideoOptions, find_videos, predic
 from mask2former.commands.setup import set_up
 from mask2former.config import CfgNode
 from mask2former.errors import ConfigError, InputError, UsageError
-from mask2former.files.images import to_rgb_array
 from mask2former.files.inputs import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -183,7 +182,7 @@ def _predict_images(
     unread, unwritten, num_written, num_done = [], [], 0, 0
     for file in tqdm(images, desc="predict", unit="image", disable=None):
         try:
-            image = to_rgb_array(file.source, bits=predictor.cfg.INPUT.IMAGE_BITS)
+            image = predictor.read(file.source)
             results = predictor(image)
         except InputError as error:
             unread.append(str(error))
@@ -191,7 +190,7 @@ def _predict_images(
         stem = output.stem(file)
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
-            pictures = draw_results(image, results, predictor.metadata, threshold=threshold)
+            pictures = draw_results(predictor.picture_of(image), results, predictor.metadata, threshold=threshold)
             for task, picture in pictures.items():
                 write_picture(picture, output.picture(file, task, is_only=len(pictures) == 1))
             num_written += len(pictures)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mask2former.data.catalog import DatasetDict, is_video, name_of
 from mask2former.data.targets import clip_targets, instance_targets, panoptic_targets, semantic_targets
 from mask2former.data.transforms import NoOpTransform
 from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.files.channels import channels_to_rgb, read_channels
 from mask2former.files.images import read_image
 from mask2former.files.inputs import describe_failures, prepare_folder
 from mask2former.files.maps import read_label_map, read_panoptic_ids
@@ -101,7 +103,7 @@ def read_batches(cfg: CfgNode) -> Iterator[tuple[str, Frames, Metadata]]:
             is_clip = not isinstance(sample["image"], torch.Tensor)
             images = sample["image"] if is_clip else [sample["image"]]
             targets = sample["instances"] if is_clip else [sample["instances"]]
-            rgb = [_tensor_to_rgb(image, cfg.INPUT.FORMAT) for image in images]
+            rgb = [_tensor_to_rgb(image, cfg) for image in images]
             yield _stem(sample), list(zip(rgb, targets, strict=True)), metadata
 
 
@@ -112,8 +114,8 @@ def read_annotations(cfg: CfgNode) -> Iterator[tuple[str, Frames, Metadata]]:
     for name in cfg.DATASETS.TRAIN:
         records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
         for record in records:
-            bits = cfg.INPUT.IMAGE_BITS
-            kinds = _annotated_video(record, bits) if is_video(record) else _annotated_image(record, metadata, bits)
+            read = partial(_read_rgb, cfg=cfg)
+            kinds = _annotated_video(record, read) if is_video(record) else _annotated_image(record, metadata, read)
             found = False
             for kind, frames in kinds:
                 found = True
@@ -122,8 +124,16 @@ def read_annotations(cfg: CfgNode) -> Iterator[tuple[str, Frames, Metadata]]:
                 raise DatasetError(f"{name_of(record)}: {name} has no annotations, its entries are {sorted(record)}")
 
 
-def _annotated_image(record: DatasetDict, metadata: Metadata, bits: int) -> Iterator[tuple[str, Frames]]:
-    image = read_image(record["file_name"], "RGB", bits=bits)
+def _read_rgb(name: str, cfg: CfgNode) -> np.ndarray:
+    if cfg.INPUT.CHANNELS:
+        return channels_to_rgb(read_channels(name, cfg.INPUT.CHANNELS), cfg.INPUT.SHOWN_CHANNELS)
+    return read_image(name, "RGB", bits=cfg.INPUT.IMAGE_BITS)
+
+
+def _annotated_image(
+    record: DatasetDict, metadata: Metadata, read: Callable[[str], np.ndarray]
+) -> Iterator[tuple[str, Frames]]:
+    image = read(record["file_name"])
     size = image.shape[:2]
     if "pan_seg_file_name" in record:
         ids = read_panoptic_ids(record["pan_seg_file_name"])
@@ -139,12 +149,12 @@ def _annotated_image(record: DatasetDict, metadata: Metadata, bits: int) -> Iter
         yield "semantic", [(image, semantic_targets(labels, ignore_label=ignore_label))]
 
 
-def _annotated_video(record: DatasetDict, bits: int) -> Iterator[tuple[str, Frames]]:
+def _annotated_video(record: DatasetDict, read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, Frames]]:
     if "annotations" not in record:
         return
     times = np.unique(np.linspace(0, len(record["file_names"]) - 1, _MAX_FRAMES).round().astype(int))
     names = [record["file_names"][time] for time in times]
-    images = [read_image(name, "RGB", bits=bits) for name in names]
+    images = [read(name) for name in names]
     targets = clip_targets(
         [_with_crowds(record["annotations"][time]) for time in times],
         [NoOpTransform()] * len(times),
@@ -159,10 +169,12 @@ def _with_crowds(annotations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**annotation, "iscrowd": 0} for annotation in annotations]
 
 
-def _tensor_to_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:
-    """Image (C, H, W) uint8 in the format of the config -> (H, W, 3) RGB."""
+def _tensor_to_rgb(image: torch.Tensor, cfg: CfgNode) -> np.ndarray:
+    """Image (C, H, W) in the form of the config -> (H, W, 3) uint8 RGB."""
     array = image.numpy().transpose(1, 2, 0)
-    if image_format == "BGR":
+    if cfg.INPUT.CHANNELS:
+        return channels_to_rgb(array, cfg.INPUT.SHOWN_CHANNELS)
+    if cfg.INPUT.FORMAT == "BGR":
         array = array[..., ::-1]
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 

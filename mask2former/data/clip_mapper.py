@@ -57,13 +57,15 @@ class ClipMapper:
         sampling: FrameSampling,
         image_format: str,
         image_bits: int = FULL_BITS,
+        num_channels: int = 0,
         ignore_regions: bool = False,
     ) -> None:
         if image_format not in FORMATS:
             raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(FORMATS)}, found {image_format!r}")
         self.augmentations, self.image_augmentations = augmentations, image_augmentations
         self.sampling, self.ignore_regions = sampling, ignore_regions
-        self._read = partial(read_checked_image, image_format=image_format, bits=check_image_bits(image_bits))
+        bits = check_image_bits(image_bits)
+        self._read = partial(read_checked_image, image_format=image_format, bits=bits, num_channels=num_channels)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ClipMapper:
@@ -85,6 +87,7 @@ class ClipMapper:
             ),
             image_format=cfg.INPUT.FORMAT,
             image_bits=cfg.INPUT.IMAGE_BITS,
+            num_channels=cfg.INPUT.CHANNELS,
             ignore_regions=cfg.MODEL.MASK_FORMER.IGNORE_REGIONS,
         )
 

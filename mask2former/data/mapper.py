@@ -32,6 +32,7 @@ from mask2former.data.targets import (
 )
 from mask2former.data.transforms import Augmentation, AugmentationList
 from mask2former.errors import ConfigError, DatasetError
+from mask2former.files.channels import read_channels
 from mask2former.files.images import FORMATS, FULL_BITS, check_image_bits, exif_note, read_image
 from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.structures import Instances
@@ -61,9 +62,12 @@ class DatasetMapper:
         ignore_label: int = DEFAULT_IGNORE_LABEL,
         label_ids: Mapping[int, int] | None = None,
         image_bits: int = FULL_BITS,
+        num_channels: int = 0,
         ignore_regions: bool = False,
     ) -> None:
         """``preset`` None maps for inference; ``num_classes`` None accepts any label; ``image_bits`` as in read_image.
+
+        ``num_channels`` above 0: images are read by read_channels.
 
         ``label_ids`` turns the ids of label files into classes, or the ignore label; None: they are classes.
         ``ignore_regions``: training samples say which pixels train nothing.
@@ -72,6 +76,7 @@ class DatasetMapper:
             raise ConfigError(f"INPUT.FORMAT must be one of {', '.join(FORMATS)}, found {image_format!r}")
         self.augmentations = augmentations
         self.image_format, self.image_bits = image_format, check_image_bits(image_bits)
+        self.num_channels = num_channels
         self.preset = preset
         self.num_classes = num_classes
         self.ignore_label = ignore_label
@@ -86,7 +91,12 @@ class DatasetMapper:
             ConfigError: a value of ``INPUT`` is wrong.
         """
         if not is_train:
-            return cls(build_test_augmentations(cfg), image_format=cfg.INPUT.FORMAT, image_bits=cfg.INPUT.IMAGE_BITS)
+            return cls(
+                build_test_augmentations(cfg),
+                image_format=cfg.INPUT.FORMAT,
+                image_bits=cfg.INPUT.IMAGE_BITS,
+                num_channels=cfg.INPUT.CHANNELS,
+            )
         preset = preset_of(cfg)
         ignore_label, label_ids = DEFAULT_IGNORE_LABEL, None
         if cfg.DATASETS.TRAIN:
@@ -104,6 +114,7 @@ class DatasetMapper:
             ignore_label=ignore_label,
             label_ids=label_ids,
             image_bits=cfg.INPUT.IMAGE_BITS,
+            num_channels=cfg.INPUT.CHANNELS,
             ignore_regions=cfg.MODEL.MASK_FORMER.IGNORE_REGIONS,
         )
 
@@ -126,7 +137,8 @@ class DatasetMapper:
         """
         rng = np.random.default_rng() if rng is None else rng
         names = dataset_dict["file_names"] if is_video(dataset_dict) else [dataset_dict["file_name"]]
-        read = partial(read_checked_image, image_format=self.image_format, bits=self.image_bits)
+        form, bits, channels = self.image_format, self.image_bits, self.num_channels
+        read = partial(read_checked_image, image_format=form, bits=bits, num_channels=channels)
         image = read(dataset_dict, file_name=names[0])
         size = image.shape[:2]
         sample = {k: v for k, v in dataset_dict.items() if k not in ("annotations", "segments_info")}
@@ -215,18 +227,31 @@ def _read_ids_if_any(record: DatasetDict, size: tuple[int, int]) -> np.ndarray |
     return ids
 
 
-def read_checked_image(
-    record: DatasetDict, image_format: str, *, file_name: str | None = None, bits: int = FULL_BITS
-) -> np.ndarray:
-    """Return the image (H, W, C) uint8 of a dataset dict, or of the video frame ``file_name``.
+def image_form(cfg: CfgNode) -> dict[str, Any]:
+    """Return how `read_checked_image` reads images by a config."""
+    return {"image_format": cfg.INPUT.FORMAT, "bits": cfg.INPUT.IMAGE_BITS, "num_channels": cfg.INPUT.CHANNELS}
 
-    ``bits`` as in read_image.
+
+def read_checked_image(
+    record: DatasetDict,
+    image_format: str,
+    *,
+    file_name: str | None = None,
+    bits: int = FULL_BITS,
+    num_channels: int = 0,
+) -> np.ndarray:
+    """Return the image (H, W, C) of a dataset dict, or of the video frame ``file_name``.
+
+    ``bits`` as in read_image; with ``num_channels`` as read_channels returns it.
 
     Raises:
         DatasetError: the file is missing or damaged, or its size is not that of the dict.
     """
     file_name = record["file_name"] if file_name is None else file_name
-    image = read_image(file_name, image_format, bits=bits)
+    if num_channels:
+        image = read_channels(file_name, num_channels)
+    else:
+        image = read_image(file_name, image_format, bits=bits)
     size = image.shape[:2]
     expected = (record.get("height", size[0]), record.get("width", size[1]))
     if expected != size:
@@ -255,5 +280,5 @@ def lacks(record: DatasetDict, needed: str, target: str) -> DatasetError:
 def image_to_tensor(image: np.ndarray) -> torch.Tensor:
     """Map an image (H, W, C) to its own contiguous tensor (C, H, W)."""
     planes = np.empty((image.shape[2], *image.shape[:2]), dtype=image.dtype)
-    cv2.split(image, list(planes))  # three times faster than a transposed copy
+    cv2.split(np.ascontiguousarray(image), list(planes))  # three times faster than a transposed copy
     return torch.from_numpy(planes)

@@ -30,6 +30,7 @@ from mask2former.data.transforms import (
     ResizeScale,
     ResizeShortestEdge,
 )
+from mask2former.data.transforms.transform import IMAGE_FILL, Fill
 from mask2former.errors import ConfigError
 from mask2former.modeling import takes_clips
 
@@ -125,8 +126,7 @@ def build_clip_augmentations(cfg: CfgNode, values: CfgNode, *, key: str) -> Clip
             steps.append(ByClip(crop) if values is cfg.INPUT else PanningCrop(crop))
         sampling = values.MIN_SIZE_TRAIN_SAMPLING.removesuffix(_BY_CLIP)
         steps.append(ByClip(ResizeShortestEdge(values.MIN_SIZE_TRAIN, values.MAX_SIZE_TRAIN, sampling)))
-        if cfg.INPUT.COLOR_AUG_SSD:
-            steps.append(ByClip(ColorAugSSD(cfg.INPUT.FORMAT)))
+        steps += [ByClip(jitter) for jitter in _colour(cfg)]
         together = ByClip if cfg.INPUT.RANDOM_FLIP.endswith(_BY_CLIP) else ByFrame
         steps += [together(flip) for flip in _flip(cfg)]
         named = [_build_augmentation(name, cfg, key=key) for name in values.AUGMENTATIONS]
@@ -155,7 +155,8 @@ def _image_augmentations(cfg: CfgNode) -> list[Augmentation]:
 
 def _rotation(cfg: CfgNode) -> Augmentation:
     """Return a rotation as strong as in the published video models, like the blends below."""
-    return RandomRotation((-15, 15), expand=False, center=((0.4, 0.4), (0.6, 0.6)))
+    center = ((0.4, 0.4), (0.6, 0.6))
+    return RandomRotation((-15, 15), expand=False, center=center, image_fill=_fill(cfg, 0))
 
 
 def _blend(name: str, cfg: CfgNode) -> Augmentation:
@@ -172,11 +173,10 @@ def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
     if side < 1:
         raise ConfigError(f"INPUT.IMAGE_SIZE: expected at least 1 pixel, found {side}")
     augmentations: list[Augmentation] = _flip(cfg)
-    if cfg.INPUT.COLOR_AUG_SSD:  # before padding, which keeps its grey
-        augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
+    augmentations += _colour(cfg)  # before padding, which keeps its grey
     augmentations += _image_augmentations(cfg)
     augmentations.append(ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, side, side))
-    augmentations.append(FixedSizeCrop((side, side)))
+    augmentations.append(FixedSizeCrop((side, side), image_fill=_fill(cfg, IMAGE_FILL)))
     return augmentations
 
 
@@ -197,12 +197,20 @@ def _crop_augmentations(cfg: CfgNode, preset: MapperPreset, ignore_label: int) -
                 ignored_category=ignore_label,
             )
         )
-    if cfg.INPUT.COLOR_AUG_SSD:
-        augmentations.append(ColorAugSSD(cfg.INPUT.FORMAT))
-    augmentations += [*_flip(cfg), *_image_augmentations(cfg)]
+    augmentations += [*_colour(cfg), *_flip(cfg), *_image_augmentations(cfg)]
     if cfg.INPUT.SIZE_DIVISIBILITY > 0:
-        augmentations.append(PadToDivisible(cfg.INPUT.SIZE_DIVISIBILITY))
+        augmentations.append(PadToDivisible(cfg.INPUT.SIZE_DIVISIBILITY, image_fill=_fill(cfg, IMAGE_FILL)))
     return augmentations
+
+
+def _colour(cfg: CfgNode) -> list[Augmentation]:
+    """Colour jitter, which has a meaning for colours alone."""
+    return [ColorAugSSD(cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD and not cfg.INPUT.CHANNELS else []
+
+
+def _fill(cfg: CfgNode, usual: int) -> Fill:
+    """What comes from outside of an image: of channels their means, which the model takes for nothing."""
+    return tuple(cfg.MODEL.PIXEL_MEAN) if cfg.INPUT.CHANNELS else usual
 
 
 def _flip(cfg: CfgNode) -> list[Augmentation]:

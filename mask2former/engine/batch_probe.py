@@ -70,7 +70,7 @@ def _image(side: int, cfg: CfgNode) -> dict[str, Any]:
     for index, mask in enumerate(masks):
         mask[index * side // _NUM_OBJECTS : (index + 1) * side // _NUM_OBJECTS] = True
     instances = Instances((side, side), gt_classes=classes, gt_masks=masks)
-    image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)
+    image = torch.randint(0, 256, (len(cfg.MODEL.PIXEL_MEAN), side, side), dtype=torch.uint8)
     return {"image": image, "instances": instances, "height": side, "width": side}
 
 

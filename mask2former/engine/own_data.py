@@ -37,6 +37,7 @@ from mask2former.data.own_data import (
 from mask2former.data.own_data.dataset import COCO_INSTANCES, COCO_PANOPTIC, TRAIN
 from mask2former.data.presets import preset_of
 from mask2former.engine.batch_probe import largest_batch
+from mask2former.engine.channels import settle_channels
 from mask2former.engine.logging import setup_logging
 from mask2former.engine.run import run_folder
 from mask2former.errors import CheckpointError, ConfigError
@@ -108,6 +109,8 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
     resolved = cfg.clone()
     resolved.defrost()
     _set_data(resolved, request, dataset, classes, ignored=ignored, task=task)
+    files = [image.file for image in dataset.parts[TRAIN]]
+    resolved = settle_channels(resolved, files, is_known=_knows_channels(request, eval_only=eval_only), detect=True)
     if not eval_only:
         _set_batch(resolved, request)
         logger.info("%s", scale_schedule(resolved, request, num_images=len(dataset.parts[TRAIN])))
@@ -143,6 +146,11 @@ def _check_task(task: str, path: str) -> None:
             f"{path} is {data_format.title}, from which {' and '.join(data_format.tasks)} segmentation is "
             f"learned; the config is for {task} segmentation (INPUT.DATASET_MAPPER_NAME). Configs that fit: {fitting}"
         )
+
+
+def _knows_channels(request: OwnDataRequest, *, eval_only: bool) -> bool:
+    """Whether the config has the statistics of the channels: of an earlier run, or as given."""
+    return eval_only or bool(request.reference.INPUT.CHANNELS) or "MODEL.PIXEL_MEAN" in request.overridden
 
 
 def _set_data(

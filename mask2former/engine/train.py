@@ -23,6 +23,7 @@ from mask2former.engine.building import (
     find_training_faults,
     load_initial_weights,
 )
+from mask2former.engine.channels import settle_channels
 from mask2former.engine.evaluating import TestSets
 from mask2former.engine.hooks import Results
 from mask2former.engine.logging import describe_model, setup_logging
@@ -74,6 +75,8 @@ def train(
     if cfg.SOLVER.MAX_EPOCHS:
         setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)
         cfg = resolve_epochs(cfg, len(load_train_dicts(cfg)))
+    if cfg.INPUT.CHANNELS and len(cfg.MODEL.PIXEL_MEAN) != cfg.INPUT.CHANNELS:
+        cfg = _with_measured_channels(cfg)
     test_sets = TestSets(evaluators)
 
     def build_batches(cfg: CfgNode, first_batch: int) -> Iterable[Batch]:
@@ -90,6 +93,13 @@ def train(
         hooks=hooks,
         writers=writers,
     )
+
+
+def _with_measured_channels(cfg: CfgNode) -> CfgNode:
+    setup_logging(cfg.OUTPUT_DIR, verbose=cfg.VERBOSE)
+    records = load_train_dicts(cfg)
+    files = [name for record in records for name in record.get("file_names", [record.get("file_name")])]
+    return distributed.on_main(lambda: settle_channels(cfg, files, is_known=False))
 
 
 def fit(

@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.addresses import fetch_bytes, is_web_address
+from mask2former.files.arrays import array_form, is_array_file, is_tiff
 from mask2former.files.inputs import PathLike, open_file
 
 ImageInput: TypeAlias = (
@@ -69,11 +70,20 @@ def read_image(path: PathLike, image_format: str = "BGR", *, bits: int = FULL_BI
 def read_image_size(path: PathLike) -> tuple[int, int]:
     """Return (height, width) of the image that ``read_image`` returns, decoding it only if the header is not enough.
 
+    Files of channels have that of ``read_channels``.
+
     Raises:
         DatasetError: the file is missing or not an image.
     """
-    with opened_image(path) as image:
-        size, orientation = _read_header(image)
+    if is_array_file(path):
+        return array_form(path)[:2]
+    try:
+        with opened_image(path) as image:
+            size, orientation = _read_header(image)
+    except DatasetError:
+        if not is_tiff(path) or not os.path.isfile(path):
+            raise
+        return array_form(path)[:2]  # of channels, which Pillow does not know
     return size[::-1] if orientation in _QUARTER_TURNS else size
 
 
@@ -153,6 +163,15 @@ def stored_pixels(image: Image.Image) -> np.ndarray:
     pixels = np.asarray(image)
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     return _turned(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), _orientation(image))
+
+
+def stored_numbers(image: Image.Image) -> np.ndarray:
+    """Return `stored_pixels` of an image not yet decoded, with all 16 bits of colours that have them."""
+    if stores_sixteen_bits(image) and image.mode in _DEEP_MODES:
+        colours = _read_deep_colours(image)
+        if colours is not None:
+            return _turned(colours, _orientation(image))
+    return stored_pixels(image)
 
 
 def _name_of(source: Any) -> str:

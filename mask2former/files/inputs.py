@@ -17,7 +17,8 @@ from typing import BinaryIO, TypeAlias
 from mask2former.errors import DatasetError, InputError
 from mask2former.files.addresses import is_web_address, name_in_address
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+ARRAY_SUFFIXES = (".npy", ".npz")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", *ARRAY_SUFFIXES, ".png", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _MAX_FAILURES_NAMED = 20
 _WILDCARDS = "*?["

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ from mask2former.config import CfgNode, build_from_config
 from mask2former.data import MetadataCatalog
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import CheckpointError, ConfigError, InputError
+from mask2former.files.channels import channels_to_rgb, read_channels
 from mask2former.files.images import ImageInput, to_rgb_array
 from mask2former.files.videos import VideoSource
 from mask2former.inference.frame_tracker import TRACKER_REGISTRY, Tracker
@@ -129,7 +130,7 @@ class Predictor:
         Raises:
             InputError: there is no frame, a frame is wrong, or frames differ in size.
         """
-        (height, width), arrays = _peek_size(_to_arrays(frames, channel_order, bits=self.cfg.INPUT.IMAGE_BITS))
+        (height, width), arrays = _peek_size(self._to_arrays(frames, channel_order))
         inputs = (self._to_model_input(array) for array in arrays)
         windows = WindowOptions(self.cfg.TEST.VIDEO.WINDOW, self.cfg.TEST.VIDEO.OVERLAP)
         first = list(islice(inputs, windows.length + 1 if windows.length else None))
@@ -159,7 +160,7 @@ class Predictor:
         Raises:
             InputError: as ``predict_clip`` does.
         """
-        size, arrays = _peek_size(_to_arrays(frames, channel_order, bits=self.cfg.INPUT.IMAGE_BITS))
+        size, arrays = _peek_size(self._to_arrays(frames, channel_order))
         if getattr(self.model, "takes_clips", False):
             yield from self._video_by_windows(arrays, size=size, score_threshold=score_threshold)
             return
@@ -236,21 +237,40 @@ class Predictor:
         return tuple(-(-side // divisor) for side in image.shape[-2:])
 
     def _to_sample(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
-        array = to_rgb_array(image, channel_order=channel_order, bits=self.cfg.INPUT.IMAGE_BITS)
+        array = self.read(image, channel_order=channel_order)
         height, width = array.shape[:2]
         return {"image": self._to_model_input(array), "height": height, "width": width}
 
-    def _to_model_input(self, rgb: np.ndarray) -> torch.Tensor:
-        """Return the image (3, h, w) uint8 at test size, in the channel order of the config."""
-        ordered = np.ascontiguousarray(rgb[:, :, ::-1]) if self.cfg.INPUT.FORMAT == "BGR" else rgb
+    def read(self, image: ImageInput, *, channel_order: str = "RGB") -> np.ndarray:
+        """Return an image as the model takes it: (H, W, 3) uint8 RGB, or (H, W, C) of ``INPUT.CHANNELS``.
+
+        Raises:
+            InputError: it is missing, corrupt or of another form.
+        """
+        channels = self.cfg.INPUT.CHANNELS
+        if channels:
+            return read_channels(image, channels)
+        return to_rgb_array(image, channel_order=channel_order, bits=self.cfg.INPUT.IMAGE_BITS)
+
+    def picture_of(self, image: np.ndarray) -> np.ndarray:
+        """Return the picture (H, W, 3) uint8 RGB of an image that ``read`` returned, to draw on."""
+        return channels_to_rgb(image, self.cfg.INPUT.SHOWN_CHANNELS) if self.cfg.INPUT.CHANNELS else image
+
+    def _to_model_input(self, array: np.ndarray) -> torch.Tensor:
+        """Return the image (C, h, w) at test size, in the channel order of the config."""
+        is_turned = self.cfg.INPUT.FORMAT == "BGR" and not self.cfg.INPUT.CHANNELS
+        ordered = np.ascontiguousarray(array[:, :, ::-1]) if is_turned else array
         # Test-time resizing has one length to choose from: nothing is random.
         transform = self._resize.sample(np.random.default_rng(0), (ordered.shape[0], ordered.shape[1]))
         resized = transform.apply_image(ordered)
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
+    def _to_arrays(self, frames: ClipInput, channel_order: str) -> Iterator[np.ndarray]:
+        return _of_one_size(frames, lambda frame, order: self.read(frame, channel_order=order), channel_order)
 
-def _to_arrays(frames: ClipInput, channel_order: str, *, bits: int) -> Iterator[np.ndarray]:
-    """Yield frames (H, W, 3) uint8 RGB, all of one size."""
+
+def _of_one_size(frames: ClipInput, read: Callable[[Any, str], np.ndarray], channel_order: str) -> Iterator[np.ndarray]:
+    """Yield frames as ``read`` returns them, all of one size."""
     if isinstance(frames, (str, os.PathLike)):
         frames, channel_order = VideoSource(Path(frames)), "RGB"
     elif isinstance(frames, (bytes, bytearray, memoryview)) or not isinstance(frames, Iterable):
@@ -259,7 +279,7 @@ def _to_arrays(frames: ClipInput, channel_order: str, *, bits: int) -> Iterator[
         )
     size: tuple[int, ...] | None = None
     for frame in frames:
-        array = to_rgb_array(frame, channel_order=channel_order, bits=bits)
+        array = read(frame, channel_order)
         size = array.shape[:2] if size is None else size
         if array.shape[:2] != size:
             found = [size, array.shape[:2]]

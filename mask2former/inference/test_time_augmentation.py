@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mask2former.config import CfgNode
 from mask2former.data.transforms import HFlipTransform, ResizeShortestEdge, ResizeTransform
 from mask2former.errors import ConfigError, InputError
+from mask2former.files.channels import read_channels
 from mask2former.files.images import FULL_BITS, read_image
 from mask2former.modeling import MaskFormer, QueryPrediction
 from mask2former.modeling.interfaces import PostProcessing
@@ -44,6 +45,7 @@ class CopyMaker:
     flip: bool
     image_format: str
     image_bits: int = FULL_BITS
+    num_channels: int = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CopyMaker:
@@ -58,7 +60,8 @@ class CopyMaker:
             raise ConfigError(f"TEST.AUG.MIN_SIZES: expected at least one size, from 1 pixel on, found {list(sizes)}")
         if aug.MAX_SIZE < 1:
             raise ConfigError(f"TEST.AUG.MAX_SIZE: expected at least 1 pixel, found {aug.MAX_SIZE}")
-        return cls(sizes, int(aug.MAX_SIZE), bool(aug.FLIP), cfg.INPUT.FORMAT, cfg.INPUT.IMAGE_BITS)
+        form = (cfg.INPUT.FORMAT, cfg.INPUT.IMAGE_BITS, cfg.INPUT.CHANNELS)
+        return cls(sizes, int(aug.MAX_SIZE), bool(aug.FLIP), *form)
 
     def __len__(self) -> int:
         return len(self.min_sizes) * (2 if self.flip else 1)
@@ -94,8 +97,11 @@ class CopyMaker:
         if "image" not in complete:
             if "file_name" not in complete:
                 raise InputError(f"a sample needs 'image' or 'file_name', found keys {sorted(complete)}")
-            image = read_image(complete["file_name"], self.image_format, bits=self.image_bits)
-            complete["image"] = _to_tensor(image)
+            name = complete["file_name"]
+            if self.num_channels:
+                complete["image"] = _to_tensor(read_channels(name, self.num_channels))
+            else:
+                complete["image"] = _to_tensor(read_image(name, self.image_format, bits=self.image_bits))
         image = complete["image"]
         if not isinstance(image, Tensor) or image.ndim != 3:
             found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__

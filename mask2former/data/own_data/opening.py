@@ -12,6 +12,7 @@ from mask2former.data.own_data.formats import read_own_data
 from mask2former.data.own_data.scanning import scan
 from mask2former.errors import DatasetError
 from mask2former.files.atomic import write_text_atomic
+from mask2former.files.channels import count_channels, read_channels
 from mask2former.files.faults import first_of, gathered_faults
 from mask2former.files.images import exif_note, read_image
 
@@ -87,7 +88,8 @@ def _leave_out_damaged(dataset: OwnDataset) -> None:
 
 
 def _decode(image: ImageEntry) -> Path:
-    size = read_image(image.file).shape[:2]
+    num_channels = count_channels(image.file)
+    size = (read_channels(image.file, num_channels) if num_channels else read_image(image.file)).shape[:2]
     if size != (image.height, image.width):
         stated = (image.height, image.width)
         raise DatasetError(

@@ -12,11 +12,12 @@ from mask2former.data.preparation.work import RunOptions, run_all
 from mask2former.errors import DatasetError
 from mask2former.files.faults import Report, collected_reports, note_faults, note_headed_faults
 from mask2former.files.images import exif_note, read_image_size
+from mask2former.files.inputs import ARRAY_SUFFIXES
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", *ARRAY_SUFFIXES, ".png", ".tif", ".tiff", ".webp")
 _FILES_WORTH_A_PROCESS = 500  # starting processes takes about as reading so many files
 _MAX_PROCESSES = 16
 

@@ -31,8 +31,8 @@ class SSDColorTransform(Transform):
     is_rgb: bool = False
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        if image.ndim != 3 or image.shape[2] != 3:
-            return image  # grey images have no colour
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            return image  # grey images have no colour, nor have channels of other things
         if self.brightness is not None:
             image = cv2.LUT(image, _linear_table(1.0, self.brightness))
         if self.contrast is not None and self.contrast_first:
@@ -121,6 +121,8 @@ class BlendTransform(NoOpTransform):
     is_rgb: bool = True
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
+        if image.dtype != np.uint8:
+            return image  # channels of other things than light
         pixels = image.astype(np.float32)
         blended = np.float32(self.weight) * pixels + np.float32(1 - self.weight) * self._other(pixels)
         return np.clip(blended, 0, 255).astype(np.uint8)

@@ -15,7 +15,14 @@ from mask2former.data.transforms.geometry import (
     RotationTransform,
     VFlipTransform,
 )
-from mask2former.data.transforms.transform import IMAGE_FILL, Augmentation, NoOpTransform, Transform, TransformList
+from mask2former.data.transforms.transform import (
+    IMAGE_FILL,
+    Augmentation,
+    Fill,
+    NoOpTransform,
+    Transform,
+    TransformList,
+)
 
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
 _NUM_ATTEMPTS = 10  # of the published implementation
@@ -106,7 +113,7 @@ RandomCrop_CategoryAreaConstraint = RandomCropCategoryAreaConstraint  # as detec
 class FixedSizeCrop(Augmentation):
     """A window of exactly ``crop_size`` (height, width); smaller images are padded at bottom and right."""
 
-    def __init__(self, crop_size: tuple[int, int], *, image_fill: int = IMAGE_FILL) -> None:
+    def __init__(self, crop_size: tuple[int, int], *, image_fill: Fill = IMAGE_FILL) -> None:
         self.crop_size = crop_size
         self.image_fill = image_fill
 
@@ -233,6 +240,8 @@ class RandomRotation(Augmentation):
         expand: bool = True,
         center: Sequence[tuple[float, float]] | None = None,
         sample_style: str = "range",
+        *,
+        image_fill: Fill = 0,
     ) -> None:
         angles = (angle, angle) if isinstance(angle, (int, float)) else tuple(angle)
         if sample_style not in ("range", "choice"):
@@ -242,7 +251,7 @@ class RandomRotation(Augmentation):
         self.angles = angles
         self.expand = expand
         self.center = None if center is None else tuple(center)
-        self.sample_style = sample_style
+        self.sample_style, self.image_fill = sample_style, image_fill
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
         height, width = size
@@ -259,13 +268,13 @@ class RandomRotation(Augmentation):
                 center_xy = (width * x, height * y)
         if angle % 360 == 0:
             return NoOpTransform()
-        return RotationTransform(height, width, angle, self.expand, center_xy)
+        return RotationTransform(height, width, angle, self.expand, center_xy, self.image_fill)
 
 
 class PadToDivisible(Augmentation):
     """Pad at bottom and right until both sides are multiples of ``divisor``."""
 
-    def __init__(self, divisor: int, *, image_fill: int = IMAGE_FILL) -> None:
+    def __init__(self, divisor: int, *, image_fill: Fill = IMAGE_FILL) -> None:
         if divisor < 1:
             raise ValueError(f"divisor must be positive, found {divisor}")
         self.divisor = divisor

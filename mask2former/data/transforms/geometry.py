@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mask2former.data.transforms.transform import IGNORE_FILL, IMAGE_FILL, Transform
+from mask2former.data.transforms.transform import IGNORE_FILL, IMAGE_FILL, Fill, Transform
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class PadTransform(Transform):
     top: int
     right: int
     bottom: int
-    image_fill: int = IMAGE_FILL
+    image_fill: Fill = IMAGE_FILL
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         return self._pad(image, self.image_fill)
@@ -164,7 +164,7 @@ class PadTransform(Transform):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] + self.top + self.bottom, size[1] + self.left + self.right
 
-    def _pad(self, array: np.ndarray, fill: int) -> np.ndarray:
+    def _pad(self, array: np.ndarray, fill: Fill) -> np.ndarray:
         height, width = array.shape[:2]
         out_height, out_width = self.output_size((height, width))
         if (out_height, out_width) == (height, width):
@@ -225,7 +225,7 @@ class VFlipTransform(Transform):
 class RotationTransform(Transform):
     """Rotate by ``angle`` degrees, counter-clockwise as seen, about ``center_xy`` (the middle where None).
 
-    With ``expand`` the result is large enough to hold the whole rotated image. The image is filled with black.
+    With ``expand`` the result is large enough to hold the whole rotated image. ``image_fill`` comes from outside of it.
     """
 
     height: int
@@ -233,9 +233,13 @@ class RotationTransform(Transform):
     angle: float
     expand: bool = True
     center_xy: tuple[float, float] | None = None
+    image_fill: Fill = 0
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        return self._warp(image, cv2.INTER_LINEAR, 0)
+        if isinstance(self.image_fill, int):
+            return self._warp(image, cv2.INTER_LINEAR, self.image_fill)
+        planes = [self._warp(image[..., i], cv2.INTER_LINEAR, fill) for i, fill in enumerate(self.image_fill)]
+        return np.stack(planes, axis=-1)
 
     def apply_segmentation(self, segmentation: np.ndarray, *, fill: int = IGNORE_FILL) -> np.ndarray:
         # Labels wider than a byte go through as bytes: nearest neighbours are copied whole.
@@ -281,7 +285,7 @@ class RotationTransform(Transform):
             matrix[:, 2] = matrix[:, 2] + np.array([width / 2, height / 2]) + offset - moved_middle
         return matrix
 
-    def _warp(self, array: np.ndarray, interpolation: int, fill: int) -> np.ndarray:
+    def _warp(self, array: np.ndarray, interpolation: int, fill: float) -> np.ndarray:
         if self._is_identity or array.size == 0:
             return array
         height, width = self.output_size((self.height, self.width))

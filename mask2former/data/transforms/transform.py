@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from mask2former.errors import ConfigError
 
 IMAGE_FILL = 128
 IGNORE_FILL = 255
+Fill: TypeAlias = "int | tuple[float, ...]"  # of all channels, or of each
 
 # Corners of a box (x0, y0, x1, y1) as (x, y) index pairs.
 _CORNERS = np.array([[0, 1], [2, 1], [2, 3], [0, 3]])
