@@ -158,6 +158,17 @@ def _anchors(path: Path) -> set[str]:
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
+def test_chinese_first_hour_is_true_to_the_english_one() -> None:
+    english, chinese = ROOT / "GETTING_STARTED.md", DOCS / "zh" / "getting-started.md"
+    assert list(_code(chinese.read_text(encoding="utf-8"))) == list(_code(english.read_text(encoding="utf-8")))
+    zoo = {ROOT / "MODEL_ZOO.md": DOCS / "model-zoo.md"}
+    targets = [[(path.parent / link).resolve() for link in _links(path)] for path in (chinese, english)]
+    assert targets[0] == [zoo.get(target, target) for target in targets[1]]
+    for mark in (r"^#+(?= )", r"^\|", r"(?<!`)`[^`\n]+`(?!`)", r"\d+(?= minutes?| 分钟)"):
+        found = [re.findall(mark, path.read_text(encoding="utf-8"), flags=re.M) for path in (chinese, english)]
+        assert found[0] == found[1], mark
+
+
 def test_every_page_is_in_the_navigation() -> None:
     nav = set(re.findall(r"= \"([\w/.-]+\.md)\"", (ROOT / "zensical.toml").read_text(encoding="utf-8")))
     assert nav == {path.relative_to(DOCS).as_posix() for path in WRITTEN} | GENERATED

@@ -20,6 +20,8 @@ from mask2former.errors import ConfigError
 
 _EPOCHS, _ITERATIONS = "SOLVER.MAX_EPOCHS", "SOLVER.MAX_ITER"
 _WRITTEN_KEYS = 100  # a file of more was written by a run: it holds every key, so that two are no contradiction
+_DECODER = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME"
+_SINGLE_SCALE_DECODER, _MULTI_SCALE = "StandardTransformerDecoder", "multi_scale_pixel_decoder"
 _MAX_SHOWN = 30
 _MAX_NEAREST = 3
 # What the family does in any case: such a value is no disappointment.
@@ -99,6 +101,7 @@ def _plan(root: FvcoreCfgNode, trees: Sequence[tuple[str, Mapping[Any, Any]]]) -
     for source, tree in trees:
         _merge_node(merge, root, tree, source=source, prefix="")
         _settle_length(merge, tree, source=source)
+    _settle_decoder(merge, [tree for _, tree in trees])
     return merge
 
 
@@ -227,6 +230,19 @@ def _settle_length(merge: _Merge, tree: Mapping[Any, Any], *, source: str) -> No
         merge.faults.append((source, _EPOCHS, fault))
 
 
+def _settle_decoder(merge: _Merge, trees: Sequence[Mapping[Any, Any]]) -> None:
+    """Choose MaskFormer's decoder for its own configs, which do not name it: there was no other one then.
+
+    Such a config says all of a model, MODEL.META_ARCHITECTURE too, and that queries look at a single map.
+    """
+    said = {key: value for tree in trees for key, value in iter_leaves(tree) if isinstance(key, str)}
+    feature = said.get("MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", _MULTI_SCALE)
+    if said.get("MODEL.META_ARCHITECTURE") == "MaskFormer" and feature != _MULTI_SCALE and _DECODER not in said:
+        *_, name = _DECODER.split(".")
+        merge.assignments.append((merge.root["MODEL"]["MASK_FORMER"], name, _SINGLE_SCALE_DECODER))
+        _inform_once(f"{_DECODER}: {_SINGLE_SCALE_DECODER}, for the config is one of MaskFormer, which has no other")
+
+
 def _describe(merge: _Merge) -> list[str]:
     known = [key for key in iter_keys(merge.root) if key not in accepted_keys()]
     return [
@@ -254,6 +270,11 @@ def _nearest(known: list[str], key: str) -> list[str]:
 
 def _idle(key: str) -> str:
     return f"{key} has no effect" + (f": {name_here}" if (name_here := describe_foreign(key)) else "")
+
+
+@functools.lru_cache(maxsize=256)
+def _inform_once(message: str) -> None:
+    logger.info("%s", message)
 
 
 @functools.lru_cache(maxsize=256)
