@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from mask2former.commands.setup import print_report
     from mask2former.data import register_builtin_datasets
     from mask2former.evaluation import evaluate_semantic_pq
-    from mask2former.evaluation.protocol import metadata_field
+    from mask2former.evaluation.protocol import metadata_names, metadata_path
     from mask2former.inference.model_source import import_modules
     from mask2former.structures import MetadataCatalog
 
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> None:
     register_builtin_datasets()
     metadata = MetadataCatalog.get(args.dataset_name)
     results = evaluate_semantic_pq(
-        metadata_field(metadata, "sem_seg_root", "PQ of a semantic model"),
+        metadata_path(metadata, "sem_seg_root", "PQ of a semantic model"),
         args.json_file,
-        class_names=metadata_field(metadata, "stuff_classes", "PQ of a semantic model"),
+        class_names=metadata_names(metadata, "stuff_classes", "PQ of a semantic model"),
         ignore_label=metadata.get("ignore_label", 255),
         dataset_id_to_contiguous_id=metadata.get("stuff_dataset_id_to_contiguous_id"),
     )

@@ -10,7 +10,7 @@ from mask2former.data.datasets import (
 from mask2former.data.loader import TestLoader, TrainLoader, build_test_loader, build_train_loader
 from mask2former.data.mapper import DatasetMapper
 from mask2former.data.presets import MAPPER_REGISTRY
-from mask2former.data.statistics import format_class_histogram
+from mask2former.data.training_sets import format_class_histogram
 
 __all__ = [
     "MAPPER_REGISTRY",

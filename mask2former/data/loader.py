@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
@@ -24,17 +24,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from mask2former import distributed
 from mask2former.config import CfgNode, build_from_config
 from mask2former.data.catalog import (
-    DatasetCatalog,
     DatasetDict,
-    MetadataCatalog,
-    annotated_objects,
-    is_video,
     name_of,
 )
 from mask2former.data.clip_mapper import ClipMapper
-from mask2former.data.datasets.cityscapes import with_polygons
 from mask2former.data.mapper import DatasetMapper
-from mask2former.data.own_data.checked_files import check_files, listed_images
 from mask2former.data.presets import MAPPER_REGISTRY, MapperPreset, preset_of
 from mask2former.data.samplers import (
     Draw,
@@ -47,7 +41,7 @@ from mask2former.data.samplers import (
     repeat_factors_from_category_frequency,
     sample_generator,
 )
-from mask2former.data.statistics import check_class_ids, format_class_histogram, many_objects_note
+from mask2former.data.training_sets import load_data_set, load_train_sets
 from mask2former.data.transport import DatasetFromList, PackedBatch, pack, unpack
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.images import read_image_size
@@ -58,7 +52,20 @@ _WORKER_DIED = re.compile(
 
 logger = logging.getLogger(__name__)
 
-Mapper = Callable[..., Any]  # (dataset dict, generator) or (dataset dict) → sample; from outside, see MAPPER_REGISTRY
+
+class RandomMapper(Protocol):
+    """Maps a dataset dict to a sample; all random numbers come from the generator."""
+
+    def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator, /) -> Any: ...
+
+
+class PlainMapper(Protocol):
+    """Maps a dataset dict to a sample, with random numbers of its own or none."""
+
+    def __call__(self, dataset_dict: DatasetDict, /) -> Any: ...
+
+
+Mapper = RandomMapper | PlainMapper
 
 
 class _Failure:
@@ -86,8 +93,8 @@ class MappedDataset(Dataset):
         record = self.dataset[index]
         try:
             if self.takes_generator:
-                return self.mapper(record, sample_generator(self.seed, position))
-            return self.mapper(record)
+                return cast(RandomMapper, self.mapper)(record, sample_generator(self.seed, position))
+            return cast(PlainMapper, self.mapper)(record)
         except InputError as error:
             return _Failure(error)
         except Exception as error:
@@ -204,7 +211,7 @@ def build_test_loader(
         DatasetError: the data set is missing or wrong.
     """
     rank, world_size = rank_and_world_size()
-    dataset = DatasetFromList(_load_nonempty(dataset_name))
+    dataset = DatasetFromList(load_data_set(dataset_name))
     mapper = DatasetMapper.from_config(cfg, is_train=False) if mapper is None else mapper
     return TestLoader(
         MappedDataset(dataset, mapper, seed=0),
@@ -213,95 +220,6 @@ def build_test_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         pin_memory=_feeds_gpu(cfg),
     )
-
-
-def load_train_dicts(cfg: CfgNode) -> list[DatasetDict]:
-    """Return the dataset dicts of ``load_train_sets`` one after the other."""
-    return list(itertools.chain.from_iterable(load_train_sets(cfg)))
-
-
-def load_train_sets(cfg: CfgNode) -> list[list[DatasetDict]]:
-    """Return the dataset dicts of each of ``DATASETS.TRAIN``, checked against the number of classes, and logged.
-
-    With ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, images without an object are left out when instances are trained.
-
-    Raises:
-        ConfigError: there is no data set, the data sets differ in classes, or the model has too few.
-        DatasetError: a data set is missing or wrong, or nothing remains.
-    """
-    names = cfg.DATASETS.TRAIN
-    if not names:
-        raise ConfigError("DATASETS.TRAIN names no data set")
-    target = preset_of(cfg).target
-    data_sets = [_load_nonempty(name) for name in names]
-    if target == "instance" and cfg.DATASETS.CITYSCAPES_POLYGONS:
-        data_sets = [with_polygons(dicts) for dicts in data_sets]
-    _check_videos(data_sets, cfg)
-    class_names = _common_classes(names, "thing_classes" if target == "instance" else "stuff_classes")
-    if target == "instance" and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        data_sets = _with_objects(data_sets, names)
-    dicts = list(itertools.chain.from_iterable(data_sets))
-    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if target != "semantic":
-        check_class_ids(dicts, num_classes=num_classes, num_classes_key="MODEL.SEM_SEG_HEAD.NUM_CLASSES")
-    if rank_and_world_size()[0] == 0:
-        if class_names and len(class_names) != num_classes:
-            logger.warning(
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES is %d, %s has %d classes", num_classes, names[0], len(class_names)
-            )
-        logger.info("Training on %s: %s", ", ".join(names), format_class_histogram(dicts, class_names))
-        note = many_objects_note(dicts, num_queries=cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
-        if note and target != "semantic":
-            logger.warning("%s: %s", ", ".join(names), note)
-    return data_sets
-
-
-def _load_nonempty(name: str) -> list[DatasetDict]:
-    dicts = DatasetCatalog.get(name)
-    if not dicts:
-        raise DatasetError(f"data set {name!r} holds no image")
-    metadata = MetadataCatalog.get(name)
-    # Without a folder of images their names may mean anything to somebody's own mapper.
-    if rank_and_world_size()[0] == 0 and metadata.get("image_root") is not None and not metadata.get("files_checked"):
-        source = str(metadata.get("panoptic_json") or metadata.get("json_file") or name)
-        try:
-            check_files(list(listed_images(dicts)), source=source, description=f"files of {name}")
-        except DatasetError as error:
-            raise DatasetError(f"data set {name!r}: {error}") from error
-    return dicts
-
-
-def _common_classes(names: Sequence[str], key: str) -> list[str]:
-    classes = [list(MetadataCatalog.get(name).get(key) or ()) for name in names]
-    for name, other in zip(names, classes, strict=True):
-        if other != classes[0]:
-            raise ConfigError(f"DATASETS.TRAIN: {names[0]} and {name} differ in {key}; train on sets of equal classes")
-    return classes[0]
-
-
-def _check_videos(data_sets: Sequence[list[DatasetDict]], cfg: CfgNode) -> None:
-    for name, dicts in zip(cfg.DATASETS.TRAIN, data_sets, strict=True):
-        if is_video(dicts[0]) and not preset_of(cfg).clips:
-            raise ConfigError(
-                f"DATASETS.TRAIN: {name} holds videos: expected a MODEL.META_ARCHITECTURE that takes clips, such as "
-                f"VideoMaskFormer, found {cfg.MODEL.META_ARCHITECTURE}"
-            )
-
-
-def _with_objects(data_sets: Sequence[list[DatasetDict]], names: Sequence[str]) -> list[list[DatasetDict]]:
-    kept = [[record for record in dicts if _has_object(record)] for dicts in data_sets]
-    num_kept, num_all = (sum(map(len, parts)) for parts in (kept, data_sets))
-    if not num_kept:
-        raise DatasetError(
-            f"no image of {', '.join(names)} has an object (DATALOADER.FILTER_EMPTY_ANNOTATIONS leaves out the others)"
-        )
-    if num_kept < num_all:
-        logger.info("Left out %d of %d images without an object", num_all - num_kept, num_all)
-    return kept
-
-
-def _has_object(record: DatasetDict) -> bool:
-    return "annotations" not in record or any(not a.get("iscrowd", 0) for a in annotated_objects(record))
 
 
 def _batch_size_per_process(total: int, world_size: int) -> int:

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from mask2former import distributed
+from mask2former import build_model, distributed
 from mask2former.config import CfgNode
 from mask2former.config.merging import format_faults
 from mask2former.data import build_train_loader
-from mask2former.data.loader import load_train_dicts, named_worker_failures
+from mask2former.data.loader import Mapper, named_worker_failures
 from mask2former.data.own_data import register_own_data
+from mask2former.data.training_sets import load_train_dicts
 from mask2former.engine.building import (
     Evaluate,
     build_evaluation,
@@ -45,7 +46,7 @@ def train(
     cfg: CfgNode,
     *,
     resume: bool = False,
-    mapper: Callable[..., Any] | None = None,
+    mapper: Mapper | None = None,
     evaluators: Sequence[BuildEvaluator] = (),
     hooks: Sequence[Hook] = (),
     writers: Sequence[MetricWriter] = (),
@@ -66,8 +67,20 @@ def train(
         InputError: config, data or checkpoint are wrong.
         NonFiniteError: a loss became infinite or not a number.
     """
-    from mask2former import build_model
+    cfg = _settled(cfg)
+    test_sets = TestSets(evaluators)
 
+    def build_batches(cfg: CfgNode, first_batch: int) -> Iterable[Batch]:
+        if cfg.DATASETS.TEST:
+            test_sets.prepare(cfg)
+        return build_train_loader(cfg, mapper=mapper, start_iter=first_batch)
+
+    parts: dict[str, Any] = {"build_model": build_model, "build_batches": build_batches, "evaluate": test_sets}
+    return fit(cfg, **parts, resume=resume, hooks=hooks, writers=writers)
+
+
+def _settled(cfg: CfgNode) -> CfgNode:
+    """Check ``cfg``, register its own data, and set what follows from data: iterations of epochs, channels."""
     faults = find_training_faults(cfg)
     if faults:
         raise ConfigError(format_faults([*find_model_faults(cfg), *faults]))
@@ -77,22 +90,7 @@ def train(
         cfg = resolve_epochs(cfg, len(load_train_dicts(cfg)))
     if cfg.INPUT.CHANNELS and len(cfg.MODEL.PIXEL_MEAN) != cfg.INPUT.CHANNELS:
         cfg = _with_measured_channels(cfg)
-    test_sets = TestSets(evaluators)
-
-    def build_batches(cfg: CfgNode, first_batch: int) -> Iterable[Batch]:
-        if cfg.DATASETS.TEST:
-            test_sets.prepare(cfg)
-        return build_train_loader(cfg, mapper=mapper, start_iter=first_batch)
-
-    return fit(
-        cfg,
-        build_model=build_model,
-        build_batches=build_batches,
-        evaluate=test_sets,
-        resume=resume,
-        hooks=hooks,
-        writers=writers,
-    )
+    return cfg
 
 
 def _with_measured_channels(cfg: CfgNode) -> CfgNode:

@@ -26,7 +26,8 @@ from mask2former.evaluation.protocol import (
     ModelOutputs,
     Results,
     import_optional,
-    metadata_field,
+    metadata_names,
+    metadata_path,
 )
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.atomic import write_text_atomic
@@ -53,7 +54,7 @@ class _CityscapesEvaluator(DatasetEvaluator):
         self._module = import_optional(self.module_name, extra=EXTRA)
         self._labels = import_optional("cityscapesscripts.helpers.labels", extra=EXTRA)
         metadata = MetadataCatalog.get(dataset_name)
-        self._gt_dir = Path(metadata_field(metadata, "gt_dir", type(self).__name__))
+        self._gt_dir = Path(metadata_path(metadata, "gt_dir", type(self).__name__))
         self._metadata = metadata
         self._predictions_dir = None if predictions_dir is None else Path(predictions_dir)
         self._args = copy.copy(self._module.args)
@@ -201,7 +202,7 @@ class CityscapesInstanceEvaluator(_CityscapesEvaluator):
         if output.get("instances") is None:
             raise InputError(f"prediction for {image}: no 'instances' (MODEL.MASK_FORMER.TEST.INSTANCE_ON is off?)")
         instances = output["instances"]
-        names = metadata_field(self._metadata, "thing_classes", type(self).__name__)
+        names = metadata_names(self._metadata, "thing_classes", type(self).__name__)
         masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
         written = {}
         for i, (label, score) in enumerate(zip(instances.pred_classes.tolist(), instances.scores.tolist())):

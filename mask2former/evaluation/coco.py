@@ -23,7 +23,7 @@ from mask2former.evaluation.protocol import (
     Results,
     check_each_once,
     import_optional,
-    metadata_field,
+    metadata_path,
 )
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.atomic import write_json
@@ -68,7 +68,7 @@ class COCOEvaluator(DatasetEvaluator):
         self.reset()
 
     def _read_truth(self, metadata: Metadata) -> CocoGroundTruth:
-        return CocoGroundTruth(metadata_field(metadata, "json_file", type(self).__name__), self._tasks)
+        return CocoGroundTruth(metadata_path(metadata, "json_file", type(self).__name__), self._tasks)
 
     def reset(self) -> None:
         self._tallies = {task: PrecisionTally() for task in self._tasks}

@@ -19,7 +19,7 @@ from mask2former.evaluation.coco import COCOEvaluator
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
 from mask2former.evaluation.panoptic_ground_truth import PanopticGroundTruth, ReadAhead, panoptic_truth
 from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_ids
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.files.annotation_values import safe_name
 from mask2former.files.atomic import write_json
@@ -200,7 +200,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
     def _read_truth(self, metadata: Metadata) -> CocoGroundTruth:
         owner = type(self).__name__
         self._panoptic = panoptic_truth(metadata, owner) if self._given is None else self._given
-        self._thing_ids = set(metadata_field(metadata, "thing_dataset_id_to_contiguous_id", owner))
+        self._thing_ids = set(metadata_ids(metadata, "thing_dataset_id_to_contiguous_id", owner))
         things = [{"id": c.id, "name": c.name} for c in self._panoptic.categories if c.id in self._thing_ids]
         content = {"images": self._panoptic.images, "categories": things, "annotations": []}
         return CocoGroundTruth(self._panoptic.json_file, self._tasks, content=content)

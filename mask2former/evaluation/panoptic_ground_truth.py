@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from mask2former.errors import InputError
-from mask2former.evaluation.protocol import metadata_field
+from mask2former.evaluation.protocol import metadata_path
 from mask2former.files.annotation_values import listed_id
 from mask2former.files.coco import names_apart
 from mask2former.files.coco_panoptic import read_panoptic
@@ -120,5 +120,5 @@ def panoptic_truth(metadata: Metadata, evaluator: str) -> PanopticGroundTruth:
     Raises:
         DatasetError: the metadata lack one of them, or the json is wrong.
     """
-    json_file, folder = (metadata_field(metadata, key, evaluator) for key in ("panoptic_json", "panoptic_root"))
+    json_file, folder = (metadata_path(metadata, key, evaluator) for key in ("panoptic_json", "panoptic_root"))
     return PanopticGroundTruth(json_file, folder)

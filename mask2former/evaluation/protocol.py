@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -22,17 +23,52 @@ ModelOutputs = Sequence[Mapping[str, Any]]
 Results = dict[str, dict[str, float]]
 
 
-def metadata_field(metadata: Metadata, key: str, evaluator: str) -> Any:
-    """Return a metadata value that an evaluator needs.
+def metadata_path(metadata: Metadata, key: str, evaluator: str) -> PathLike:
+    """Return the path of a file or folder that an evaluator needs of the metadata.
 
     Raises:
-        DatasetError: it is missing or None.
+        DatasetError: it is missing, None or no path.
     """
-    value = metadata.get(key)
+    value = _metadata_value(metadata, key, evaluator)
+    if not isinstance(value, (str, os.PathLike)):
+        raise _wrong_kind(metadata, key, evaluator, f"a path, found {value!r}")
+    return value
+
+
+def metadata_names(metadata: Metadata, key: str, evaluator: str) -> list[str]:
+    """Return the class names that an evaluator needs of the metadata.
+
+    Raises:
+        DatasetError: they are missing, None or no list of text.
+    """
+    value = _metadata_value(metadata, key, evaluator)
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
+        raise _wrong_kind(metadata, key, evaluator, f"a list of names, found {value!r}")
+    return list(value)
+
+
+def metadata_ids(metadata: Metadata, key: str, evaluator: str) -> dict[int, int]:
+    """Return the contiguous class ids, by those of the data set, that an evaluator needs of the metadata.
+
+    Raises:
+        DatasetError: they are missing, None or no mapping.
+    """
+    value = _metadata_value(metadata, key, evaluator)
+    if not isinstance(value, Mapping):
+        raise _wrong_kind(metadata, key, evaluator, f"a mapping of ids, found {value!r}")
+    return dict(value)
+
+
+def _metadata_value(metadata: Metadata, key: str, evaluator: str) -> object:
+    value: object = metadata.get(key)
     if value is None:
         known = sorted(metadata.as_dict())
         raise DatasetError(f"{evaluator}: data set {metadata.name!r} has no metadata {key!r}, it has {known}")
     return value
+
+
+def _wrong_kind(metadata: Metadata, key: str, evaluator: str, found: str) -> DatasetError:
+    return DatasetError(f"{evaluator}: metadata {key!r} of data set {metadata.name!r}: expected {found}")
 
 
 class DatasetEvaluator:

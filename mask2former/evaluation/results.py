@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mask2former.config import CfgNode
 from mask2former.errors import ConfigError, InputError
 from mask2former.evaluation.protocol import Results
 
@@ -29,7 +30,7 @@ def check_percentages(results: Results) -> Results:
     return results
 
 
-def verify_results(cfg: Any, results: Mapping[str, Mapping[str, float]]) -> None:
+def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> None:
     """Compare with ``cfg.TEST.EXPECTED_RESULTS``, a list of [task, metric, value, tolerance].
 
     Raises:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from mask2former.distributed import gather_on_main
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.panoptic_ground_truth import PanopticGroundTruth, panoptic_truth
-from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_field
+from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_names
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.semantic_confusion import SemanticConfusion
 from mask2former.files.atomic import write_json
@@ -48,7 +49,7 @@ class SemSegEvaluator(DatasetEvaluator):
     ) -> None:
         """``truth`` is the ground truth that ``panoptic_json`` names, if another evaluator has read it."""
         metadata = MetadataCatalog.get(dataset_name)
-        self._class_names: list[str] = list(metadata_field(metadata, "stuff_classes", "SemSegEvaluator"))
+        self._class_names = metadata_names(metadata, "stuff_classes", "SemSegEvaluator")
         self._ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
         mapping = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
@@ -198,36 +199,28 @@ def read_label_pairs(
     Arguments and errors are those of ``evaluate_sem_seg``.
     """
     gt_files = _label_maps_below(Path(gt_dir), DatasetError)
+    found: Iterable[tuple[Path, str, Callable[[], np.ndarray]]]
     if Path(predictions).is_dir():
         predicted_files = _label_maps_below(Path(predictions), InputError)
         _check_same_images(gt_files, predicted_files, gt_dir, predictions)
-        for key, gt_file in gt_files.items():
-            labels, name = read_label_map(predicted_files[key], error=InputError), str(predicted_files[key])
-            yield _checked_pair(
-                gt_file,
-                labels,
-                truth=read_label_map(gt_file),
-                name=name,
-                num_classes=num_classes,
-                ignore_label=ignore_label,
-            )
-        return
-    by_stem = {Path(key).name: gt_file for key, gt_file in gt_files.items()}
-    if len(by_stem) < len(gt_files):
-        raise InputError(f"{gt_dir}: file names are not unique across folders, which predictions in json need")
-    by_image = _read_predictions(predictions)
-    _check_same_images(by_stem, by_image, gt_dir, predictions)
-    for stem, gt_file in by_stem.items():
-        name = f"{predictions}: image {stem}"
-        labels = _decode(by_image[stem], dataset_id_to_contiguous_id, name)
-        yield _checked_pair(
-            gt_file,
-            labels,
-            truth=read_label_map(gt_file),
-            name=name,
-            num_classes=num_classes,
-            ignore_label=ignore_label,
+        found = (
+            (gt_file, str(predicted_files[key]), partial(read_label_map, predicted_files[key], error=InputError))
+            for key, gt_file in gt_files.items()
         )
+    else:
+        by_stem = {Path(key).name: gt_file for key, gt_file in gt_files.items()}
+        if len(by_stem) < len(gt_files):
+            raise InputError(f"{gt_dir}: file names are not unique across folders, which predictions in json need")
+        by_image = _read_predictions(predictions)
+        _check_same_images(by_stem, by_image, gt_dir, predictions)
+        names = {stem: f"{predictions}: image {stem}" for stem in by_stem}
+        found = (
+            (gt_file, names[stem], partial(_decode, by_image[stem], dataset_id_to_contiguous_id, names[stem]))
+            for stem, gt_file in by_stem.items()
+        )
+    for gt_file, name, read in found:
+        labels, truth = read(), read_label_map(gt_file)
+        yield _checked_pair(gt_file, labels, truth=truth, name=name, num_classes=num_classes, ignore_label=ignore_label)
 
 
 def _checked_pair(

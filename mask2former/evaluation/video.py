@@ -19,7 +19,7 @@ from mask2former.evaluation.protocol import (
     ModelOutputs,
     Results,
     check_each_once,
-    metadata_field,
+    metadata_path,
 )
 from mask2former.evaluation.results import check_percentages, format_table
 from mask2former.evaluation.video_average_precision import (
@@ -129,7 +129,7 @@ class YTVISEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, output_dir: PathLike | None = None) -> None:
         metadata = MetadataCatalog.get(dataset_name)
-        self._truth = VideoGroundTruth(metadata_field(metadata, "json_file", type(self).__name__))
+        self._truth = VideoGroundTruth(metadata_path(metadata, "json_file", type(self).__name__))
         mapping = metadata.get("thing_dataset_id_to_contiguous_id")
         if mapping is None:
             mapping = {category_id: i for i, category_id in enumerate(sorted(self._truth.category_names))}

@@ -160,25 +160,39 @@ def backward_cuda(
         # Half-precision sums of many small terms would lose them.
         sum_dtype = torch.float32 if scaling is None else torch.int64
         grad_value = torch.empty_strided(value.shape, value.stride(), dtype=sum_dtype, device=value.device).zero_()
-        status = library.m2f_cuda_ms_deform_attn_backward(
-            CUDA_DTYPES[value.dtype],
-            grad_output.data_ptr(),
-            value.data_ptr(),
-            _shape_array(spatial_shapes),
-            locations.data_ptr(),
-            weights.data_ptr(),
-            _pointer(centres),
-            grad_value.data_ptr(),
-            grad_locations.data_ptr(),
-            grad_weights.data_ptr(),
-            _size_array(value, locations),
-            _pointer(scaling),
-            torch.cuda.current_stream().cuda_stream,
-        )
-        _raise_error(library, status)
+        gradients = (grad_value, grad_locations, grad_weights)
+        inputs = (value, spatial_shapes, locations, weights)
+        _launch_backward(library, grad_output, inputs, gradients, centres=centres, scaling=scaling)
         if scaling is not None:
             grad_value = grad_value.float() * scaling[1]
         return _contiguous_as(grad_value, value.dtype), grad_locations, grad_weights.to(weights.dtype)
+
+
+def _launch_backward(
+    library: ctypes.CDLL,
+    grad_output: Tensor,
+    inputs: tuple[Tensor, Sequence[int], Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor, Tensor],
+    *,
+    centres: Tensor | None,
+    scaling: Tensor | None,
+) -> None:
+    """Fill the gradients of value, locations and weights, given value, shapes, locations and weights."""
+    value, spatial_shapes, locations, weights = inputs
+    status = library.m2f_cuda_ms_deform_attn_backward(
+        CUDA_DTYPES[value.dtype],
+        grad_output.data_ptr(),
+        value.data_ptr(),
+        _shape_array(spatial_shapes),
+        locations.data_ptr(),
+        weights.data_ptr(),
+        _pointer(centres),
+        *(gradient.data_ptr() for gradient in gradients),
+        _size_array(value, locations),
+        _pointer(scaling),
+        torch.cuda.current_stream().cuda_stream,
+    )
+    _raise_error(library, status)
 
 
 def _cuda_library_for(value: Tensor, spatial_shapes: Sequence[int]) -> ctypes.CDLL | None:

@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog
 from mask2former.data.datasets.cityscapes import POLYGONS_KEY, visible_instances
-from mask2former.data.loader import load_train_dicts
 from mask2former.data.targets import instance_targets
+from mask2former.data.training_sets import load_train_dicts
 from mask2former.data.transforms import ResizeTransform
 from mask2former.errors import DatasetError
 from tests.data_pipeline.prepared_trees import SIZE, cityscapes_tree

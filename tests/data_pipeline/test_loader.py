@@ -24,8 +24,8 @@ from mask2former.data import (
     register_sem_seg,
 )
 from mask2former.data import loader as loader_module
-from mask2former.data.loader import DatasetFromList, MappedDataset, load_train_dicts
-from mask2former.data.statistics import many_objects_note
+from mask2former.data.loader import DatasetFromList, MappedDataset
+from mask2former.data.training_sets import load_train_dicts, many_objects_note
 from mask2former.data.transport import pack, unpack
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.structures import Boxes, Instances

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from mask2former.config import get_cfg
-from mask2former.errors import ConfigError, InputError
+from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
@@ -22,11 +23,12 @@ from mask2former.evaluation import (
     verify_results,
 )
 from mask2former.evaluation.__main__ import main
+from mask2former.evaluation.protocol import metadata_ids, metadata_names, metadata_path
 from mask2former.evaluation.results import format_table
 from mask2former.files.atomic import write_json
 from mask2former.files.json_files import read_json
 from mask2former.files.pictures import write_picture
-from mask2former.structures import MetadataCatalog
+from mask2former.structures import Metadata, MetadataCatalog
 from tests.evaluation.reference_data import REFERENCE, ReferenceData
 
 
@@ -168,3 +170,18 @@ def test_command_names_a_wrong_file(capsys: pytest.CaptureFixture[str], tmp_path
     with pytest.raises(SystemExit) as usage:
         main(["coco"])
     assert usage.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("read", "value", "expected"),
+    [
+        (metadata_path, 3, "expected a path, found 3"),
+        (metadata_names, "cat", "expected a list of names, found 'cat'"),
+        (metadata_names, [1, 2], r"expected a list of names, found \[1, 2\]"),
+        (metadata_ids, [1], r"expected a mapping of ids, found \[1\]"),
+    ],
+)
+def test_metadata_of_another_kind_is_named(read: Callable[..., object], value: object, expected: str) -> None:
+    metadata = Metadata("toys", field=value)
+    with pytest.raises(DatasetError, match=f"Evaluator: metadata 'field' of data set 'toys': {expected}"):
+        read(metadata, "field", "Evaluator")

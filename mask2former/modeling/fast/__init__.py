@@ -7,6 +7,6 @@ tracing and compilation, in other dtypes, and where hooks are registered. ``prep
 
 from mask2former.modeling.fast import convolution, encoder, layers  # noqa: F401  (they declare their twins)
 from mask2former.modeling.fast.preparation import prepare_for_inference
-from mask2former.modeling.fast.twins import accelerate, use_channels_last
+from mask2former.modeling.fast.twins import accelerate, speed_up, use_channels_last
 
-__all__ = ["accelerate", "prepare_for_inference", "use_channels_last"]
+__all__ = ["accelerate", "prepare_for_inference", "speed_up", "use_channels_last"]

@@ -13,7 +13,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FunctionType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -66,6 +66,14 @@ def accelerate(model: ModelT) -> ModelT:
         if is_ours or type(module).__module__.startswith(_PACKAGE):
             module.__class__ = twin.cls
     return model
+
+
+def speed_up(model: nn.Module, cfg: Any, *, is_wanted: bool) -> None:
+    """Accelerate a model in place if that is wanted; else MODEL.CHANNELS_LAST says whether its layout changes."""
+    if is_wanted:
+        accelerate(model)
+    if is_wanted or cfg.MODEL.CHANNELS_LAST:
+        use_channels_last(model)
 
 
 def use_channels_last(model: ModelT) -> ModelT:

@@ -15,7 +15,7 @@ from mask2former.errors import ConfigError
 from mask2former.modeling.backbone import build_backbone
 from mask2former.modeling.criterion import parse_losses
 from mask2former.modeling.execution import compile_model, parse_precision
-from mask2former.modeling.fast import accelerate, use_channels_last
+from mask2former.modeling.fast import speed_up
 from mask2former.modeling.interfaces import Criterion, SegmentationHead, TransformerDecoder
 from mask2former.modeling.layers import checkpoint_activations
 from mask2former.modeling.meta_arch.mask_former_head import ENCODED, MULTI_SCALE, PIXELS
@@ -96,10 +96,7 @@ def _build_model(cfg: Any, *, accelerated: bool | None) -> nn.Module:
     device = usable_device(cfg.MODEL.DEVICE)
     parse_precision(cfg.MODEL.PRECISION, device)
     model = build_from_config(meta_architecture, cfg).to(device)
-    if accelerated or (accelerated is None and device.type == "cpu"):
-        use_channels_last(accelerate(model))
-    elif cfg.MODEL.CHANNELS_LAST:
-        use_channels_last(model)
+    speed_up(model, cfg, is_wanted=device.type == "cpu" if accelerated is None else accelerated)
     if cfg.MODEL.MASK_FORMER.USE_CHECKPOINT:
         _checkpoint_decoders(model)
     return compile_model(model, cfg.MODEL.COMPILE)
@@ -131,7 +128,7 @@ def build_transformer_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> Tr
     return build_from_config(_find_transformer_decoder(cfg), cfg, transformer_in_channels(cfg, input_shape))
 
 
-def build_class_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+def build_class_decoder(cfg: Any, input_shape: dict[str, ShapeSpec]) -> StandardTransformerDecoder:
     """Return MaskFormer's decoder with one query per class, whatever decoder the config names."""
     arguments = StandardTransformerDecoder.from_config(cfg, transformer_in_channels(cfg, input_shape))
     return StandardTransformerDecoder(**{**arguments, "num_classes": None})

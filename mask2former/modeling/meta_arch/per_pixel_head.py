@@ -6,7 +6,7 @@ Letters: B batch, Q queries, K classes, C channels, h w size at the common strid
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mask2former.errors import ConfigError
-from mask2former.modeling.interfaces import PixelDecoder
+from mask2former.modeling.interfaces import PixelDecoder, TransformerDecoder
 from mask2former.modeling.losses import pixel_ce_loss
 from mask2former.modeling.meta_arch.mask_former_head import encode_pixels
 from mask2former.modeling.registry import SEM_SEG_HEADS_REGISTRY
@@ -27,7 +27,7 @@ class PerPixelBaselineHead(nn.Module):
     """A pixel decoder and a classifier of its mask features."""
 
     def __init__(
-        self, num_classes: int, *, pixel_decoder: PixelDecoder, predictor: nn.Module, common_stride: int = 4
+        self, num_classes: int, *, pixel_decoder: PixelDecoder, predictor: Callable[..., Any], common_stride: int = 4
     ) -> None:
         """``common_stride`` is that of the mask features; ``predictor`` maps them to class logits."""
         super().__init__()
@@ -82,7 +82,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         num_classes: int,
         *,
         pixel_decoder: PixelDecoder,
-        predictor: Any,
+        predictor: TransformerDecoder,
         transformer_in_feature: str,
         common_stride: int = 4,
     ) -> None:
@@ -99,7 +99,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
             )
 
     @classmethod
-    def from_config(cls, cfg: Any, pixel_decoder: PixelDecoder, predictor: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: Any, pixel_decoder: PixelDecoder, predictor: TransformerDecoder) -> dict[str, Any]:
         """Return the arguments of the simple head, and MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE."""
         arguments = super().from_config(cfg, pixel_decoder, predictor)
         return {**arguments, "transformer_in_feature": cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE}
