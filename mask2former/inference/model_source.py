@@ -39,6 +39,8 @@ _logger = logging.getLogger(__name__)
 def locate_weights(weights: str | os.PathLike[str]) -> str:
     """Return where weights are: a zoo name with its scheme, downloaded hub files, or the weights of a run folder.
 
+    The published address of a model of the zoo is its name.
+
     Anything else is returned unchanged; no config lies beside a file that is still to be downloaded.
 
     Raises:
@@ -49,7 +51,8 @@ def locate_weights(weights: str | os.PathLike[str]) -> str:
     if name.lower() in zoo_models() and not path.exists():
         return _ZOO + name
     if "://" in name and not name.lower().startswith(HUB):
-        return name
+        published = next((model.name for model in zoo_models().values() if model.checkpoint_url == name), None)
+        return name if published is None else _ZOO + published
     found = resolve_address(name)
     if not path.is_dir() or (path / "config.json").is_file():
         return name if found == path else str(found)
