@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from mask2former.checkpoint.addresses import resolve_address
 from mask2former.checkpoint.reader import read_guarded
 from mask2former.checkpoint.torch_archive import read_outline
+from mask2former.runtime.exported_info import SUFFIXES, read_info
 
 _CONFIG, _METADATA = "config", "metadata"
 _MAX_LETTERS = 1 << 24
@@ -30,7 +31,7 @@ def describe(config: str, metadata: str = "") -> dict[str, str]:
 
 
 def read_description(path: str | Path) -> Description | None:
-    """Return what a ``.pth``, ``.pt`` or ``.safetensors`` file says of itself; None where it says nothing.
+    """Return what a file of weights, or an exported one, says of itself; None where it says nothing.
 
     Addresses are downloaded to the cache.
 
@@ -60,8 +61,13 @@ def _read_safetensors(path: Path) -> Mapping[Any, Any]:
         return file.metadata() or {}
 
 
+def _read_exported(path: Path) -> Mapping[Any, Any]:
+    return read_info(path).model
+
+
 _READERS: dict[str, Callable[[Path], Mapping[Any, Any]]] = {
     ".pth": _read_torch,
     ".pt": _read_torch,
     ".safetensors": _read_safetensors,
+    **dict.fromkeys(SUFFIXES, _read_exported),
 }

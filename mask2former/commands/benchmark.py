@@ -25,6 +25,7 @@ from mask2former.engine.optimizer import build_gradient_clipping, build_optimize
 from mask2former.engine.precision import Precision
 from mask2former.engine.trainer import Hook, Trainer
 from mask2former.errors import ConfigError
+from mask2former.inference.exported import ExportedModel, load_exported
 from mask2former.modeling.execution import CompiledStep
 
 DESCRIPTION = (
@@ -177,10 +178,12 @@ def time_inference(cfg: CfgNode, args: argparse.Namespace) -> Report:
     from mask2former import build_model
     from mask2former.checkpoint import load_weights
 
-    model: Any = build_model(cfg).eval()
     weights = cfg.MODEL.WEIGHTS if args.weights or option_of(args, "MODEL.WEIGHTS") else ""
-    if weights:
-        load_weights(model, weights)
+    model: Any = load_exported(cfg) if weights else None
+    if model is None:
+        model = build_model(cfg).eval()
+        if weights:
+            load_weights(model, weights)
     timer = StageTimer(model.pixel_mean.device)
     if args.size:
         batches: Iterable[Batch] = itertools.repeat([random_sample(cfg, tuple(args.size), num_frames=frames_of(cfg))])
@@ -190,7 +193,8 @@ def time_inference(cfg: CfgNode, args: argparse.Namespace) -> Report:
         raise ConfigError("DATASETS.TEST names no data set; --size H W takes random images")
     end = _EndOfRun(timer, None, warmup=args.warmup)
     iterator = _timed(batches, timer)
-    stages = {**_stages(model), "post-processing": (model, "results"), "model": (model, "forward")}
+    results = (getattr(model, "results_of", model), "results")
+    stages = {**_stages(model), "post-processing": results, "model": (model, "forward")}
     with torch.inference_mode(), timer.wrap(stages):
         for _ in tqdm(range(args.warmup + args.num_iters), desc="eval", unit="image", disable=None):
             with timer.stage("data and model"):
@@ -241,6 +245,8 @@ class _EndOfRun(Hook):
 
 def _stages(model: Any) -> dict[str, tuple[Any, str]]:
     """Return the methods that a model's time is divided by; what is left of it prepares the inputs."""
+    if isinstance(model, ExportedModel):
+        return {"exported file": (model, "outputs")}
     if isinstance(getattr(model, "predict_pixels", None), CompiledStep):
         return {"backbone and head": (model, "predict")}
     parts = {"backbone": ("backbone", "forward"), "head": ("sem_seg_head", "predict")}

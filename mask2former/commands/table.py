@@ -29,6 +29,7 @@ COMMANDS = (
     Command("train", "train a model, on a data set with a name or on your own files", f"{_HERE}.train"),
     Command("evaluate", "evaluate weights on a data set, or saved predictions", f"{_HERE}.evaluate"),
     Command("predict", "predict images, videos or a camera and draw the results", f"{_HERE}.predict"),
+    Command("export", "write a model as a file for ONNX Runtime, OpenVINO or torch", f"{_HERE}.export"),
     Command("convert", "convert weights between families", f"{_HERE}.convert"),
     Command("convert-dataset", "convert a data set between formats", f"{_HERE}.convert_dataset"),
     Command("analyze", "count operations, activations and parameters of a model", f"{_HERE}.analyze"),

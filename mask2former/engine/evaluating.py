@@ -29,6 +29,7 @@ from mask2former.evaluation import (
     inference_on_dataset,
     verify_results,
 )
+from mask2former.inference.exported import load_exported
 from mask2former.inference.test_time_augmentation import CopyMaker, with_test_time_augmentation
 from mask2former.modeling import build_model
 
@@ -165,6 +166,10 @@ def evaluate_only(cfg: CfgNode, *, resume: bool = False, evaluators: Sequence[Bu
     register_own_data(cfg)
     with distributed.process_group(cfg.MODEL.DEVICE), run_folder(cfg), named_worker_failures():
         begin_process(cfg)
+        exported = load_exported(cfg)
+        if exported is not None:
+            logger.info("%s", exported.describe())
+            return evaluate(cfg, exported, evaluators=evaluators)
         model = build_model(cfg)
         logger.info("%s", describe_model(cfg, model))
         newest = CheckpointFolder(cfg.OUTPUT_DIR).load_newest() if resume else None

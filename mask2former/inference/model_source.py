@@ -27,6 +27,7 @@ from mask2former.data.datasets import register_builtin_datasets
 from mask2former.data.own_data import register_own_data
 from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.files.json_files import parse_json
+from mask2former.runtime.exported_info import is_exported
 from mask2former.structures import MetadataCatalog
 
 _ZOO = "zoo://"
@@ -206,8 +207,15 @@ def _of_neighbour(address: str, may_import: bool) -> CfgNode | None:
     return None if found is None else read_config(found, may_import=may_import)
 
 
-# Asked in this order: a file beside the weights can be edited, so it counts before the config inside them.
-_WAYS: tuple[Callable[[str, bool], CfgNode | None], ...] = (_of_zoo, _of_transformers, _of_neighbour, _of_content)
+def _of_exported(address: str, may_import: bool) -> CfgNode | None:
+    return _of_content(address, may_import) if is_exported(address) else None
+
+
+# Asked in this order: a file beside weights can be edited, so it counts before the config inside them; not so for an
+# exported file, whose graph was made by the config inside.
+_WAYS: tuple[Callable[[str, bool], CfgNode | None], ...] = (
+    *(_of_zoo, _of_transformers, _of_exported, _of_neighbour, _of_content),
+)
 
 
 def _beside(path: Path) -> list[Path]:

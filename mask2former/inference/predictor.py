@@ -21,6 +21,7 @@ from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.files.channels import channels_to_rgb, read_channels
 from mask2former.files.images import ImageInput, to_rgb_array
 from mask2former.files.videos import VideoSource
+from mask2former.inference.exported import load_exported
 from mask2former.inference.frame_tracker import TRACKER_REGISTRY, Tracker
 from mask2former.inference.model_source import check_device, find_config, locate_weights, read_config, register_data
 from mask2former.inference.test_time_augmentation import with_test_time_augmentation
@@ -75,16 +76,11 @@ class Predictor:
             cfg, weights=weights, device=device, task=task, score_threshold=score_threshold, precision=precision
         )
         self.metadata = _find_metadata(self.cfg)  # before the model, which learns from it which classes are things
-        self.model = build_model(self.cfg).eval()
-        if self.cfg.MODEL.WEIGHTS:
-            _refuse_backbone_alone(load_weights(self.model, self.cfg.MODEL.WEIGHTS))
-        else:
-            logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
+        self.model: Any = load_exported(self.cfg) or _build_prepared(self.cfg)
         set_float32_precision(self.cfg.FLOAT32_PRECISION)
-        prepare_for_inference(self.model)
         is_augmented = self.cfg.TEST.AUG.ENABLED if augment is None else augment
         self._infer = with_test_time_augmentation(self.cfg, self.model) if is_augmented else self.model
-        self._resize = build_test_augmentations(self.cfg)
+        self.prepare = ImagePreparation(self.cfg)
 
     def __call__(
         self,
@@ -111,7 +107,7 @@ class Predictor:
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, found {batch_size}")
         if isinstance(image, (list, tuple)):
-            samples = (self._to_sample(item, channel_order=channel_order) for item in image)
+            samples = (self.prepare(item, channel_order=channel_order) for item in image)
             return self._run_in_batches(samples, batch_size=batch_size)
         return self._predict(image, channel_order=channel_order)
 
@@ -131,7 +127,7 @@ class Predictor:
             InputError: there is no frame, a frame is wrong, or frames differ in size.
         """
         (height, width), arrays = _peek_size(self._to_arrays(frames, channel_order))
-        inputs = (self._to_model_input(array) for array in arrays)
+        inputs = (self.prepare.resize(array) for array in arrays)
         windows = WindowOptions(self.cfg.TEST.VIDEO.WINDOW, self.cfg.TEST.VIDEO.OVERLAP)
         first = list(islice(inputs, windows.length + 1 if windows.length else None))
         if windows.covers(len(first)):
@@ -186,7 +182,7 @@ class Predictor:
         def inputs() -> Iterator[torch.Tensor]:
             for array in arrays:
                 waiting.append(array)
-                yield self._to_model_input(array)
+                yield self.prepare.resize(array)
 
         for settled in self._track(inputs(), size):
             for frame in range(settled.start, settled.stop):
@@ -202,7 +198,7 @@ class Predictor:
         return self.model.track(frames, height=size[0], width=size[1])
 
     def _predict(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
-        return self._run(self._to_sample(image, channel_order=channel_order))
+        return self._run(self.prepare(image, channel_order=channel_order))
 
     def _run(self, sample: dict[str, Any]) -> dict[str, Any]:
         return self._run_in_batches([sample], batch_size=1)[0]
@@ -236,10 +232,34 @@ class Predictor:
         divisor = max(getattr(self.model, "size_divisibility", 1), 1)
         return tuple(-(-side // divisor) for side in image.shape[-2:])
 
-    def _to_sample(self, image: ImageInput, *, channel_order: str) -> dict[str, Any]:
+    def read(self, image: ImageInput, *, channel_order: str = "RGB") -> np.ndarray:
+        """Return an image as the model takes it, see ``ImagePreparation.read``."""
+        return self.prepare.read(image, channel_order=channel_order)
+
+    def picture_of(self, image: np.ndarray) -> np.ndarray:
+        """Return the picture (H, W, 3) uint8 RGB of an image that ``read`` returned, to draw on."""
+        return channels_to_rgb(image, self.cfg.INPUT.SHOWN_CHANNELS) if self.cfg.INPUT.CHANNELS else image
+
+    def _to_arrays(self, frames: ClipInput, channel_order: str) -> Iterator[np.ndarray]:
+        return _of_one_size(frames, lambda frame, order: self.read(frame, channel_order=order), channel_order)
+
+
+class ImagePreparation:
+    """Makes the input of a model of an image: read, resized as for the test, in the config's channel order."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+        self._resize = build_test_augmentations(cfg)
+
+    def __call__(self, image: ImageInput, *, channel_order: str = "RGB") -> dict[str, Any]:
+        """Return ``image`` (C, h, w) with the original ``height`` and ``width``.
+
+        Raises:
+            InputError: the image is missing, corrupt or of a wrong form.
+        """
         array = self.read(image, channel_order=channel_order)
         height, width = array.shape[:2]
-        return {"image": self._to_model_input(array), "height": height, "width": width}
+        return {"image": self.resize(array), "height": height, "width": width}
 
     def read(self, image: ImageInput, *, channel_order: str = "RGB") -> np.ndarray:
         """Return an image as the model takes it: (H, W, 3) uint8 RGB, or (H, W, C) of ``INPUT.CHANNELS``.
@@ -252,21 +272,14 @@ class Predictor:
             return read_channels(image, channels)
         return to_rgb_array(image, channel_order=channel_order, bits=self.cfg.INPUT.IMAGE_BITS)
 
-    def picture_of(self, image: np.ndarray) -> np.ndarray:
-        """Return the picture (H, W, 3) uint8 RGB of an image that ``read`` returned, to draw on."""
-        return channels_to_rgb(image, self.cfg.INPUT.SHOWN_CHANNELS) if self.cfg.INPUT.CHANNELS else image
-
-    def _to_model_input(self, array: np.ndarray) -> torch.Tensor:
-        """Return the image (C, h, w) at test size, in the channel order of the config."""
+    def resize(self, array: np.ndarray) -> torch.Tensor:
+        """Return the image (C, h, w) at test size of an array (H, W, C), RGB if it is one of three channels."""
         is_turned = self.cfg.INPUT.FORMAT == "BGR" and not self.cfg.INPUT.CHANNELS
         ordered = np.ascontiguousarray(array[:, :, ::-1]) if is_turned else array
         # Test-time resizing has one length to choose from: nothing is random.
         transform = self._resize.sample(np.random.default_rng(0), (ordered.shape[0], ordered.shape[1]))
         resized = transform.apply_image(ordered)
         return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-
-    def _to_arrays(self, frames: ClipInput, channel_order: str) -> Iterator[np.ndarray]:
-        return _of_one_size(frames, lambda frame, order: self.read(frame, channel_order=order), channel_order)
 
 
 def _of_one_size(frames: ClipInput, read: Callable[[Any, str], np.ndarray], channel_order: str) -> Iterator[np.ndarray]:
@@ -300,6 +313,15 @@ def _find_metadata(cfg: CfgNode) -> Metadata:
     register_data(cfg)
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
+
+
+def _build_prepared(cfg: CfgNode) -> torch.nn.Module:
+    model = build_model(cfg).eval()
+    if cfg.MODEL.WEIGHTS:
+        _refuse_backbone_alone(load_weights(model, cfg.MODEL.WEIGHTS))
+    else:
+        logging.getLogger(__name__).warning("MODEL.WEIGHTS is empty: the model predicts from random weights")
+    return prepare_for_inference(model)
 
 
 def _refuse_backbone_alone(report: LoadReport) -> None:

@@ -24,7 +24,7 @@ from mask2former.modeling.registry import POSTPROCESSING_REGISTRY
 from mask2former.ops import MaskStrip, mask_winners
 from mask2former.structures import Boxes, Instances, masks_to_boxes_xyxy
 
-_AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
+AREA_EPSILON = 1e-6  # keeps the score of an empty mask at zero
 _MAPS_RESIZED_AT_ONCE = 4
 _ROWS_NAMED_AT_ONCE = 1024  # of a panoptic map, whose indices take twice its memory
 _SMALL_MASKS = 1 << 28  # bytes of masks of which a second copy does no harm
@@ -272,7 +272,7 @@ class _InstanceTask:
     def result(self) -> Instances:
         """Return N instances by descending score: scores, pred_classes, pred_masks (N, H, W) bool, pred_boxes."""
         boxes_xyxy = masks_to_boxes_xyxy(self.masks[: len(self.queries)])
-        mask_scores = self.sums[0] / (self.sums[1] + _AREA_EPSILON)
+        mask_scores = self.sums[0] / (self.sums[1] + AREA_EPSILON)
         scores = self.scores * mask_scores[self.members]
         scores, order = scores.sort(descending=True)
         order = order[scores >= self.score_threshold]

@@ -9,7 +9,9 @@ channels of a head, Q queries, L levels, P points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -63,7 +65,24 @@ def ms_deform_attn(
     """
     shapes = flatten_shapes(spatial_shapes)
     weights = promote_weights(attention_weights, sampling_locations)
-    return torch.ops.mask2former.ms_deform_attn(value, shapes, sampling_locations, weights)
+    forward = _replacement.get() or torch.ops.mask2former.ms_deform_attn
+    return forward(value, shapes, sampling_locations, weights)
+
+
+_replacement: ContextVar[Callable[..., Tensor] | None] = ContextVar("_replacement", default=None)
+
+
+@contextlib.contextmanager
+def replaced_operator(forward: Callable[..., Tensor] | None) -> Iterator[None]:
+    """Compute ``ms_deform_attn`` by ``forward``, which takes its arguments, in the block: for graphs of other runtimes.
+
+    None leaves the operator.
+    """
+    token = _replacement.set(forward)
+    try:
+        yield
+    finally:
+        _replacement.reset(token)
 
 
 def ms_deform_attn_reference(

@@ -142,7 +142,8 @@ def add_layer_norm_(x: Tensor, y: Tensor, *, weight: Tensor, bias: Tensor, eps: 
 
 def multiply_maps(embed: Tensor, maps: Tensor) -> Tensor:
     """Return embeddings (..., Q, C) times maps (..., C, S) as (..., Q, S); leading dimensions broadcast."""
-    if maps.shape[:-2].numel() == 1 and native.is_eager_cpu_inference(maps):
+    # Who traces is asked first: a test of sizes there would bind the batch.
+    if native.is_eager_cpu_inference(maps) and maps.shape[:-2].numel() == 1:
         # Several matrices in bfloat16 are first copied where channels lie side by side, one matrix is not: a quarter
         # of the time.
         leading = torch.broadcast_shapes(embed.shape[:-2], maps.shape[:-2])

@@ -17,6 +17,7 @@ from mask2former.errors import ConfigError
 from mask2former.modeling.backbone.backbone import Backbone
 from mask2former.modeling.backbone.window_attention import (
     WindowAttention,
+    masks_of_windows,
     merge_shifted_windows,
     merge_windows,
     partition_shifted_windows,
@@ -31,7 +32,8 @@ from mask2former.structures import ShapeSpec
 def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
     """Pad (B, H, W, C) with zeros at bottom and right until ``divisor`` divides its sides."""
     bottom, right = -x.shape[1] % divisor, -x.shape[2] % divisor
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+    # An exporter is asked first: the test of sizes would bind the graph to those that are (or are not) padded.
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if torch.compiler.is_exporting() or bottom or right else x
 
 
 class FeedForward(nn.Module):
@@ -58,7 +60,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
-        if bottom or right:
+        if torch.compiler.is_exporting() or bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         x = self.proj(x).permute(0, 2, 3, 1)  # (B, H/p, W/p, C)
         return x.contiguous() if self.norm is None else self.norm(x)
@@ -106,6 +108,12 @@ class SwinBlock(nn.Module):
         size = (x.shape[1], x.shape[2])
         if masks is None:
             x = merge_windows(self.attn(partition_windows(x, w)), w, size=size, batch_size=B)
+        elif torch.compiler.is_exporting():  # one sequence of windows, for a graph of any size: parts may be empty
+            shift = w // 2
+            windows = partition_windows(x.roll((-shift, -shift), dims=(1, 2)), w)
+            each = masks_of_windows(masks, w, size=size, batch_size=B)
+            x = merge_windows(self.attn(windows, masks=each), w, size=size, batch_size=B)
+            x = x.roll((shift, shift), dims=(1, 2))
         else:
             windows, counts = partition_shifted_windows(x, w)
             x = merge_shifted_windows(self.attn(windows, masks=masks, counts=counts), w, size=size, batch_size=B)

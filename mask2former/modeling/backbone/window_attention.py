@@ -50,6 +50,15 @@ def partition_shifted_windows(x: Tensor, window_size: int) -> tuple[Tensor, list
     return torch.cat((left, right)), [rows * B * columns, B * columns, rows * B, B]
 
 
+def masks_of_windows(masks: Tensor, window_size: int, *, size: tuple[int, int], batch_size: int) -> Tensor:
+    """Return the mask (G, 1, S, S) of each window of a rolled map, in the order of ``partition_windows``."""
+    (H, W), w = size, window_size
+    rows = torch.arange(H // w, device=masks.device) == H // w - 1
+    columns = torch.arange(W // w, device=masks.device) == W // w - 1
+    patterns = rows.long()[:, None, None] + 2 * columns.long()  # (H/w, 1, W/w), in the order of the masks
+    return masks[patterns.expand(-1, batch_size, -1).reshape(-1)]
+
+
 def merge_shifted_windows(windows: Tensor, window_size: int, *, size: tuple[int, int], batch_size: int) -> Tensor:
     """Put windows (G, S, C) back together and roll back; the inverse of ``partition_shifted_windows``."""
     (H, W), w = size, window_size
@@ -117,13 +126,15 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor, *, masks: Tensor | None = None, counts: Sequence[int] = ()) -> Tensor:
         """Attend everywhere within a window or, given ``masks`` (4, 1, S, S), where they allow it.
 
-        ``counts`` is the number of windows under each mask, in their order.
+        ``counts`` is the number of windows under each mask, in their order; without it there is a mask for each window.
         """
         G, S, C = windows.shape
         qkv = self.qkv(windows).view(G, S, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (3, G, M, S, D)
         bias = self.position_bias().to(qkv.dtype)
         if masks is None:
             out = self._attend(qkv, bias)
+        elif not counts:
+            out = self._attend(qkv, bias + masks.to(qkv.dtype))
         else:
             biases = bias + masks.to(qkv.dtype)  # (4, M, S, S)
             groups = zip(qkv.split(list(counts), dim=1), biases)

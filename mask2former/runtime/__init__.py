@@ -1,0 +1,13 @@
+"""Run exported models without torch: numpy, and onnxruntime or openvino.
+
+Example:
+    from mask2former import runtime
+
+    segment = runtime.load("model.onnx")
+    result = segment(image)  # (H, W, 3) uint8 RGB
+    result.panoptic_ids, result.segments, result.instances, result.semantic_labels
+"""
+
+from mask2former.runtime.exported_info import ExportedInfo, is_exported, read_info
+
+__all__ = ["ExportedInfo", "is_exported", "read_info"]
