@@ -16,6 +16,7 @@ from mask2former.data.mapper import DatasetMapper
 from mask2former.data.own_data import (
     OwnDataset,
     convert_own_data,
+    detect_format,
     format_named,
     hold_out,
     parse_ignored,
@@ -27,9 +28,13 @@ from mask2former.data.own_data import (
 )
 from mask2former.engine.own_data import OwnDataRequest, resolve_own_data
 from mask2former.errors import DatasetError
+from tests.data_pipeline import more_layouts as more
 from tests.data_pipeline import own_data_trees as trees
 from tests.data_pipeline import tool_trees as tools
 
+PNG_MASKS = ("PNG masks", "PNG masks, palettes", "arrays and PNG masks")
+LAYOUTS = {**tools.LAYOUTS, **more.INSTANCE_LAYOUTS}
+SEMANTIC_LAYOUTS = {**tools.SEMANTIC_LAYOUTS, **more.SEMANTIC_LAYOUTS}
 WRITTEN = sorted({name for _, name in tools.LAYOUTS.values()})
 
 
@@ -47,9 +52,9 @@ def objects_of(dataset: OwnDataset) -> list[list[tuple[str, bytes]]]:
 EXPECTED = sorted((name, mask.tobytes()) for name, mask in tools.OBJECTS)
 
 
-@pytest.mark.parametrize("layout", tools.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_of_a_tool_is_read_and_maps_to_training_samples(layout: str, tmp_path: Path) -> None:
-    make, name = tools.LAYOUTS[layout]
+    make, name = LAYOUTS[layout]
     path = make(tmp_path / "data")
     dataset = read_own_data(path)
     assert dataset.format == name
@@ -81,13 +86,13 @@ def trained(path: Path, task: str, tmp_path: Path) -> tuple[CfgNode, OwnDataset]
     return resolved, read_own_data(path, task=task)
 
 
-@pytest.mark.parametrize("layout", tools.SEMANTIC_LAYOUTS)
+@pytest.mark.parametrize("layout", SEMANTIC_LAYOUTS)
 def test_label_maps_of_a_layout_are_read_and_train(layout: str, tmp_path: Path) -> None:
-    make, name = tools.SEMANTIC_LAYOUTS[layout]
+    make, name = SEMANTIC_LAYOUTS[layout]
     cfg, dataset = trained(make(tmp_path / "data"), "semantic", tmp_path)
     assert dataset.format == name
     names = {entry.id: entry.name for entry in dataset.classes}
-    if layout == "images and masks":  # no table: ids are the names
+    if layout in ("images and masks", *PNG_MASKS):  # no table: ids are the names
         assert names == {0: "class_0", 1: "class_1", 2: "class_2"}
         names = dict(enumerate(("background", *tools.NAMES)))
     expected = tools.label_map()
@@ -101,6 +106,22 @@ def test_label_maps_of_a_layout_are_read_and_train(layout: str, tmp_path: Path) 
     found = {names[cfg.DATASETS.OWN.CLASSES[i][0]] for i in sample["instances"].gt_classes.tolist()}
     assert "dog" in found
     assert ("background" in found) == (0 not in dataset.void_ids)
+
+
+@pytest.mark.parametrize("layout", more.PANOPTIC_LAYOUTS)
+def test_panoptic_layout_is_read_and_trains(layout: str, tmp_path: Path) -> None:
+    make, name = more.PANOPTIC_LAYOUTS[layout]
+    path = make(tmp_path / "data")
+    assert detect_format(path, task="panoptic").name == name
+    cfg = get_cfg()
+    cfg.INPUT.DATASET_MAPPER_NAME, cfg.OUTPUT_DIR, cfg.INPUT.IMAGE_SIZE = "coco_panoptic_lsj", str(tmp_path / "out"), 32
+    cfg = resolve_own_data(cfg, OwnDataRequest(str(path), cfg))
+    register_own_data(cfg)
+    assert sorted(name for _, name, _ in cfg.DATASETS.OWN.CLASSES) == ["box", "disc", "sky"]
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        assert len(DatasetCatalog.get(name)) == 2
+    sample = DatasetMapper.from_config(cfg)(DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0], np.random.default_rng(0))
+    assert len(sample["instances"]) > 0
 
 
 @pytest.mark.parametrize("name", sorted({name for _, name in tools.SEMANTIC_LAYOUTS.values()}))
@@ -305,13 +326,22 @@ def test_images_without_a_label_file_hold_no_object_which_is_said(tmp_path: Path
     assert np.array_equal(segment_masks(dataset.parts["train"][0])[0], tools.CAT_MASK)
 
 
-def test_every_layout_stands_in_the_table_of_file_formats() -> None:
+def test_table_of_layouts_is_what_the_tests_run() -> None:
+    """Rows and the layouts of the tests above are the same, and each row names the tool's version."""
     page = (Path(__file__).parents[2] / "docs/reference/files.md").read_text(encoding="utf-8")
-    table = page.partition("### Exports of labelling tools")[2].partition("###")[0]
-    missing = [layout for layout in {**tools.LAYOUTS, **tools.SEMANTIC_LAYOUTS} if layout not in table]
-    options = [format_named(name).option for _, name in {**tools.LAYOUTS, **tools.SEMANTIC_LAYOUTS}.values()]
-    assert missing == []
-    assert all(f"| `{option}` |" in table for option in options)
+    table = page.partition("### Layouts of own data")[2].partition("\n\nOne message")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| `")][1:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    listed = [(name.strip("`"), layout.partition(":")[0], task) for name, layout, _, task, _ in rows]
+    kinds = {"instance": LAYOUTS, "semantic": SEMANTIC_LAYOUTS, "panoptic": more.PANOPTIC_LAYOUTS}
+    tested = [
+        (format_named(name).option, layout, task)
+        for task, layouts in kinds.items()
+        for layout, (_, name) in layouts.items()
+    ]
+    assert sorted(listed) == sorted(tested)
+    assert len(listed) >= 40
+    assert all(version for _, _, version, _, _ in rows)
 
 
 def test_classes_without_an_object_are_named_and_left_out_on_demand(

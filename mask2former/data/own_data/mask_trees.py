@@ -2,8 +2,9 @@
 
 The layouts are those of mmsegmentation 1.2 (``img_dir/train``, ``ann_dir/train``), ADE20K's SceneParsing release
 (``images/training``, ``annotations/training``, ``objectInfo150.txt``), CamVid (``train``, ``train_labels``,
-``class_dict.csv``) and flat ``images`` and ``masks``. A mask bears the name of its image, perhaps with an ending
-such as ``_mask``. Masks in colours need a table: ``class_dict.csv`` (name,r,g,b) or ``labelmap.txt`` (name:r,g,b::).
+``class_dict.csv``), Roboflow (``train/a.jpg``, ``train/a_mask.png``, ``_classes.csv``) and flat ``images`` and
+``masks``. A mask bears the name of its image, perhaps with an ending such as ``_mask``. Masks in colours need a table:
+``class_dict.csv`` (name,r,g,b) or ``labelmap.txt`` (name:r,g,b::).
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ _PAIRS = (  # of {part} and its images, its masks; the first that is there holds
 _FLAT = (("images", "masks"), ("imgs", "masks"), ("images", "annotations"), ("images", "labels"))
 _PART_NAMES = {TRAIN: ("train", "training"), VALID: ("val", "validation", "valid")}
 _ENDING = re.compile(r"[_-](mask|masks|label|labels|labelTrainIds|seg|segmentation|gt|L|P)$")
+_MASK = "_mask"
 COLOUR_TABLE, _ADE_TABLE = "class_dict.csv", "objectInfo150.txt"
+_PART_TABLE = "_classes.csv"  # Roboflow's, in the folder of each part, whose masks lie beside their images
 TABLES = (LABEL_TABLE, COLOUR_TABLE, _ADE_TABLE)
 _COLUMNS = ("name", "r", "g", "b")
 
@@ -100,6 +103,14 @@ def _parts(root: Path) -> dict[str, _Part]:
                 break
     if TRAIN in found:
         return found
+    together = {
+        part: _Part(root / name, root / name)
+        for part, names in _PART_NAMES.items()
+        for name in names
+        if (root / name / _PART_TABLE).is_file()
+    }
+    if TRAIN in together:
+        return together
     flat = [_Part(root / images, root / masks) for images, masks in _FLAT]
     place = next((place for place in flat if place.images.is_dir() and _has_masks(place.masks)), None)
     return {} if place is None else {TRAIN: place}
@@ -112,6 +123,9 @@ def _has_masks(folder: Path) -> bool:
 def _pairs(folders: _Part) -> list[MaskPair]:
     images = files_by_stem(folders.images, IMAGE_SUFFIXES)
     masks = files_by_stem(folders.masks, MASK_SUFFIXES)
+    if folders.images == folders.masks:
+        images = {stem: image for stem, image in images.items() if not stem.endswith(_MASK)}
+        masks = {stem: mask for stem, mask in masks.items() if stem.endswith(_MASK)}
     bare: dict[str, Path] = {}
     for stem, mask in masks.items():
         name = stem if stem in images else _ENDING.sub("", stem)
@@ -131,7 +145,17 @@ def _table(root: Path) -> tuple[Labels | None, frozenset[int]]:
         return _colour_table(root / COLOUR_TABLE), voids
     if (root / _ADE_TABLE).is_file():
         return _ade_table(root / _ADE_TABLE), voids | {0}  # ADE20K: 0 is what no class has
-    return None, voids
+    tables = [root / name / _PART_TABLE for name in _PART_NAMES[TRAIN]]
+    table = next((table for table in tables if table.is_file()), None)
+    return (None if table is None else _numbered_table(table)), voids
+
+
+def _numbered_table(file: Path) -> Labels:
+    """Roboflow's table: an id and a name in each line."""
+    try:
+        return Labels({int(number): name for number, name in _rows(file, ",")[1:]}, {})
+    except ValueError as error:
+        raise DatasetError(f"{file}: expected the columns Pixel Value and Class: {error}") from error
 
 
 def _rows(file: Path, delimiter: str) -> list[list[str]]:
