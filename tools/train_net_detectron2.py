@@ -8,88 +8,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
-from detectron2.evaluation import verify_results
-from detectron2.projects.deeplab import add_deeplab_config, build_lr_scheduler
-from detectron2.utils import comm
-
-from mask2former import add_maskformer2_config
-from mask2former.commands.cli import run_cli
-from mask2former.config import add_maskformer2_video_config
-from mask2former.evaluation import build_evaluator
-from mask2former.inference.test_time_augmentation import with_test_time_augmentation
-from mask2former.integrations.detectron2 import DatasetMapper, build_optimizer
-
-
-class Trainer(DefaultTrainer):
-    """Detectron2's trainer with the mappers, the parameter groups and the evaluators of this model family."""
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=DatasetMapper(cfg, is_train=True))
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return build_detection_test_loader(cfg, dataset_name, mapper=DatasetMapper(cfg, is_train=False))
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        return build_lr_scheduler(cfg, optimizer)  # that of DeepLab knows WarmupPolyLR too
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
-
-    @classmethod
-    def test_with_augmentation(cls, cfg: CfgNode, model: torch.nn.Module) -> dict[str, Any]:
-        results = cls.test(cfg, with_test_time_augmentation(cfg, model.eval()))
-        return {f"{task}_TTA": metrics for task, metrics in results.items()}
-
-
-def setup(args: Any) -> CfgNode:
-    """The frozen configuration of the command line; logs and files go to its OUTPUT_DIR."""
-    cfg = get_cfg()
-    add_deeplab_config(cfg)
-    add_maskformer2_config(cfg)  # registers the models too
-    add_maskformer2_video_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    default_setup(cfg, args)
-    return cfg
-
-
-def main(args: Any) -> Any:
-    """One process: trains, or evaluates with --eval-only, and returns the results."""
-    cfg = setup(args)
-    if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
-    model = Trainer.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_augmentation(cfg, model))
-    if comm.is_main_process():
-        verify_results(cfg, results)
-    return results
-
+from mask2former.integrations.detectron2.training import train_main
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    sys.exit(
-        run_cli(lambda: launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,)))
-    )
+    sys.exit(train_main())

@@ -14,8 +14,8 @@ from torch import nn
 from tqdm import tqdm
 
 from mask2former.commands.analysis import Counts, count_activations, count_flops, frames_of, random_sample, usual_size
-from mask2former.commands.arguments import CommandParser
-from mask2former.commands.setup import print_report, set_up
+from mask2former.commands.arguments import CommandParser, print_report
+from mask2former.commands.setup import set_up
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, DatasetMapper
 from mask2former.errors import ConfigError, DatasetError
@@ -37,7 +37,11 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_model_options()
     parser.add_output_option("file for the tables too")
     parser.add_argument(
-        "--tasks", required=True, nargs="+", metavar="TASK", help=f"one or several of {', '.join(TASKS)}"
+        "--tasks",
+        nargs="+",
+        default=list(TASKS),
+        metavar="TASK",
+        help=f"one or several of {', '.join(TASKS)}, all if not given",
     )
     parser.add_argument(
         "-n",

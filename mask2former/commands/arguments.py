@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -135,6 +136,12 @@ def parse_arguments(parser: CommandParser, argv: Sequence[str]) -> argparse.Name
     return args
 
 
+def imported_modules(argv: Sequence[str]) -> list[str]:
+    """Return the modules that --import names on a command line, before anything else of it is understood."""
+    modules = [value for option, value in itertools.pairwise(argv) if option == "--import"]
+    return modules + [argument.partition("=")[2] for argument in argv if argument.startswith("--import=")]
+
+
 def split_pairs(argv: Sequence[str], parser: CommandParser) -> tuple[list[str], list[str]]:
     """(keys and values of the config, everything else). A key without a value comes last."""
     single = {name for action in parser._actions if action.nargs is None for name in action.option_strings}
@@ -164,3 +171,12 @@ def is_key(argument: str) -> bool:
     if not below:
         return known is not None and not isinstance(known, CfgNode)
     return known is not None or not Path(argument).exists()
+
+
+def print_report(text: str, output: str | None) -> None:
+    """Print what a command found, and write it to the file of --output if there is one."""
+    print(text)
+    if output is not None:
+        from mask2former.files.atomic import write_text_atomic
+
+        write_text_atomic(text.lstrip("\n") + "\n", Path(output).expanduser())

@@ -15,8 +15,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from mask2former.commands.analysis import StageTimer, frames_of, peak_memory, random_sample
-from mask2former.commands.arguments import CommandParser
-from mask2former.commands.setup import option_of, print_report, set_up
+from mask2former.commands.arguments import CommandParser, print_report
+from mask2former.commands.setup import option_of, set_up
 from mask2former.config import CfgNode
 from mask2former.data import DatasetCatalog, build_test_loader, build_train_loader
 from mask2former.data.catalog import name_of

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-from mask2former.commands.arguments import CommandParser, Subcommand, parse_arguments
-from mask2former.commands.table import COMMANDS, RENAMED, Command, describe_commands, find_command
+from mask2former.commands.arguments import CommandParser, Subcommand, imported_modules, parse_arguments
+from mask2former.commands.table import RENAMED, Command, all_commands, describe_commands, find_command
 from mask2former.errors import InputError, NonFiniteError, UsageError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -49,10 +49,14 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     name, *rest = [*RENAMED.get(first, (first,)), *arguments[1:]]
     command = find_command(name)
-    if command is None:
+    if command is not None:
+        tune_process()  # first: commands import torch
+        return _run_command(command, rest)
+    modules = imported_modules(rest)
+    if not modules:
         _refuse(first)
-    tune_process()  # first: commands import torch
-    return _run_command(command, rest)
+    tune_process()
+    return _run_imported(name, modules, rest)
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -100,11 +104,30 @@ def _run_command(command: Command, arguments: Sequence[str]) -> int:
 
     def run() -> Any:
         try:
+            _import_modules(args.modules)
             return args.run(args)
         except UsageError as error:
             parser.error(str(error))
 
     return run_cli(run, verbose=args.verbose)
+
+
+def _run_imported(name: str, modules: Sequence[str], arguments: Sequence[str]) -> int:
+    """Run a command that one of the modules of --import registers."""
+    code = run_cli(lambda: _import_modules(modules), verbose="--verbose" in arguments)
+    if code:
+        return code
+    command = find_command(name)
+    if command is None:
+        _refuse(name)
+    return _run_command(command, arguments)
+
+
+def _import_modules(names: Sequence[str]) -> None:
+    if names:  # else torch may not be needed
+        from mask2former.inference.model_source import import_modules
+
+        import_modules(names)
 
 
 def _declare(parser: CommandParser, part: Any, subcommands: Any) -> None:
@@ -114,6 +137,8 @@ def _declare(parser: CommandParser, part: Any, subcommands: Any) -> None:
     else:
         parser.describe(part.DESCRIPTION, subcommands)
     part.add_arguments(parser)
+    if "--import" not in parser.option_names():
+        parser.add_import_option()
     parser.add_verbose()
     parser.set_defaults(run=part.run)
 
@@ -129,7 +154,8 @@ def _load(command: Command) -> ModuleType:
 
 
 def _refuse(name: str) -> NoReturn:
-    near = difflib.get_close_matches(name, [known for entry in COMMANDS for known in (entry.name, *entry.aliases)], n=1)
+    names = [known for entry in all_commands() for known in (entry.name, *entry.aliases)]
+    near = difflib.get_close_matches(name, names, n=1)
     found = f"no such command: {name}" if name else "a command is needed"
     print(f"{_USAGE}\n\n{describe_commands()}\n", file=sys.stderr)
     print(f"{_PROGRAM}: error: {found}{f'; did you mean {near[0]}?' if near else ''}", file=sys.stderr)

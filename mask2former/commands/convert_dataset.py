@@ -9,7 +9,6 @@ from mask2former.data.own_data import ClassChoice, all_formats, convert_own_data
 from mask2former.data.own_data.dataset import DATASETS
 from mask2former.data.own_data.datasets_library import is_datasets_folder
 from mask2former.errors import InputError, UsageError
-from mask2former.inference.model_source import import_modules
 
 DESCRIPTION = (
     "Convert a data set. SOURCE is a file, folder or zip file as labelling tools write it (COCO, labelme, YOLO, Pascal "
@@ -44,7 +43,6 @@ def add_arguments(parser: CommandParser) -> None:
         help="id or class that becomes background (255 for PNG masks; none: no id); may be given several times",
     )
     parser.add_left_out_options()
-    parser.add_import_option()
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,7 +54,6 @@ def run(args: argparse.Namespace) -> None:
     """
     if (args.target is None) == (args.output is None):
         raise UsageError("expected OUTPUT once, after SOURCE or as --output")
-    import_modules(args.modules)
     output = args.target or args.output
     if args.to is None and is_datasets_folder(args.source):
         raise InputError(f"--to: {args.source} is a data set of the library datasets; say what it should become")

@@ -18,7 +18,6 @@ def add_arguments(parser: CommandParser) -> None:
         "--dataset-name", default="ade20k_sem_seg_val", metavar="NAME", help="a semantic data set (%(default)s)"
     )
     parser.add_argument("--json-file", required=True, metavar="PATH", help="sem_seg_predictions.json, or a folder")
-    parser.add_import_option()
     parser.add_output_option("file for the metrics too")
 
 
@@ -32,15 +31,13 @@ def run(args: argparse.Namespace) -> None:
     import logging
     import sys
 
-    from mask2former.commands.setup import print_report
+    from mask2former.commands.arguments import print_report
     from mask2former.data import register_builtin_datasets
     from mask2former.evaluation import evaluate_semantic_pq
     from mask2former.evaluation.protocol import metadata_names, metadata_path
-    from mask2former.inference.model_source import import_modules
     from mask2former.structures import MetadataCatalog
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    import_modules(args.modules)
     register_builtin_datasets()
     metadata = MetadataCatalog.get(args.dataset_name)
     results = evaluate_semantic_pq(

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from mask2former.config import CfgNode
 from mask2former.config.merging import MergeError, format_faults
 from mask2former.errors import ConfigError, UsageError
-from mask2former.files.atomic import write_text_atomic
 from mask2former.inference.model_source import (
     check_device,
     find_config,
@@ -97,10 +96,3 @@ def _find_config(args: argparse.Namespace, weights: str, run_folder: str | None)
     if run_folder and kept.is_file():
         return read_config(kept)
     raise UsageError("--config-file or --weights is needed: nothing else tells the model")
-
-
-def print_report(text: str, output: str | None) -> None:
-    """Print what a command found, and write it to the file of --output if there is one."""
-    print(text)
-    if output is not None:
-        write_text_atomic(text.lstrip("\n") + "\n", Path(output).expanduser())

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mask2former.commands.arguments import CommandParser
+from mask2former.commands.arguments import CommandParser, print_report
 from mask2former.errors import InputError
 
 DESCRIPTION = "Print what a training run reached, and where its files lie."
@@ -33,6 +33,7 @@ FILES = (
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the run's OUTPUT_DIR")
+    parser.add_output_option("file for the lines too")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,15 +43,14 @@ def run(args: argparse.Namespace) -> None:
         InputError: the run has no readable metrics.json.
     """
     results = read_last_results(args.folder / "metrics.json")
-    print("\nResults")
-    for name, title in METRICS:
-        if name in results:
-            print(f"  {title:24s} {results[name]:6.2f}")
-    print("\nFiles")
+    lines = ["", "Results"]
+    lines += [f"  {title:24s} {results[name]:6.2f}" for name, title in METRICS if name in results]
+    lines += ["", "Files"]
     for name, title in FILES:
         path = args.folder / name
         if path.exists():
-            print(f"  {path}{'/' if path.is_dir() else ''}  {title}")
+            lines.append(f"  {path}{'/' if path.is_dir() else ''}  {title}")
+    print_report("\n".join(lines), args.output)
 
 
 def read_last_results(path: Path) -> dict[str, float]:

@@ -1,12 +1,19 @@
-"""The table of commands: what there is, and which module does it, which is imported once it is asked for."""
+"""The table of commands: what there is, and which module does it, which is imported once it is asked for.
+
+A project adds its own: by an entry point of the group ``mask2former.commands`` (name → module), which is found wherever
+the project is installed, or by ``register_command`` in a module that ``--import`` names.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+from mask2former.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -50,15 +57,49 @@ COMMANDS = (
 RENAMED: Mapping[str, tuple[str, ...]] = MappingProxyType({"prepare-shapes": ("prepare", "shapes")})
 
 
+_GROUP = "mask2former.commands"
+_registered: dict[str, Command] = {}
+
+
+def register_command(name: str, *, module: str, summary: str) -> None:
+    """Add a command from outside.
+
+    Args:
+        name: its first word, as ``mask2former NAME``.
+        module: what it does: the module's DESCRIPTION, ``add_arguments(parser)`` and ``run(args)``.
+        summary: one line for the list of commands.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    known = next((command for command in all_commands() if name in (command.name, *command.aliases)), None)
+    if known is not None and known.module != module:
+        raise ConfigError(f"command {name!r} is that of {known.module}: expected another name for {module}")
+    _registered[name] = Command(name, summary, module)
+
+
+def all_commands() -> tuple[Command, ...]:
+    """Return the commands of this package, those registered, and those of installed projects."""
+    own = {name for command in COMMANDS for name in (command.name, *command.aliases)}
+    installed = (
+        Command(entry.name, f"from {entry.dist.name if entry.dist else entry.value}", entry.value)
+        for entry in importlib.metadata.entry_points(group=_GROUP)
+        if entry.name not in own and entry.name not in _registered
+    )
+    return (*COMMANDS, *_registered.values(), *installed)
+
+
 def find_command(name: str) -> Command | None:
     """Return the command of a name or alias; None where there is none."""
-    return next((command for command in COMMANDS if name in (command.name, *command.aliases)), None)
+    own = (command for command in COMMANDS if name in (command.name, *command.aliases))
+    return next(own, None) or next((command for command in all_commands() if command.name == name), None)
 
 
 def describe_commands() -> str:
     """Return one line for each command."""
-    width = max(len(command.name) for command in COMMANDS)
-    return "\n".join(f"  {command.name:{width}}  {command.summary}" for command in COMMANDS)
+    commands = all_commands()
+    width = max(len(command.name) for command in commands)
+    return "\n".join(f"  {command.name:{width}}  {command.summary}" for command in commands)
 
 
 def subcommands_of(command: Command) -> Mapping[str, Any]:

@@ -45,10 +45,7 @@ Frames = list[tuple[np.ndarray, Instances]]
 
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
-    parser.add_config_options(needs="--weights does not tell it")
-    parser.add_argument(
-        "--weights", metavar="WEIGHTS", help="those whose run's data are drawn: its folder or checkpoint"
-    )
+    parser.add_model_options(needs="--weights does not tell it")
     parser.add_argument("--source", required=True, choices=SOURCES, help="what is drawn")
     parser.add_output_option("directory for the pictures, made if missing", "--output-dir")
     parser.add_argument(

@@ -99,6 +99,7 @@ class TestSets:
     def __init__(self, evaluators: Sequence[BuildEvaluator] = ()) -> None:
         self._others = tuple(evaluators)
         self._sets: dict[str, _TestSet] | None = None
+        self._augmented_sets: dict[str, _TestSet] = {}
 
     def prepare(self, cfg: CfgNode) -> None:
         """Read the data sets and their ground truth.
@@ -109,6 +110,7 @@ class TestSets:
         self._sets = self._build(cfg, "inference")
         if cfg.TEST.AUG.ENABLED:
             CopyMaker.from_config(cfg)
+            self._augmented_sets = self._build(cfg, "inference_TTA")
 
     def __call__(self, cfg: CfgNode, model: nn.Module) -> Results:
         """Return results on each data set: task to metric to value; with several data sets, by data set first.
@@ -129,7 +131,7 @@ class TestSets:
         results = _evaluate(self._sets, model)
         if augmented is not None:
             logger.info("with test-time augmentation, %s", augmented.copy_maker.describe())
-            added = _evaluate(self._build(cfg, "inference_TTA"), augmented)
+            added = _evaluate(self._augmented_sets, augmented)
             results = {**results, **{f"{name}_TTA": metrics for name, metrics in added.items()}}
         if distributed.is_main():
             logger.info("results on %s\n%s", ", ".join(cfg.DATASETS.TEST), describe_results(results))

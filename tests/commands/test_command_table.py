@@ -11,8 +11,9 @@ import pytest
 import mask2former
 from mask2former.commands.arguments import CommandParser, parse_arguments, split_pairs
 from mask2former.commands.cli import main
-from mask2former.commands.table import COMMANDS, Command, subcommands_of
+from mask2former.commands.table import COMMANDS, Command, register_command, subcommands_of
 from mask2former.config import get_cfg, locate_config
+from mask2former.errors import ConfigError
 
 OURS = [command for command in COMMANDS if not command.extra]
 HELPS = [(command.name,) for command in OURS]
@@ -31,11 +32,12 @@ def test_every_command_explains_itself(words: tuple[str, ...], capsys: pytest.Ca
     shown = help_of(words, capsys)
     assert shown.startswith(f"usage: mask2former {' '.join(words)} ")
     assert "show tracebacks and more of the log" in shown
+    assert "--import MODULE" in shown
 
 
 def test_commands_of_a_model_share_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     shared = {"--config-file FILE", "--import MODULE", "--opts [KEY VALUE ...]", "--weights WEIGHTS", "--device DEVICE"}
-    of_model = {"train", "evaluate", "predict", "analyze", "benchmark"}
+    of_model = {"train", "evaluate", "predict", "analyze", "benchmark", "visualize"}
     for command in OURS:
         shown = " ".join(help_of((command.name,), capsys).split())
         if command.name in of_model:
@@ -143,3 +145,20 @@ def test_published_configs_are_found_by_name_in_any_folder(tmp_path: Path, monke
     assert locate_config(name) == name
     with pytest.raises(ValueError, match=r"did you mean coco/.*/maskformer2_R50_bs16_50ep\.yaml"):
         get_cfg().merge_from_file("maskformer2_R50_bs16_50eq.yaml")
+
+
+def test_name_of_a_command_is_given_once() -> None:
+    with pytest.raises(ConfigError, match=r"command 'train' is that of mask2former\.commands\.train"):
+        register_command("train", module="extras.train", summary="train otherwise")
+
+
+def test_module_of_an_unknown_command_is_imported_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tidy", "--import", "no_such_extras"]) == 1
+    assert "--import no_such_extras: No module named" in capsys.readouterr().err
+    (tmp_path / "tidy_extras.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["tidy", "--import=tidy_extras"])
+    assert "no such command: tidy" in capsys.readouterr().err

@@ -175,6 +175,20 @@ def test_evaluator_from_outside_sees_every_image(by_name: bool, tiny_cfg: Callab
     assert "panoptic_seg" in results
 
 
+def test_evaluators_of_augmentation_are_built_before_the_first_step(
+    tiny_cfg: Callable[..., CfgNode], tmp_path: Path
+) -> None:
+    def refuse(cfg: CfgNode, dataset_name: str, output_dir: Path) -> DatasetEvaluator:
+        if "inference_TTA" in output_dir.parts:
+            raise ConfigError("no copies here")
+        return ImageCount(cfg, dataset_name, output_dir)
+
+    with pytest.raises(ConfigError, match="no copies here"):
+        train(tiny_cfg("TEST.AUG.ENABLED", True), evaluators=(refuse,))
+    assert not (tmp_path / "metrics.json").exists()
+    assert not list(tmp_path.glob("*.pth"))
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", '{"images": [], "annotations": [{}], "categories": []}'])
 def test_wrong_ground_truth_is_found_before_the_first_step(
     content: str, tiny_cfg: Callable[..., CfgNode], tmp_path: Path, draw_shapes: Callable[..., Path]

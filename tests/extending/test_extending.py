@@ -68,6 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["analyze", *weights, *tasks, "--output", "analysed.txt"],
         ["convert", weights[1], "plain.safetensors"],
         ["convert-dataset", "--import", "segmentation_extras", "boxes", "converted", "--to", "coco-instances"],
+        ["count-images", "--import", "segmentation_extras", *weights, "--output", "counted.txt"],
     ]
     run(place, rest, then=TRACK)
     return place
@@ -117,6 +118,26 @@ def test_data_of_the_format_are_converted(place: Path) -> None:
     content = json.loads((place / "converted/annotations/instances_train.json").read_text())
     assert [category["name"] for category in content["categories"]] == ["cup", "pen"]
     assert [annotation["area"] for annotation in content["annotations"]] == [108, 250] * 2
+
+
+def test_command_of_the_project_runs(place: Path) -> None:
+    assert (place / "counted.txt").read_text().endswith(": 2 images\n")
+
+
+def test_command_of_an_installed_project_is_listed_and_runs(tmp_path: Path) -> None:
+    installed = tmp_path / "segmentation_extras-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: segmentation-extras\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[mask2former.commands]\ncount-images = segmentation_extras.command\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [tmp_path, PROJECT, ROOT]))}
+    for options, shown in (
+        (["--help"], "count-images          from segmentation-extras"),
+        (["count-images", "--help"], "Print how many images each data set of DATASETS.TRAIN has."),
+    ):
+        command = [sys.executable, "-m", "mask2former", *options]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout
 
 
 def test_video_is_tracked_from_left_to_right(place: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,7 +37,7 @@ from mask2former.data import DatasetMapper as OurMapper
 from mask2former.data import register_builtin_datasets
 from mask2former.errors import ConfigError, InputError
 from mask2former.integrations import detectron2 as integration
-from mask2former.integrations.detectron2 import instances_from_detectron2
+from mask2former.integrations.detectron2 import instances_from_detectron2, training
 from tests.integrations.tiny_detectron2 import SHAPES_CONFIG, TINY, randomise, tiny_shapes_cfg
 
 TRAIN_SCRIPT = Path(__file__).parents[2] / "tools/train_net_detectron2.py"
@@ -122,7 +121,7 @@ def run_script(*flags: Any, output: Path, options: tuple[Any, ...] = ()) -> Any:
     """What a run in this process returns."""
     tiny = [option.strip("'") for option in TINY]
     given = ["--config-file", SHAPES_CONFIG, *flags, *tiny, "OUTPUT_DIR", output, *options]
-    return runpy.run_path(str(TRAIN_SCRIPT))["main"](default_argument_parser().parse_args([*map(str, given)]))
+    return training.main(default_argument_parser().parse_args([*map(str, given)]))
 
 
 def test_train_script_trains_resumes_and_evaluates(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,14 @@ def test_labels_are_those_that_their_example_reads(data: Path) -> None:
         masks = {(int(c), m.numpy().tobytes()) for c, m in zip(expected["class_labels"][0], expected["mask_labels"][0])}
         found = zip(sample["class_labels"], sample["mask_labels"])
         assert {(int(label), mask.numpy().tobytes()) for label, mask in found} == masks
+
+
+def test_options_of_all_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "extras_of_fine_tuning.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    shared = ["--import", "extras_of_fine_tuning", "--device", "cpu", f"--output={tmp_path / 'run'}"]
+    _, training = fine_tuning.parse_arguments([*shared, "--dataset_name", "d", "--do_train"])
+    assert (training.use_cpu, training.output_dir) == (True, str(tmp_path / "run"))
+    assert "extras_of_fine_tuning" in sys.modules
+    with pytest.raises(ConfigError, match="--device: expected cpu or cuda"):
+        fine_tuning.parse_arguments(["--device", "tpu"])

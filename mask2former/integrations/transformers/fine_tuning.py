@@ -22,11 +22,13 @@ from mask2former.data.own_data.datasets_library import class_ids_of, is_datasets
 from mask2former.data.own_data.index import HELD_OUT_SHARE
 from mask2former.data.transforms import AugmentationList, ColorAugSSD, RandomFlip
 from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.inference.model_source import import_modules
 from mask2former.integrations.transformers.fine_tuning_data import FineTuningImages, FineTuningTrainer, collate
 from mask2former.integrations.transformers.starting_model import StartRequest, load_start
 
 _SPLIT_SEED = 0  # of images held out where there is no validation split: the same at every run
-_RENAMED = {"evaluation_strategy": "eval_strategy"}  # as the example's own page still has it
+# As the example's own page still has it, and as the other commands here have it.
+_RENAMED = {"evaluation_strategy": "eval_strategy", "output": "output_dir"}
 _TRUE = ("true", "t", "yes", "y", "1")  # as their parser reads them
 _MAX_SHOWN = 100  # letters of a value
 _SETTLED = (  # of a model whose training has begun
@@ -103,7 +105,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[FineTuningArguments, transform
             content = _read_json(Path(argv[0]))
             parsed = parser.parse_dict({**_defaults(content), **content})
         else:
-            options = _split_options(argv)
+            options = _without_shared(_split_options(argv))
             parser.set_defaults(**_defaults(_values(options)))
             parsed = parser.parse_args_into_dataclasses(options)
     except (ValueError, OSError) as error:
@@ -126,6 +128,27 @@ def _split_options(argv: Sequence[str]) -> list[str]:
     """Return a command line with --option=value in two parts, and options by their present names."""
     parts = [part for item in argv for part in (item.split("=", 1) if item.startswith("--") else [item])]
     return [f"--{_RENAMED.get(part[2:], part[2:])}" if part.startswith("--") else part for part in parts]
+
+
+def _without_shared(options: Sequence[str]) -> list[str]:
+    """Do what the options say that all commands have, --import and --device, and return the others.
+
+    Raises:
+        ConfigError: a module is not found or fails, or the device is neither cpu nor cuda.
+    """
+    rest, left = list[str](), list(options)
+    while left:
+        option = left.pop(0)
+        if option not in ("--import", "--device") or not left:
+            rest.append(option)
+        elif option == "--import":
+            import_modules([left.pop(0)])
+        else:
+            device = left.pop(0)
+            if device not in ("cpu", "cuda"):
+                raise ConfigError(f"--device: expected cpu or cuda (CUDA_VISIBLE_DEVICES says which), found {device!r}")
+            rest += ["--use_cpu", str(device == "cpu")]
+    return rest
 
 
 def _values(options: Sequence[str]) -> dict[str, Any]:

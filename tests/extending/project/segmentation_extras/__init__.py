@@ -1,5 +1,6 @@
 from segmentation_extras import (
     backbone,
+    command,
     data_format,
     evaluator,
     hook,
@@ -14,6 +15,7 @@ from segmentation_extras import (
 
 __all__ = [
     "backbone",
+    "command",
     "data_format",
     "evaluator",
     "hook",
