@@ -29,6 +29,9 @@ _GAINS = {
     "query_embed.weight": 6.0,
     "mask_embed.layers.2.weight": 12.0,
 }
+# Standard deviations, whatever the shape; then (mean, standard deviation). First match counts, before any other rule.
+_DEVIATIONS = {"token_embedding.weight": 0.5, "positional_embedding": 0.5, "prompt_ctx.weight": 1.0, ".rpb": 0.8}
+_AFFINE = {"criterion.logit_scale": (2.0, 0.2), ".gamma": (0.4, 0.2)}
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,13 @@ def fill(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray | None:
     if name.endswith(_KEPT):
         return None
     values = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape)
-    if name.endswith("running_var"):
+    deviation = next((value for suffix, value in _DEVIATIONS.items() if name.endswith(suffix)), None)
+    affine = next((value for suffix, value in _AFFINE.items() if name.endswith(suffix)), None)
+    if deviation is not None:
+        values = values * deviation
+    elif affine is not None:
+        values = affine[0] + affine[1] * values
+    elif name.endswith("running_var"):
         values = np.abs(values) * 0.3 + 0.6
     elif name.endswith("running_mean"):
         values = values * 0.1
@@ -100,7 +109,7 @@ def fill(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray | None:
         values = 1 + 0.2 * values
     else:
         values = 0.2 * values
-    return values.astype(np.float32)
+    return np.asarray(values, np.float32)
 
 
 @torch.no_grad()

@@ -118,13 +118,14 @@ def test_command_exists_with_its_options(label: str) -> None:
     recipes = {path.name for path in (ROOT / "configs").iterdir()}
     configs = [word.removeprefix("configs/") for word in rest if word.removeprefix("configs/").split("/")[0] in recipes]
     assert not [config for config in configs if config.endswith(".yaml") and not (ROOT / "configs" / config).exists()]
-    keys = {word for word in rest if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+", word)}
+    keys = {word for word in rest if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Za-z0-9_]*)*\.[A-Z0-9_]+", word)}
     assert keys <= _known_keys()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_name)
 def test_config_keys_in_text_exist(path: Path) -> None:
-    named = set(re.findall(r"`([A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)+)(?: [^`]*)?`", path.read_text(encoding="utf-8")))
+    key = r"[A-Z][A-Z0-9_]+(?:\.[A-Z][A-Za-z0-9_]*)*\.[A-Z0-9_]+"
+    named = set(re.findall(rf"`({key})(?: [^`]*)?`", path.read_text(encoding="utf-8")))
     files = {name for name in named if name.endswith((".JPG", ".PNG"))}
     assert named - files <= _known_keys()
 

@@ -18,7 +18,7 @@ import yaml
 from mask2former.errors import ConfigError
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*")
-_LINE = re.compile(r"( *)([A-Z0-9_]+):(.*)")
+_LINE = re.compile(r"( *)([A-Z][A-Za-z0-9_]*):(.*)")  # MODEL.DiNAT is not in capitals
 _COMMENT_LINE = re.compile(r" +# ?(.*)")
 _COMMENT_BESIDE = re.compile(r"(?:^| )# (.*)")
 _REGISTERED: dict[str, Key] = {}

@@ -31,7 +31,8 @@ _HOLDS_ANYWAY: Mapping[str, tuple[Any, ...]] = {
     "MODEL.KEYPOINT_ON": (False,),
 }
 
-_NUMBER_OR_NULL = ("MODEL.SWIN.QK_SCALE", "SOLVER.WEIGHT_DECAY_BIAS")  # the default null says nothing of the type
+# The default null says nothing of the type.
+_NUMBER_OR_NULL = ("MODEL.DiNAT.QK_SCALE", "MODEL.SWIN.QK_SCALE", "SOLVER.WEIGHT_DECAY_BIAS")
 
 logger = logging.getLogger(__name__)
 

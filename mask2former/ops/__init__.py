@@ -26,6 +26,7 @@ from mask2former.ops.masks import (
     pixels_at_once,
 )
 from mask2former.ops.native import is_eager_cpu, is_eager_cpu_inference, kernel_status
+from mask2former.ops.neighbourhood_attention import neighbourhood_attention, neighbourhood_attention_reference
 from mask2former.ops.panoptic_maps import joint_histogram, unfilter_ids
 from mask2former.ops.point_sampling import point_sample, sample_uncertain_points
 
@@ -54,6 +55,8 @@ __all__ = [
     "ms_deform_attn_fused",
     "ms_deform_attn_reference",
     "multiply_maps",
+    "neighbourhood_attention",
+    "neighbourhood_attention_reference",
     "pixels_at_once",
     "point_sample",
     "sample_uncertain_points",

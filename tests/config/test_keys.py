@@ -27,7 +27,7 @@ def _chain(node: ast.expr) -> tuple[str | None, tuple[str, ...]]:
         else:
             break
         node = node.value
-    upper = tuple(part for part in reversed(parts) if part.upper() == part and part.strip("_"))
+    upper = tuple(part for part in reversed(parts) if part.lstrip("_")[:1].isupper())  # MODEL.DiNAT too
     return node.id if isinstance(node, ast.Name) else None, upper
 
 

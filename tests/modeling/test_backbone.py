@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mask2former.config import get_cfg
 from mask2former.errors import ConfigError
-from mask2former.modeling.backbone import Backbone, D2SwinTransformer, ResNet, build_backbone
+from mask2former.modeling.backbone import (
+    Backbone,
+    D2ConvNeXt,
+    D2DiNAT,
+    D2SwinTransformer,
+    ResNet,
+    build_backbone,
+)
 from mask2former.structures import ShapeSpec
-from tests.parity import CONFIG_DIR, assert_close_to_peak, fixture_config, load_fixture, load_state_dict_reference
+from tests.parity import (
+    CONFIG_DIR,
+    REFERENCE_DIR,
+    assert_close_to_peak,
+    fill_model,
+    fixture_config,
+    load_fixture,
+    load_state_dict_reference,
+)
 
 TINY_RESNET: dict[str, Any] = {"stem_out_channels": 8, "width_per_group": 4, "res2_out_channels": 16}
 TINY_SWIN: dict[str, Any] = {
@@ -20,6 +37,15 @@ TINY_SWIN: dict[str, Any] = {
     "depths": (2, 2, 1, 1),
     "num_heads": (1, 2, 4, 8),
     "window_size": 4,
+    "drop_path_rate": 0.0,
+}
+TINY_CONVNEXT: dict[str, Any] = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "drop_path_rate": 0.0}
+TINY_DINAT: dict[str, Any] = {
+    "embed_dim": 8,
+    "depths": (2, 1, 1, 1),
+    "num_heads": (1, 2, 2, 4),
+    "kernel_size": 3,
+    "dilations": ((1, 4), (2,), (1,), (1,)),
     "drop_path_rate": 0.0,
 }
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -36,6 +62,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "swin_absolute_position": lambda **options: D2SwinTransformer(
         **TINY_SWIN, ape=True, patch_norm=False, qkv_bias=False, pretrain_img_size=32, **options
     ),
+    "convnext": lambda **options: D2ConvNeXt(**TINY_CONVNEXT, **options),
+    "dinat": lambda **options: D2DiNAT(**TINY_DINAT, **options),
 }
 FULL_SIZE_RECIPES = {
     "ade20k_semantic_r101_bs16_90k": "ade20k/semantic-segmentation/maskformer2_R101_bs16_90k.yaml",
@@ -128,7 +156,7 @@ def test_backbone_runs_in_bfloat16_autocast(build: Callable[..., Backbone]) -> N
         assert_close_to_peak(feature.float(), expected[name], tolerance=0.1)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin"])
+@pytest.mark.parametrize("name", ["resnet18", "swin", "convnext", "dinat"])
 def test_backbone_traces_without_graph_breaks(name: str) -> None:
     backbone = BACKBONES[name]().eval()
     image = torch.randn(1, 3, 40, 56)
@@ -158,6 +186,57 @@ def test_backbone_state_dict_is_that_of_the_full_size_model(reference_name: str)
     assert actual == [(key, *entry) for key, entry in reference.items() if key.startswith("backbone.")]
 
 
+# Backbones of OneFormer, by the overrides of their fixtures alone.
+ONEFORMER = {"tiny_oneformer_convnext_seed1": "D2ConvNeXt", "tiny_oneformer_dinat_seed1": "D2DiNAT"}
+ONEFORMER |= {"tiny_oneformer_dinat_seed3": "D2DiNAT"}
+
+
+@pytest.mark.parametrize("name", ONEFORMER)
+def test_oneformer_backbone_equals_published_values(name: str) -> None:
+    fixture = load_fixture(f"oneformer/{name}")
+    overrides = fixture.json("config_json")["overrides"]
+    pairs = [pair for pair in zip(overrides[::2], overrides[1::2]) if pair[0].startswith(("MODEL.CONV", "MODEL.DiNAT"))]
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", ONEFORMER[name], *(item for pair in pairs for item in pair)])
+    model = torch.nn.Module()
+    model.backbone = build_backbone(cfg).eval()
+    expected = {key: shape for key, shape in fixture.state_dict_shapes().items() if key.startswith("backbone.")}
+    assert [(key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()] == list(expected.items())
+    fill_model(model, fixture.seed)
+    mean, std = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]])[..., None, None]
+    images = [(fixture.tensor(f"input/image_{index}") - mean) / std for index in range(2)]
+    height, width = (max(-(-image.shape[dim] // 32) * 32 for image in images) for dim in (1, 2))
+    padded = [F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    with torch.no_grad():
+        features = model.backbone(torch.stack(padded))
+    for feature_name, feature in features.items():
+        assert_close_to_peak(feature, fixture.tensor(f"backbone/{feature_name}"), tolerance=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("cityscapes_convnext_large", ["MODEL.BACKBONE.NAME", "D2ConvNeXt"]),
+        (
+            "coco_dinat_large",
+            [
+                *("MODEL.BACKBONE.NAME", "D2DiNAT", "MODEL.DiNAT.EMBED_DIM", 192, "MODEL.DiNAT.KERNEL_SIZE", 11),
+                *("MODEL.DiNAT.NUM_HEADS", [6, 12, 24, 48], "MODEL.DiNAT.MLP_RATIO", 2.0),
+                *("MODEL.DiNAT.DILATIONS", [[1, 20, 1], [1, 5, 1, 10], [1, 2, 1, 3, 1, 4] * 3, [1, 2, 1, 2, 1]]),
+            ],
+        ),
+    ],
+)
+def test_oneformer_backbone_state_dict_is_that_of_the_full_size_model(recipe: str, overrides: list[Any]) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list(overrides)
+    with torch.device("meta"):
+        state = build_backbone(cfg).state_dict()
+    reference = json.loads((REFERENCE_DIR / "oneformer/state_dict" / f"{recipe}.json").read_text())["state_dict"]
+    expected = [(key, shape) for key, (shape, _) in reference.items() if key.startswith("backbone.")]
+    assert [(f"backbone.{key}", list(tensor.shape)) for key, tensor in state.items()] == expected
+
+
 def test_build_backbone_takes_input_channels_from_pixel_mean() -> None:
     cfg = get_cfg()
     cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
@@ -173,7 +252,7 @@ def test_build_backbone_names_key_and_choices_of_an_unknown_name() -> None:
         build_backbone(cfg)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin"])
+@pytest.mark.parametrize("name", ["resnet18", "swin", "convnext", "dinat"])
 def test_backbone_exports_with_any_batch_size(name: str) -> None:
     backbone = BACKBONES[name]().eval()
     with torch.no_grad():

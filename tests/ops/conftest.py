@@ -35,6 +35,20 @@ def instruction_set(request: pytest.FixtureRequest, cpu_library) -> Iterator[str
     cpu_library.m2f_limit_instruction_set(2)
 
 
+@pytest.fixture(params=["reference", *_INSTRUCTION_SETS])
+def implementation(request: pytest.FixtureRequest, cpu_library, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs the test once with each implementation of the CPU that this machine has."""
+    if request.param == "reference":
+        monkeypatch.setattr(native, "cpu_library", lambda: None)
+        yield "reference"
+        return
+    in_use = cpu_library.m2f_limit_instruction_set(_INSTRUCTION_SETS.index(request.param)).decode()
+    if in_use != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+    yield in_use
+    cpu_library.m2f_limit_instruction_set(2)
+
+
 @pytest.fixture(scope="session")
 def compile_cuda_on_host() -> Callable[..., ctypes.CDLL]:
     """Compiles a CUDA source into a library whose kernels run on the host: (source, target, architecture=900)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,6 @@ from mask2former.ops import kernel_status, ms_deform_attn, ms_deform_attn_refere
 REFERENCE = Path(__file__).parents[1] / "data/reference/ops.npz"
 OPERATOR = torch.ops.mask2former.ms_deform_attn.default
 ODD_SHAPES = ((5, 7), (3, 1), (1, 2))
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
-
-
-@pytest.fixture(params=["reference", *INSTRUCTION_SETS])
-def implementation(request: pytest.FixtureRequest, cpu_library, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs the test once with each implementation of the CPU that this machine has."""
-    if request.param == "reference":
-        monkeypatch.setattr(native, "cpu_library", lambda: None)
-        yield "reference"
-        return
-    in_use = cpu_library.m2f_limit_instruction_set(INSTRUCTION_SETS.index(request.param)).decode()
-    if in_use != request.param:
-        pytest.skip(f"this processor has no {request.param}")
-    yield in_use
-    cpu_library.m2f_limit_instruction_set(2)
 
 
 def make_inputs(
