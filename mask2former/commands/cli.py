@@ -9,6 +9,7 @@ import ctypes
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -24,6 +25,11 @@ _OLD_PIECE_BYTES = 1 << 25  # the most that glibc takes before 2.35
 EXIT_WRONG_INPUT = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # as shells report the signal of Ctrl-C
+# What torch (on a CPU, on a GPU) and OpenCV say of memory that they do not get, in errors of several types.
+_MEMORY = re.compile(
+    r"you tried to allocate \d+ bytes|Tried to allocate [\d.]+ \w+|Failed to allocate \d+ bytes|"
+    r"Storage size calculation overflowed"
+)
 _PROGRAM = "mask2former"
 _USAGE = f"usage: {_PROGRAM} COMMAND [options], {_PROGRAM} COMMAND --help, {_PROGRAM} --version"
 
@@ -81,10 +87,13 @@ def run_cli(function: Callable[[], Any], *, verbose: bool = False) -> int:
     except BrokenPipeError:  # whoever read what we print has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_WRONG_INPUT
-    except (InputError, NonFiniteError, OSError) as error:
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
         if verbose:
             _print_traceback()
-        print(f"error: {_describe(error)}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     return code if isinstance(code, int) else 0
 
@@ -167,11 +176,17 @@ def _say_interrupted() -> int:
     return EXIT_INTERRUPTED
 
 
-def _describe(error: Exception) -> str:
-    """One line; what the system refused begins with the file."""
-    if not isinstance(error, OSError) or error.strerror is None:
+def _explain(error: Exception) -> str | None:
+    """One line; what the system refused begins with the file. None where the error is ours to mend."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    if isinstance(error, InputError | NonFiniteError | OSError):
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    found = _MEMORY.search(str(error))
+    if found is None and not isinstance(error, MemoryError):
+        return None
+    what = found[0] if found else str(error).partition("\n")[0]
+    return f"not enough memory: {what}" if what else "not enough memory"
 
 
 def _print_traceback() -> None:

@@ -77,7 +77,10 @@ def iter_config_files(filename: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _iter_files(filename: str, *, inherited_by: tuple[str, ...], count: list[int]) -> Iterator[tuple[str, Any]]:
-    path = os.path.realpath(os.path.expanduser(filename)) if "\0" not in filename else filename
+    try:
+        path = os.path.realpath(os.path.expanduser(filename))
+    except ValueError:  # no name of a file, as reading it will say
+        path = filename
     if path in inherited_by:
         names = [os.path.basename(name) for name in (*inherited_by[inherited_by.index(path) :], path)]
         raise ConfigError(f"{shorten(filename)}: inherits from itself through {BASE_KEY}: {' → '.join(names)}")

@@ -126,7 +126,7 @@ class _DatasetCatalog:
         return iter(self._loaders)
 
     def _suggestion(self, name: str) -> str:
-        close = difflib.get_close_matches(name, self._loaders, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(str(name), self._loaders, n=3, cutoff=0.5)
         if close:
             return f"; did you mean {' or '.join(close)}?"
         return f"; known are {', '.join(sorted(self._loaders))}"

@@ -262,7 +262,7 @@ def _build_sampler(
 def _factors_from_ratio(cfg: CfgNode, sizes: Sequence[int]) -> np.ndarray:
     """Return the repeat factors that divide the draws among the data sets as ``DATASETS.DATASET_RATIO`` says."""
     ratio = cfg.DATASETS.DATASET_RATIO
-    if len(ratio) != len(sizes) or not all(part > 0 for part in ratio):
+    if len(ratio) != len(sizes) or not all(isinstance(part, int | float) and 0 < part < np.inf for part in ratio):
         raise ConfigError(
             f"DATASETS.DATASET_RATIO must hold a positive number for each of the {len(sizes)} data sets of "
             f"DATASETS.TRAIN, found {list(ratio)}"

@@ -12,6 +12,7 @@ import functools
 import io
 import logging
 import os
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TypeAlias
@@ -25,6 +26,7 @@ from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.addresses import fetch_bytes, is_web_address
 from mask2former.files.arrays import array_form, is_array_file, is_tiff
 from mask2former.files.inputs import PathLike, open_file
+from mask2former.files.png import MAX_DEFLATE_RATIO, count_pixel_bytes, num_pixel_bytes
 
 ImageInput: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor"
@@ -43,6 +45,8 @@ _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # by orientation, after the tur
 _FORMATS_WITH_TRUE_HEADERS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PPM", "TIFF", "WEBP")
 _PAGE_DESCRIPTIONS = ("EPS", "WMF")  # programs, which Pillow would hand to an interpreter
 _DEEP_MODES = ("RGB", "RGBA", "LA")  # of which Pillow keeps eight bits, however many the file has
+# Pillow's names of how PNG files store a pixel: a letter for each channel, and bits where they are not 8.
+_PNG_PIXEL = re.compile(r"(?P<bands>[1ILP]|LA|RGBA?)(;(?P<depth>\d+)B?)?")
 _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 
 logger = logging.getLogger(__name__)
@@ -159,7 +163,7 @@ def stores_sixteen_bits(image: Image.Image) -> bool:
 
 def stored_pixels(image: Image.Image) -> np.ndarray:
     """Return the numbers (H, W) or (H, W, C) of an open image as stored, palette indices included, but upright."""
-    image.load()
+    _load(image)
     pixels = np.asarray(image)
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     return _turned(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), _orientation(image))
@@ -212,7 +216,7 @@ def _read_header(image: Image.Image) -> tuple[tuple[int, int], int]:
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
         return (tags[_HEIGHT_TAG], tags[_WIDTH_TAG]), tags.get(_ORIENTATION_TAG, 1)
     if image.format not in _FORMATS_WITH_TRUE_HEADERS:
-        image.load()
+        _load(image)
     return (image.height, image.width), _orientation(image)
 
 
@@ -238,7 +242,7 @@ def _decode(image: Image.Image, *, name: str, bits: int) -> np.ndarray:
         colours = _read_deep_colours(image)
         if colours is not None:
             return _turned(_to_bytes(colours, name=name, bits=bits), _orientation(image))
-    image.load()
+    _load(image)
     orientation = _orientation(image)
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip these to 0..255
         numbers, bits = _wide_numbers(image, stored_as, bits)
@@ -249,6 +253,27 @@ def _decode(image: Image.Image, *, name: str, bits: int) -> np.ndarray:
         image = image.convert("RGBA")
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     return _turned(np.asarray(image if image.mode == mode else image.convert(mode)), orientation)
+
+
+def _load(image: Image.Image) -> None:
+    """Decode; of a PNG whose pixels end early, Pillow would leave the rest black."""
+    pixel = _PNG_PIXEL.fullmatch(_raw_mode(image)) if image.format == "PNG" else None
+    file: Any = image.fp if pixel else None  # type: ignore[attr-defined]
+    if pixel is None or file is None or getattr(image, "is_animated", False):
+        image.load()
+        return
+    bits = int(pixel["depth"] or (1 if pixel["bands"] == "1" else 8)) * len(pixel["bands"])
+    num_bytes = num_pixel_bytes(*image.size, bits=bits, is_interlaced=bool(image.info.get("interlace")))
+    begin, end = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(begin)
+    if num_bytes > MAX_DEFLATE_RATIO * end:
+        raise ValueError(f"{end} bytes cannot hold width x height {image.size}")
+    image.load()
+    last_rows = np.asarray(image.crop((0, max(image.height - 2, 0), image.width, image.height)))
+    if not last_rows.reshape(len(last_rows), -1).any(axis=1).all():
+        file.seek(0)
+        if count_pixel_bytes(file.read(), num_bytes) < num_bytes:
+            raise ValueError("its pixels end early")
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from mask2former.errors import DatasetError, InputError
 from mask2former.files.images import opened_image, stored_pixels, stores_sixteen_bits
 from mask2former.files.inputs import PathLike, read_file
+from mask2former.files.png import MAX_DEFLATE_RATIO, read_parts
 from mask2former.ops.panoptic_maps import unfilter_ids
 from mask2former.structures import rgb_to_id
 
@@ -76,11 +77,8 @@ except ImportError:  # on a platform that it has no wheel for
     deflate = None
 _INFLATE_ERRORS = (zlib.error, ValueError, MemoryError, *(() if deflate is None else (deflate.DeflateError,)))
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">II5B")  # width, height, depth, colours, compression, filters, interlacing
 _PLAIN_RGB = (8, 2, 0, 0, 0)
-_LENGTH = struct.Struct(">I")
-_MAX_DEFLATE_RATIO = 1032  # of what comes out to what went in, by the format; a header that asks for more lies
 
 
 def read_panoptic_ids(path: PathLike, *, error: type[InputError] = DatasetError) -> np.ndarray:
@@ -109,29 +107,20 @@ def decode_panoptic_png(content: bytes) -> np.ndarray | None:
     """
     parts: list[bytes] = []
     size: tuple[int, int] | None = None
-    if not content.startswith(_SIGNATURE):
-        return None
-    begin = len(_SIGNATURE)
-    while begin + 12 <= len(content):
-        (length,) = _LENGTH.unpack_from(content, begin)
-        kind, data = content[begin + 4 : begin + 8], content[begin + 8 : begin + 8 + length]
-        begin += 12 + length
-        if begin > len(content) or _LENGTH.unpack_from(content, begin - 4)[0] != zlib.crc32(data, zlib.crc32(kind)):
-            return None
-        if kind == b"IHDR":
-            size = _size_of(data)
-        elif kind == b"IDAT":
-            parts.append(data)
-        elif kind == b"IEND":
-            break
-        elif kind in (b"tRNS", b"eXIf"):
-            return None  # transparency, a fourth channel; or an orientation
-    else:
+    try:
+        for kind, data in read_parts(content):
+            if kind == b"IHDR":
+                size = _size_of(data)
+            elif kind == b"IDAT":
+                parts.append(data)
+            elif kind in (b"tRNS", b"eXIf"):
+                return None  # transparency, a fourth channel; or an orientation
+    except ValueError:
         return None
     if size is None:
         return None
     compressed, num_bytes = parts[0] if len(parts) == 1 else b"".join(parts), size[0] * (1 + 3 * size[1])
-    if num_bytes > _MAX_DEFLATE_RATIO * len(compressed):
+    if num_bytes > MAX_DEFLATE_RATIO * len(compressed):
         return None
     rows = _inflate(compressed, num_bytes)
     return None if rows is None else unfilter_ids(rows, size)

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SOURCE_DIR = Path(__file__).with_name("csrc")
@@ -47,21 +47,21 @@ class BuildError(RuntimeError):
     """A compiler is missing or failed; the message holds what it printed."""
 
 
-def build_cpu(target_dir: Path) -> Path:
-    """Compile the CPU library into a folder and return its path.
+def build_cpu(target_dir: Path, *, flags: Sequence[str] = ()) -> Path:
+    """Compile the CPU library into a folder and return its path. flags: of the compiler, after its own.
 
     Raises:
         BuildError: the compiler is missing or failed.
     """
     compiler = find_cxx()
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    common = [*compiler, *_CXX_FLAGS, *(["-DM2F_X86"] if is_x86 else [])]
+    common = [*compiler, *_CXX_FLAGS, *(["-DM2F_X86"] if is_x86 else []), *flags]
     with tempfile.TemporaryDirectory() as scratch:
         objects = []
-        for name, vector_bytes, flags in _X86_LEVELS if is_x86 else (_PORTABLE,):
+        for name, vector_bytes, level in _X86_LEVELS if is_x86 else (_PORTABLE,):
             objects.append(str(Path(scratch) / f"{name}.o"))
             defines = [f"-DM2F_KERNELS={name}", f"-DM2F_VECTOR_BYTES={vector_bytes}"]
-            _run([*common, *flags.split(), *defines, "-c", str(SOURCE_DIR / "cpu/kernels.cpp"), "-o", objects[-1]])
+            _run([*common, *level.split(), *defines, "-c", str(SOURCE_DIR / "cpu/kernels.cpp"), "-o", objects[-1]])
         sources = [str(SOURCE_DIR / "cpu" / f"{name}.cpp") for name in _ENTRY_POINTS]
         library = Path(scratch) / CPU_LIBRARY
         _run([*common, *sources, *objects, "-shared", "-pthread", "-o", str(library)])

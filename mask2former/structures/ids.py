@@ -55,7 +55,9 @@ def rgb_to_id(rgb: np.ndarray) -> np.ndarray:
     """Return ids (H, W) int32 of colours (H, W, 3) uint8."""
     if rgb.dtype == np.uint8 and rgb.ndim == 3 and rgb.shape[2] == 3 and rgb.size:
         # A fourth byte makes pixels little-endian integers, nine times faster than arithmetic on channels.
-        return (cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA).view("<i4")[..., 0] & 0xFFFFFF).astype(np.int32, copy=False)
+        ids = cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA).view("<i4")[..., 0]
+        ids &= 0xFFFFFF  # in place: of large maps there is no room for two
+        return ids.astype(np.int32, copy=False)
     channels = rgb.astype(np.int32)
     return channels[..., 0] + 256 * channels[..., 1] + 256 * 256 * channels[..., 2]
 

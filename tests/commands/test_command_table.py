@@ -10,7 +10,7 @@ import pytest
 
 import mask2former
 from mask2former.commands.arguments import CommandParser, parse_arguments, split_pairs
-from mask2former.commands.cli import main
+from mask2former.commands.cli import main, run_cli
 from mask2former.commands.table import COMMANDS, Command, register_command, subcommands_of
 from mask2former.config import get_cfg, locate_config
 from mask2former.errors import ConfigError
@@ -162,3 +162,32 @@ def test_module_of_an_unknown_command_is_imported_first(
     with pytest.raises(SystemExit):
         main(["tidy", "--import=tidy_extras"])
     assert "no such command: tidy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("alloc_cpu.cpp: can't allocate memory: you tried to allocate 8 bytes. Error 12"), "8 bytes"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), "Tried to allocate 2.50 GiB"),
+        (Exception("OpenCV: (-4:Insufficient memory) Failed to allocate 99 bytes in f"), "Failed to allocate 99 bytes"),
+        (MemoryError("Unable to allocate 192. GiB\nfor an array"), "Unable to allocate 192. GiB"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_missing_memory_is_one_line(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        raise error
+
+    assert run_cli(run) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: not enough memory")
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_unexpected_errors_keep_their_traceback() -> None:
+    def run() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_cli(run)

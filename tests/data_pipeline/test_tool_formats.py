@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -366,3 +367,16 @@ def test_zip_file_is_read_and_a_damaged_one_is_refused(tmp_path: Path, capsys: p
     assert main(["convert-dataset", str(archive), str(tmp_path / "other"), "--to", "yolo"]) == 1
     assert "export.zip: cannot be unpacked" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "export.zip", "out"]
+
+
+def test_via_regions_may_have_several_attributes(tmp_path: Path) -> None:
+    """The one that most regions have is the class."""
+    path = tools.via_json(tmp_path)
+
+    def change(content: dict[str, Any]) -> None:
+        regions = [region for entry in content.values() for region in entry["regions"]]
+        for region in regions[:3]:
+            region["region_attributes"]["note"] = "2"
+
+    tools.edit_json(path / "via_region_data.json", change)
+    assert {entry.name for entry in read_own_data(path, num_workers=1).classes} == {"cat", "dog"}

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mask2former.errors import ConfigError, DatasetError, InputError
+from mask2former.files import png
 from mask2former.files.images import exif_note, read_image, read_image_size, to_rgb_array
 from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.structures import id_to_rgb
@@ -457,3 +458,51 @@ def test_to_rgb_array_missing_file_and_directory_are_named(tmp_path: Path) -> No
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(InputError, match=r"empty\.jpg: cannot be read as an image: not an image"):
         to_rgb_array(tmp_path / "empty.jpg")
+
+
+def _png_part(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _write_png(path: Path, pixels: np.ndarray, *, missing: int = 0, is_interlaced: bool = False) -> Path:
+    """Grey (H, W) or RGB (H, W, 3) of 8 bits, without the last ``missing`` bytes of its rows; whole as a file."""
+    passes = png._PASSES if is_interlaced else png._WHOLE
+    parts = [pixels[top::down, left::right] for left, top, right, down in passes]
+    rows = b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part)
+    assert len(rows) == png.num_pixel_bytes(
+        *pixels.shape[1::-1], bits=8 * (1 if pixels.ndim == 2 else 3), is_interlaced=is_interlaced
+    )
+    header = struct.pack(
+        ">II5B", pixels.shape[1], pixels.shape[0], 8, 0 if pixels.ndim == 2 else 2, 0, 0, is_interlaced
+    )
+    content = _png_part(b"IDAT", zlib.compress(rows[: len(rows) - missing]))
+    path.write_bytes(png.SIGNATURE + _png_part(b"IHDR", header) + content + _png_part(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("is_interlaced", [False, True])
+@pytest.mark.parametrize("missing", [1, 30, 200])
+@pytest.mark.parametrize("read", [read_image, read_image_size, read_panoptic_ids])
+def test_png_whose_pixels_end_early_is_refused(
+    tmp_path: Path, read: Callable[[Path], object], missing: int, is_interlaced: bool
+) -> None:
+    pixels = np.maximum(_noise(13, 9), 1)
+    read(_write_png(tmp_path / "a.png", pixels, is_interlaced=is_interlaced))
+    with pytest.raises(DatasetError, match=r"b.png: cannot be read as an image: truncated or corrupt: .*(early|trunc)"):
+        read(_write_png(tmp_path / "b.png", pixels, missing=missing, is_interlaced=is_interlaced))
+
+
+@pytest.mark.parametrize("is_interlaced", [False, True])
+def test_dark_png_is_whole(tmp_path: Path, is_interlaced: bool) -> None:
+    for size in ((1, 1), (2, 1), (1, 5), (13, 9), (64, 48)):
+        pixels = np.zeros(size, np.uint8)
+        assert not read_label_map(_write_png(tmp_path / "a.png", pixels, is_interlaced=is_interlaced)).any()
+
+
+def test_png_header_that_its_bytes_cannot_hold_takes_no_memory(tmp_path: Path) -> None:
+    path = _write_png(tmp_path / "a.png", np.zeros((1, 1, 3), np.uint8))
+    content = path.read_bytes()
+    header = struct.pack(">II5B", 9_000, 9_000, 8, 2, 0, 0, 0)
+    path.write_bytes(content[:8] + _png_part(b"IHDR", header) + content[33:])
+    with pytest.raises(DatasetError, match=r"bytes cannot hold width x height \(9000, 9000\)"):
+        read_image(path)

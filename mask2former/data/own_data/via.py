@@ -136,7 +136,7 @@ def _class_attribute(regions: Sequence[Any], file: Path) -> str | None:
     counts: Counter[str] = Counter()
     for region in regions:
         labels = region.get("region_attributes") if isinstance(region, dict) else None
-        counts.update(labels if isinstance(labels, dict) else ())
+        counts.update(list(labels) if isinstance(labels, dict) else ())
     if not counts:
         return None
     common = [name for name, count in counts.items() if count == max(counts.values())]

@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import random
+import re
 import struct
 import zipfile
 import zlib
@@ -133,6 +134,23 @@ def change_bytes(data: bytes, choices: random.Random) -> bytes:
         elif at < len(changed):
             changed[at] ^= 1 << choices.randrange(8)
     return bytes(changed)
+
+
+def change_text(data: bytes, choices: random.Random) -> bytes:
+    """Text with a number or word replaced, a line removed or repeated; now and then other bytes."""
+    pieces = re.split(rb"([A-Za-z0-9_.+-]+)", data)
+    lines = data.split(b"\n")
+    kind = choices.randrange(5)
+    if kind == 0 or len(pieces) < 2:
+        return change_bytes(data, choices)
+    if kind == 1:
+        at = choices.randrange(len(lines))
+        lines[at : at + 1] = choices.choice([[], [lines[at]] * 2, [choices.choice(lines)]])
+        return b"\n".join(lines)
+    for _ in range(choices.choice([1, 1, 2, 4])):
+        value = choices.choice(NASTY)
+        pieces[choices.randrange(len(pieces) // 2) * 2 + 1] = str(value).encode("utf-8", "replace")
+    return b"".join(pieces)
 
 
 def change_png(data: bytes, choices: random.Random) -> bytes:
