@@ -28,7 +28,7 @@ KEY := $(shell cat $(SOURCES) 2>/dev/null | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
 SHAPES := $(DETECTRON2_DATASETS)/shapes
 
-.PHONY: help env quickstart quickstart-video test test-fast test-all chaos fuzz check docs fix bench clean
+.PHONY: help env quickstart quickstart-video test test-fast test-all chaos fuzz fuzz-commands check docs fix bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make test-fast    operators, model, checkpoints, config, files and data only"
 	@echo "make chaos        kill a training at random moments ($(KILLS) times), resume it, compare it bit by bit"
 	@echo "make fuzz         change files at random and read them, TIME=60 seconds a form, or RUNS=100000 inputs; TARGETS=coco"
+	@echo "make fuzz-commands   run commands with something wrong in them, for TIME=60 seconds"
 	@echo "make check        linter, formatter, types, import layers, documentation"
 	@echo "make docs         build the documentation into site/"
 	@echo "make fix          let linter and formatter mend what they can"
@@ -92,6 +93,10 @@ test-all: $(STAMP)
 fuzz: $(STAMP)
 	$(PY) -c 'import atheris' 2> /dev/null || $(PY) -m pip install --quiet -e '.[fuzz]'
 	$(PY) -m tests.faults.fuzz $(TARGETS) --time $(TIME) $(if $(RUNS),--runs $(RUNS)) $(OPTS)
+
+# Whole commands with an option, key, file or checkpoint that is wrong.
+fuzz-commands: $(STAMP)
+	$(PY) -m tests.faults.command_lines --time $(TIME) $(OPTS)
 
 check: $(STAMP)
 	$(PY) -m ruff check .

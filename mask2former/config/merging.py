@@ -13,6 +13,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
+from mask2former.config.bounds import check_bounds
 from mask2former.config.keys import accepted_keys, describe_foreign, foreign_names, iter_leaves
 from mask2former.config.literals import decode_text
 from mask2former.config.yaml_reader import shorten, show_value
@@ -140,6 +141,7 @@ def _merge_node(merge: _Merge, node: Any, tree: Mapping[Any, Any], *, source: st
 def _assign(merge: _Merge, node: Any, name: str, value: Any, *, source: str, key: str) -> None:
     try:
         fitting = fit_value(value, node[name]) if key not in _NUMBER_OR_NULL else _fit_number_or_null(value)
+        check_bounds(key, fitting)
     except ValueError as error:
         merge.faults.append((source, key, f"{key} {error}"))
         return
@@ -202,11 +204,11 @@ def _fit_number_or_null(value: Any) -> float | None:
 def _fit_elements(value: Sequence[Any], current: Any) -> Sequence[Any]:
     """Return the elements after checking that they have the type of those they replace, if these share one."""
     kinds = {_kind(element) for element in current or ()}
-    wrong = next((element for element in value if len(kinds) == 1 and _kind(element) not in kinds), None)
-    if wrong is not None:
+    wrong = [element for element in value if len(kinds) == 1 and _kind(element) not in kinds]
+    if wrong:
         raise ValueError(
             f"must be a {type(current).__name__} of {kinds.pop()} (now {show_value(current)}), "
-            f"found {show_value(wrong)} in it"
+            f"found {show_value(wrong[0])} in it"
         )
     return value
 

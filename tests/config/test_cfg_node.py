@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 
 from mask2former.config import CfgNode, add_maskformer2_config, add_maskformer2_video_config, get_cfg
+from mask2former.config.bounds import BOUNDS
 from mask2former.errors import ConfigError
 
 
@@ -101,3 +103,24 @@ def test_added_keys_keep_what_the_configuration_has() -> None:
     assert cfg.MODEL.DEVICE == "cpu"
     assert cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES == 100
     assert cfg.INPUT.SAMPLING_FRAME_NUM == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.SEM_SEG_HEAD.CONVS_DIM", "-1", r"must lie in 1..1.04858e\+06, found -1"),
+        ("MODEL.MASK_FORMER.NHEADS", "0", "found 0"),
+        ("MODEL.SWIN.DEPTHS", "[2, 2, 0, 2]", "found 0"),
+        ("MODEL.SWIN.MLP_RATIO", "1e30", r"found 1e\+30"),
+        ("MODEL.MASK_FORMER.DEC_LAYERS", "2147483648", "must lie in 0..1000"),
+        ("MODEL.PIXEL_MEAN", "[1.0, 2.0, None]", "must be a list of numbers .*, found None in it"),
+    ],
+)
+def test_values_that_nothing_can_be_built_of_are_refused(key: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_cfg().merge_from_list([key, value])
+
+
+def test_keys_with_bounds_exist_and_their_defaults_lie_within() -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list([part for key in BOUNDS for part in (key, functools.reduce(getattr, key.split("."), cfg))])

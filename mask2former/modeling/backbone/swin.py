@@ -5,7 +5,7 @@ Letters: B batch, H W height and width of the map in question, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,6 @@ from mask2former.modeling.backbone.window_attention import (
 from mask2former.modeling.layers import DropPath, run_checkpointed
 from mask2former.modeling.registry import BACKBONE_REGISTRY
 from mask2former.structures import ShapeSpec
-
-_LARGEST = 1 << 20  # of sizes, beyond which they are a slip
 
 
 def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
@@ -144,14 +142,8 @@ class SwinStage(nn.Module):
         return x
 
 
-def _check_options(embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], sizes: Mapping[str, float]) -> None:
+def _check_options(embed_dim: int, depths: Sequence[int], num_heads: Sequence[int]) -> None:
     """Raise ConfigError for options that cannot be built, naming their keys below MODEL.SWIN."""
-    for key, size in {"EMBED_DIM": embed_dim, **sizes}.items():
-        if not 0 < size < _LARGEST:
-            raise ConfigError(f"MODEL.SWIN.{key}: expected a positive number, below {_LARGEST}, found {size!r}")
-    for key, numbers in (("DEPTHS", depths), ("NUM_HEADS", num_heads)):
-        if not all(isinstance(number, int) and 0 < number < _LARGEST for number in numbers):
-            raise ConfigError(f"MODEL.SWIN.{key}: expected positive whole numbers, found {list(numbers)}")
     if not depths or len(num_heads) != len(depths):
         raise ConfigError(
             f"MODEL.SWIN.NUM_HEADS: expected one number for each of the {len(depths)} stages of DEPTHS, "
@@ -199,8 +191,7 @@ class D2SwinTransformer(Backbone):
         out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
         use_checkpoint: bool = False,
     ) -> None:
-        sizes = {"PATCH_SIZE": patch_size, "WINDOW_SIZE": window_size, "MLP_RATIO": mlp_ratio}
-        _check_options(embed_dim, depths, num_heads, sizes)
+        _check_options(embed_dim, depths, num_heads)
         dims = [embed_dim * 2**index for index in range(len(depths))]
         features = {f"res{i + 2}": ShapeSpec(channels=dim, stride=patch_size * 2**i) for i, dim in enumerate(dims)}
         super().__init__(features, out_features=out_features)
