@@ -11,20 +11,24 @@ _LARGEST = 1 << 20  # of sizes and numbers of things; beyond it a value is a sli
 _DEEPEST = 1000  # layers
 _SIZE, _DEPTH, _SHARE = (1, _LARGEST), (0, _DEEPEST), (0, 1)
 _POSITIVE = (1e-6, _LARGEST)
+_NUMBER = (0, _LARGEST)  # 0 is refused with the faults of the model
 
 _BELOW: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "MODEL.SEM_SEG_HEAD": {
-        **dict.fromkeys(("CONVS_DIM", "MASK_DIM", "NUM_CLASSES", "COMMON_STRIDE", "ASPP_CHANNELS"), _SIZE),
+        **dict.fromkeys(("CONVS_DIM", "MASK_DIM", "COMMON_STRIDE", "ASPP_CHANNELS"), _SIZE),
         **dict.fromkeys(("ASPP_DILATIONS", "PROJECT_CHANNELS"), _SIZE),
         "DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": _SIZE,
         "DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": _SIZE,
         "TRANSFORMER_ENC_LAYERS": _DEPTH,
+        "NUM_CLASSES": _NUMBER,
         "ASPP_DROPOUT": _SHARE,
     },
     "MODEL.MASK_FORMER": {
-        **dict.fromkeys(("DIM_FEEDFORWARD", "HIDDEN_DIM", "NHEADS", "NUM_OBJECT_QUERIES", "TRAIN_NUM_POINTS"), _SIZE),
+        **dict.fromkeys(("DIM_FEEDFORWARD", "HIDDEN_DIM", "NHEADS"), _SIZE),
+        **dict.fromkeys(("NUM_OBJECT_QUERIES", "TRAIN_NUM_POINTS"), _NUMBER),
         **dict.fromkeys(("DEC_LAYERS", "ENC_LAYERS"), _DEPTH),
-        "DROPOUT": _SHARE,
+        **dict.fromkeys(("DROPOUT", "IMPORTANCE_SAMPLE_RATIO"), _SHARE),
+        "OVERSAMPLE_RATIO": (1, _DEEPEST),
     },
     "MODEL.SWIN": {
         **dict.fromkeys(("EMBED_DIM", "DEPTHS", "NUM_HEADS", "PATCH_SIZE", "WINDOW_SIZE", "PRETRAIN_IMG_SIZE"), _SIZE),
