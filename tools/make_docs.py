@@ -104,7 +104,7 @@ def _help(arguments: list[str]) -> str:
     os.environ["COLUMNS"] = "110"
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        run_command([*arguments, "--help"])
+        run_command([*arguments, "--help-all" if arguments else "--help"])
     return output.getvalue()
 
 

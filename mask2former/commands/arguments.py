@@ -39,6 +39,40 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self._rare: list[argparse.Action] = []
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help=argparse.SUPPRESS)
+
+    def keep_for_help_all(self, *names: str) -> None:
+        """Options that --help names without explaining them, so that it fits a screen; --help-all shows everything."""
+        self._rare += [action for action in self._actions if set(names) & set(action.option_strings)]
+
+    def format_usage(self) -> str:
+        """Return the usage, with options as one word."""
+        words = [_place(action) for action in self._actions if not action.option_strings]
+        words += ["[options]", *(["[KEY VALUE ...]"] if "--opts" in self.option_names() else [])]
+        return f"usage: {' '.join([self.prog, *words])}\n"
+
+    def format_help(self) -> str:
+        """Return the help, without the options of `keep_for_help_all`, whose names end it."""
+        explained = [(action, action.help) for action in self._rare]
+        try:
+            for action, _ in explained:
+                action.help = argparse.SUPPRESS
+            text = self.format_help_all()
+        finally:
+            for action, help_text in explained:
+                action.help = help_text
+        names = ", ".join(action.option_strings[-1] for action in self._rare)
+        return text + (f"\n--help-all explains more: {textwrap.fill(names, _HELP_WIDTH - 26)}\n" if names else "")
+
+    def format_help_all(self) -> str:
+        """Return the help with all options."""
+        usage = self.format_usage().removeprefix("usage: ").rstrip()
+        self.usage, kept = usage.replace("%", "%%"), self.usage
+        try:
+            return super().format_help()
+        finally:
+            self.usage = kept
 
     def add_model_options(self, *, needs: str = "the weights do not tell it") -> None:
         """The options that say which model: --config-file, --weights, --import, --device and KEY VALUE pairs."""
@@ -57,8 +91,7 @@ class CommandParser(argparse.ArgumentParser):
         group.add_argument(
             "--config-file",
             metavar="FILE",
-            help=f"config, a path or a name such as coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml; needed "
-            f"where {needs}",
+            help=f"path of a config, or name of a published one; needed where {needs}",
         )
         self.add_import_option(group)
         group.add_argument(
@@ -84,7 +117,7 @@ class CommandParser(argparse.ArgumentParser):
         group.add_argument(
             "--skip-bad",
             action="store_true",
-            help="leave out annotations and images that are wrong, and list them in left_out.txt of the output folder",
+            help="leave out what is wrong, and list it in left_out.txt of the output folder",
         )
 
     def add_output_option(self, help: str, *aliases: str, **options: Any) -> None:
@@ -111,6 +144,22 @@ class CommandParser(argparse.ArgumentParser):
     def option_names(self) -> list[str]:
         """Return all options, such as --output and -n."""
         return [name for action in self._actions for name in action.option_strings]
+
+
+def _place(action: argparse.Action) -> str:
+    """How a positional argument stands in the usage."""
+    name = action.metavar or action.dest
+    nargs = getattr(action, "save_nargs", action.nargs)  # set aside while arguments between options are read
+    return {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [{name} ...]"}.get(str(nargs), str(name))
+
+
+class _HelpAll(argparse.Action):
+    """Print the help with all options, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, CommandParser)
+        print(parser.format_help_all(), end="")
+        parser.exit()
 
 
 def parse_arguments(parser: CommandParser, argv: Sequence[str]) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mask2former.commands.arguments import CommandParser, Subcommand
-from mask2former.commands.train import add_data_options, add_process_options, run_in_processes
+from mask2former.commands.train import RARE_OPTIONS, add_data_options, add_process_options, run_in_processes
 
 _COCO_TASKS = ("segm", "bbox", "boundary")
 _IGNORE_LABEL = 255
@@ -103,9 +103,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
 )
 
 
-DESCRIPTION = (
-    "Evaluate weights on DATASETS.TEST of their config: prints the metrics, and writes what they rest on below OUTPUT."
-)
+DESCRIPTION = "Evaluate weights on DATASETS.TEST of their config: metrics, and what they rest on below OUTPUT."
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -115,6 +113,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="data sets in the place of DATASETS.TEST")
     add_data_options(parser)
     add_process_options(parser)
+    parser.keep_for_help_all(*RARE_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> None:

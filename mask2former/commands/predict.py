@@ -73,6 +73,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--random-weights", action="store_true", help="predict without weights, to try a config or measure its speed"
     )
+    parser.keep_for_help_all("--import", "--opts", "--precision", "--max-frames", "--random-weights")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -18,14 +18,18 @@ DESCRIPTION = (
 )
 
 
+RARE_OPTIONS = ("--import", "--opts", "--drop-empty-classes", "--num-machines", "--machine-rank", "--dist-url")
+
+
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options of the command."""
-    parser.add_model_options(needs="neither --weights, --data nor the folder of a run that is resumed tells it")
+    parser.add_model_options(needs="--weights, --data or a resumed run do not tell it")
     parser.add_output_option("folder of the run, by default OUTPUT_DIR of the config")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the folder")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     add_recipe_options(add_data_options(parser))
     add_process_options(parser)
+    parser.keep_for_help_all("--eval-only", *RARE_OPTIONS)
 
 
 def add_data_options(parser: CommandParser) -> Any:
@@ -37,15 +41,15 @@ def add_data_options(parser: CommandParser) -> Any:
     data.add_argument(
         "--data",
         metavar="PATH",
-        help="file, folder or zip file of images with labels (COCO, labelme, YOLO, Pascal VOC, CVAT, Label Studio, "
-        "Supervisely, VIA) or PNG masks",
+        help="file, folder or zip of images with labels (COCO, labelme, YOLO, Pascal VOC, CVAT, Label Studio, "
+        "Supervisely, VIA) or masks",
     )
     data.add_argument("--classes", metavar="FILE", help="class names, one a line: the first is class 0; or ID: NAME")
     data.add_argument(
         "--ignore-label",
         action="append",
         metavar="ID",
-        help="id or class that does not train (255 for PNG masks; none: every id trains); may be given several times",
+        help="id or class that does not train (PNG masks: 255; none: every id trains); may be repeated",
     )
     parser.add_left_out_options(data)
     return data
@@ -56,14 +60,13 @@ def add_recipe_options(group: Any) -> None:
     group.add_argument(
         "--model",
         metavar="NAME",
-        help="recipe, so that no config is needed: r18 (small, without pretrained weights), r50 (default), r101, "
-        "swin-t, swin-s, swin-b, swin-l, …",
+        help="recipe in the place of a config: r50 (default), r18 (small, no weights needed), r101, swin-t, swin-l, …",
     )
     group.add_argument(
         "--batch",
         metavar="N",
         type=_batch,
-        help="images a step, or auto: as many as fit into memory (default without a config)",
+        help="images a step; auto, the default without a config: as many as fit into memory",
     )
 
 

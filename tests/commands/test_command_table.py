@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,9 @@ HELPS = [(command.name,) for command in OURS]
 HELPS += [(command.name, name) for command in OURS for name in subcommands_of(command)]
 
 
-def help_of(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
+def help_of(words: tuple[str, ...], capsys: pytest.CaptureFixture[str], *, option: str = "--help-all") -> str:
     with pytest.raises(SystemExit) as ended:
-        main([*words, "--help"])
+        main([*words, option])
     assert ended.value.code == 0
     return capsys.readouterr().out
 
@@ -33,6 +34,17 @@ def test_every_command_explains_itself(words: tuple[str, ...], capsys: pytest.Ca
     assert shown.startswith(f"usage: mask2former {' '.join(words)} ")
     assert "show tracebacks and more of the log" in shown
     assert "--import MODULE" in shown
+
+
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_help_fits_a_screen_and_names_every_option(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    short, long = help_of(words, capsys, option="--help"), help_of(words, capsys)
+    assert len(short.splitlines()) <= 40
+    assert short.splitlines()[0] == long.splitlines()[0]
+    assert set(re.findall(r"(?m)^  (?:-\w.*?, )?(--[\w-]+)", long)) <= set(re.findall(r"--[\w-]+", short))
 
 
 def test_commands_of_a_model_share_their_options(capsys: pytest.CaptureFixture[str]) -> None:
