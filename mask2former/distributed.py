@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
 
 from mask2former.errors import InputError
 
@@ -71,6 +72,16 @@ def average(tensor: torch.Tensor) -> torch.Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total / get_world_size()
+
+
+def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensors (B, …) of all processes, equally shaped, by rank: (world size · B, …).
+
+    The gradient flows back to the process that each row comes from.
+    """
+    if get_world_size() == 1:
+        return tensor
+    return torch.cat(differentiable.all_gather(tensor.contiguous()))
 
 
 def any_process(flag: torch.Tensor) -> torch.Tensor:

@@ -139,7 +139,8 @@ def fixture_config(fixture: Fixture) -> Any:
     cfg = get_cfg()
     if description["base_config"].startswith("youtubevis"):
         add_maskformer2_video_config(cfg)
-    cfg.merge_from_file(str(CONFIG_DIR / description["base_config"]))
+    family = "oneformer" if "oneformer" in fixture.name else ""
+    cfg.merge_from_file(str(CONFIG_DIR / family / description["base_config"]))
     cfg.merge_from_list(description["overrides"])
     cfg.MODEL.DEVICE = "cpu"
     return cfg

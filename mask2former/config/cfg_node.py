@@ -106,13 +106,13 @@ def _drop_idle(node: CfgNode, accepted: Mapping[str, Any]) -> None:
             del node[key]
 
 
-_FOUNDATION, _MASKFORMER2, _VIDEO, _RUNTIME = range(4)
+_FOUNDATION, _MASKFORMER2, _VIDEO, _ONEFORMER, _RUNTIME = range(5)
 
 
 def get_cfg() -> CfgNode:
     """Return a config with every key at its default, including those that ``register_keys`` added.
 
-    The keys are detectron2's, Mask2Former's, those for video, and those of this package.
+    The keys are detectron2's, Mask2Former's, those for video, OneFormer's, and those of this package.
     """
     cfg = CfgNode()
     for document in (*default_documents(), accepted_document()):
@@ -139,6 +139,53 @@ def add_maskformer2_config(cfg: Any) -> None:
 def add_maskformer2_video_config(cfg: Any) -> None:
     """Add the keys of video instance segmentation to ``cfg`` without changing existing ones."""
     _add_missing_keys(cfg, default_documents()[_VIDEO])
+
+
+def add_oneformer_config(cfg: Any) -> None:
+    """Add the keys of OneFormer, of its tasks and of its backbones to ``cfg`` without changing existing ones."""
+    _add_missing_keys(cfg, default_documents()[_ONEFORMER])
+
+
+def is_oneformer(cfg: Any) -> bool:
+    """Return whether MODEL.META_ARCHITECTURE is OneFormer, or a model of yours whose name holds that word."""
+    return "OneFormer" in cfg.MODEL.META_ARCHITECTURE
+
+
+def inference_node(cfg: Any) -> Any:
+    """Return the node of SEMANTIC_ON, …: MODEL.TEST of OneFormer, else MODEL.MASK_FORMER.TEST."""
+    return cfg.MODEL.TEST if is_oneformer(cfg) else cfg.MODEL.MASK_FORMER.TEST
+
+
+def query_node(cfg: Any) -> Any:
+    """Return the node of NUM_OBJECT_QUERIES, DEC_LAYERS, …: MODEL.ONE_FORMER of OneFormer, else MODEL.MASK_FORMER."""
+    return cfg.MODEL.ONE_FORMER if is_oneformer(cfg) else cfg.MODEL.MASK_FORMER
+
+
+def as_mask_former(cfg: Any) -> Any:
+    """Return a config whose MODEL.MASK_FORMER holds what OneFormer's keys of the same names say; others as they are.
+
+    Parts that both models share read one node.
+    """
+    if not is_oneformer(cfg):
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    shared = cfg.MODEL.MASK_FORMER
+    for node, values in ((shared, cfg.MODEL.ONE_FORMER), (shared.TEST, cfg.MODEL.TEST)):
+        node.update({name: value for name, value in values.items() if name in node})
+    # Parity: OneFormer's pixel decoder has as many heads as its transformer decoder.
+    cfg.MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = cfg.MODEL.ONE_FORMER.NHEADS
+    return cfg
+
+
+def own_names(message: str, cfg: Any) -> str:
+    """Return a message on a config of ``as_mask_former`` with the names that the keys have in the config itself."""
+    if not is_oneformer(cfg):
+        return message
+    message = message.replace("MODEL.MASK_FORMER.TEST.", "MODEL.TEST.")
+    for name in cfg.MODEL.ONE_FORMER:
+        message = message.replace(f"MODEL.MASK_FORMER.{name}", f"MODEL.ONE_FORMER.{name}")
+    return message
 
 
 def _add_missing_keys(cfg: Any, tree: dict[str, Any]) -> None:

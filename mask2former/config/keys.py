@@ -74,7 +74,7 @@ def registered_keys() -> Mapping[str, Key]:
 
 @functools.cache
 def default_documents() -> tuple[dict[str, Any], ...]:
-    """Return the trees of ``defaults.yaml``: detectron2's keys, Mask2Former's, video's, and those of running it."""
+    """Return the trees of ``defaults.yaml``: keys of detectron2, Mask2Former, video, OneFormer, and of running them."""
     return tuple(yaml.safe_load_all(_read("defaults.yaml")))
 
 

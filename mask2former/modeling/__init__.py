@@ -1,12 +1,15 @@
 """The model: backbones, decoders, criterion and post-processing. Importing it registers the parts that configs name."""
 
 from mask2former.modeling import backbone as backbone
+from mask2former.modeling.contrastive import ContrastiveSetCriterion
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.fast import accelerate, prepare_for_inference
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.meta_arch import (
     MaskFormer,
     MaskFormerHead,
+    OneFormer,
+    OneFormerHead,
     PerPixelBaselineHead,
     PerPixelBaselinePlusHead,
     SemanticSegmentor,
@@ -29,7 +32,11 @@ from mask2former.modeling.registry import (
     TRANSFORMER_DECODER_REGISTRY,
     takes_clips,
 )
-from mask2former.modeling.transformer_decoder import MultiScaleMaskedTransformerDecoder, StandardTransformerDecoder
+from mask2former.modeling.transformer_decoder import (
+    ContrastiveMultiScaleMaskedTransformerDecoder,
+    MultiScaleMaskedTransformerDecoder,
+    StandardTransformerDecoder,
+)
 
 __all__ = [
     "BACKBONE_REGISTRY",
@@ -41,11 +48,15 @@ __all__ = [
     "SEM_SEG_HEADS_REGISTRY",
     "TRANSFORMER_DECODER_REGISTRY",
     "BasePixelDecoder",
+    "ContrastiveMultiScaleMaskedTransformerDecoder",
+    "ContrastiveSetCriterion",
     "HungarianMatcher",
     "MSDeformAttnPixelDecoder",
     "MaskFormer",
     "MaskFormerHead",
     "MultiScaleMaskedTransformerDecoder",
+    "OneFormer",
+    "OneFormerHead",
     "PerPixelBaselineHead",
     "PerPixelBaselinePlusHead",
     "QueryPrediction",

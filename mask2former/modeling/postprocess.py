@@ -45,6 +45,7 @@ class InferenceOptions:
     score_threshold: float = 0.0
     mask_threshold: float = 0.5  # probability from which on a pixel belongs to a mask, for panoptic and instance
     resize_before_inference: bool = False
+    things_only: bool = False  # instances of stuff are dropped, as they are wherever panoptic maps are inferred, too
 
 
 class _Task(Protocol):
@@ -90,7 +91,7 @@ def infer_image(
         tasks["panoptic_seg"] = _PanopticTask(class_probs, size=geometry.output, things=things, options=options)
     if options.instance:
         # Parity: with panoptic inference on, instances of stuff are dropped after the choice of the best.
-        kept = things if options.panoptic else set(range(num_classes))
+        kept = things if options.panoptic or options.things_only else set(range(num_classes))
         tasks["instances"] = _InstanceTask(class_probs, size=geometry.output, kept=kept, options=options)
     _run(list(tasks.values()), mask_logits, geometry, resize_first=resize_first, threshold=options.mask_threshold)
     return {name: task.result() for name, task in tasks.items()}

@@ -12,7 +12,11 @@ import pytest
 from mask2former.config import get_cfg
 from mask2former.modeling.meta_arch.assembly import find_model_faults
 
-RECIPES = json.loads((Path(__file__).parents[1] / "data" / "reference" / "recipes.json").read_text())
+REFERENCE = Path(__file__).parents[1] / "data" / "reference"
+RECIPES = {
+    **json.loads((REFERENCE / "recipes.json").read_text()),
+    **{f"oneformer/{k}": v for k, v in json.loads((REFERENCE / "oneformer" / "recipes.json").read_text()).items()},
+}
 SIZE_LISTS = {
     str([int(x * 0.1 * side) for x in range(5, stop)]): f"[int(x * 0.1 * {side}) for x in range(5, {stop})]"
     for side in (512, 640, 1024, 2048)

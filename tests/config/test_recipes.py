@@ -13,10 +13,19 @@ from mask2former.config import CfgNode, get_cfg
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "data" / "reference"
-RECIPES = json.loads((REFERENCE / "recipes.json").read_text())
+ONEFORMER_RECIPES = json.loads((REFERENCE / "oneformer" / "recipes.json").read_text())
+RECIPES = {
+    **json.loads((REFERENCE / "recipes.json").read_text()),
+    **{f"oneformer/{name}": values for name, values in ONEFORMER_RECIPES.items()},
+}
 DEFAULTS = {
     **json.loads((REFERENCE / "config_defaults.json").read_text()),
     **json.loads((REFERENCE / "config_defaults_video_extra.json").read_text()),
+}
+# OneFormer's own keys; its mapper is another project's default.
+ONEFORMER_DEFAULTS = {
+    **json.loads((REFERENCE / "oneformer" / "config_defaults_extra.json").read_text())["added_keys_with_default"],
+    "INPUT.DATASET_MAPPER_NAME": "oneformer_unified",
 }
 
 
@@ -30,7 +39,8 @@ def _get(cfg: CfgNode, key: str) -> Any:
 def test_recipe_resolves_to_published_values(recipe: str) -> None:
     cfg = get_cfg()
     cfg.merge_from_file(ROOT / "configs" / recipe)
-    expected = {**DEFAULTS, **RECIPES[recipe]}
+    defaults = {**DEFAULTS, **ONEFORMER_DEFAULTS} if recipe.startswith("oneformer/") else DEFAULTS
+    expected = {**defaults, **RECIPES[recipe]}
     assert {key: _get(cfg, key) for key in expected} == expected
 
 
@@ -45,3 +55,11 @@ def test_recipe_has_at_most_two_bases_above_it(recipe: str) -> None:
 def test_defaults_equal_published_ones() -> None:
     cfg = get_cfg()
     assert {key: _get(cfg, key) for key in DEFAULTS} == DEFAULTS
+    own = {key: value for key, value in ONEFORMER_DEFAULTS.items() if key != "INPUT.DATASET_MAPPER_NAME"}
+    assert {key: _get(cfg, key) for key in own} == own
+
+
+def test_every_recipe_of_oneformer_is_there() -> None:
+    assert len(ONEFORMER_RECIPES) == 32
+    found = {str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs" / "oneformer").rglob("*.yaml")}
+    assert found == {name for name in RECIPES if name.startswith("oneformer/")}

@@ -60,11 +60,14 @@ def prepare_for_inference(model: ModelT) -> ModelT:
 def _known_modules(module: nn.Module) -> Iterator[nn.Module]:
     """Yield ``module`` and all below it, except modules of other packages, which may read their weights in any way.
 
-    Of a subclass of a meta-architecture from outside, the parts count as ours.
+    Of a subclass of a meta-architecture from outside, the parts count as ours. Not yielded are the parts of
+    a module that computes in float32 whatever the precision (``keeps_float32``).
     """
     if type(module).__module__.partition(".")[0] not in _KNOWN_PACKAGES and not hasattr(module, "is_prepared"):
         return
     yield module
+    if getattr(module, "keeps_float32", False):
+        return
     for child in module.children():
         yield from _known_modules(child)
 

@@ -140,13 +140,16 @@ class TransformerDecoder(nn.Module):
         self.layers = nn.ModuleList(TransformerDecoderLayer(channels, options) for _ in range(num_layers))
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, query_position: Tensor, *, tokens: Tensor, position: Tensor) -> list[Tensor]:
+    def forward(
+        self, query_position: Tensor, *, tokens: Tensor, position: Tensor, queries: Tensor | None = None
+    ) -> list[Tensor]:
         """Return the queries (B, Q, C) after each layer.
 
-        ``query_position`` (Q, C) belongs to queries that start as zeros; ``tokens`` (B, S, C).
+        ``query_position`` (Q, C) belongs to ``queries``, which start as zeros if none are given; ``tokens`` (B, S, C).
         """
         keys = tokens + position
-        queries = tokens.new_zeros((tokens.shape[0], *query_position.shape))
+        if queries is None:
+            queries = tokens.new_zeros((tokens.shape[0], *query_position.shape))
         outputs = []
         for layer in self.layers:
             queries = layer(queries, query_position, keys=keys, values=tokens)

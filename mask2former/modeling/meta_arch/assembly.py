@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mask2former.config import as_mask_former, own_names
 from mask2former.config.merging import FaultCollector, format_faults
 from mask2former.errors import ConfigError
 from mask2former.modeling.backbone import build_backbone
@@ -44,14 +45,15 @@ def build_model(cfg: Any, *, accelerated: bool | None = None) -> nn.Module:
     Raises:
         ConfigError: names are not registered, or parts do not fit: all of them.
     """
+    shared = as_mask_former(cfg)
     try:
-        return _build_model(cfg, accelerated=accelerated)
+        return _build_model(shared, accelerated=accelerated)
     except ConfigError as error:
-        faults = find_model_faults(cfg)
+        faults = find_model_faults(shared)
         if len(faults) < 2:
-            raise
+            faults = []
         known = [] if any(fault in str(error) for fault in faults) else [str(error)]
-        raise ConfigError(format_faults([*known, *faults])) from error
+        raise ConfigError(own_names(format_faults([*known, *faults]), cfg)) from error
 
 
 def find_model_faults(cfg: Any) -> list[str]:

@@ -135,11 +135,18 @@ class MaskFormer(SegmentationModel):
         return self.criterion.weight(self.criterion(predictions, targets))
 
     @torch.no_grad()
-    def results(self, prediction: QueryPrediction, geometries: Sequence[MaskGeometry]) -> list[dict[str, Any]]:
-        """Return the results of each image at its output size."""
+    def results(
+        self,
+        prediction: QueryPrediction,
+        geometries: Sequence[MaskGeometry],
+        *,
+        options: InferenceOptions | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the results of each image at its output size; ``options``: by default those of the model."""
         with torch.autocast(self.device.type, enabled=False):
             mask_logits = prediction.mask_logits().squeeze(2)  # (B, Q, H, W)
-            postprocess = partial(self.postprocess, options=self.inference, thing_ids=self.thing_ids)
+            options = self.inference if options is None else options
+            postprocess = partial(self.postprocess, options=options, thing_ids=self.thing_ids)
             return [
                 dict(postprocess(classes, masks, geometry=geometry))
                 for classes, masks, geometry in zip(prediction.class_logits, mask_logits, geometries, strict=True)

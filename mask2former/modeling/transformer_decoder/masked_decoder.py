@@ -105,10 +105,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self, multi_scale_features: Sequence[Tensor], mask_features: Tensor, *, num_frames: int = 1
     ) -> list[QueryPrediction]:
         """Return predictions, final last, of maps (BT, C, h, w), coarse first, and mask features (BT, C, H, W)."""
+        queries = self.query_feat.weight.expand(len(mask_features) // num_frames, -1, -1)
+        return self.decode(queries, multi_scale_features, mask_features, num_frames=num_frames)
+
+    def decode(
+        self, queries: Tensor, multi_scale_features: Sequence[Tensor], mask_features: Tensor, *, num_frames: int = 1
+    ) -> list[QueryPrediction]:
+        """Return the same of queries (B, Q, C)."""
         mask_features = mask_features.unflatten(0, (-1, num_frames))  # (B, T, C, H, W)
         levels = [self._tokens(level, features, num_frames) for level, features in enumerate(multi_scale_features)]
         masks_at = [resize_to_tokens(mask_features.detach(), features.shape[-2:]) for features in multi_scale_features]
-        queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)  # (B, Q, C)
         predictions = [self._predict(queries, mask_features)]
         for index in range(len(self.transformer_cross_attention_layers)):
             level = index % NUM_LEVELS
