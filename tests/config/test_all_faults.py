@@ -21,7 +21,7 @@ FAULTS = {  # key and value, and what is said of it
     "MODEL.SEM_SEG_HEAD.NAME": ("Head", "expected one of .*MaskFormerHead"),
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": ("FPN", "expected one of .*MSDeformAttnPixelDecoder"),
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (0, "expected at least 1, found 0"),
-    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": ("Masked", "expected one of MultiScaleMaskedTransformerDecoder"),
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": ("Masked", "expected one of .*MultiScaleMaskedTransformerDecoder"),
     "MODEL.MASK_FORMER.HIDDEN_DIM": (250, r"expected a multiple of MASK_FORMER\.NHEADS \(8\), found 250"),
     "MODEL.MASK_FORMER.MATCHER": ("Greedy", "expected one of HungarianMatcher; found 'Greedy'"),
     "MODEL.MASK_FORMER.LOSSES": ([["focal", 1.0]], "found 'focal'"),
