@@ -30,10 +30,9 @@ def load_build_module() -> ModuleType:
     return module
 
 
-class BuildNative(Command):
-    """Compiles what the machine has compilers for; without one the installation still succeeds and works."""
+class BuildStep(Command):
+    """A step that writes into the built package."""
 
-    description = "compile the native kernels"
     user_options = []  # noqa: RUF012  (setuptools' interface)
 
     def initialize_options(self) -> None:
@@ -42,6 +41,12 @@ class BuildNative(Command):
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+
+class BuildNative(BuildStep):
+    """Compiles what the machine has compilers for; without one the installation still succeeds and works."""
+
+    description = "compile the native kernels"
 
     def run(self) -> None:
         module = load_build_module()
@@ -67,18 +72,10 @@ class BuildNative(Command):
         return Path(self.build_lib) / OPS / "lib"
 
 
-class BuildConfigs(Command):
+class BuildConfigs(BuildStep):
     """Copies the config files into the package; an editable installation finds those of the repository."""
 
     description = "copy the config files into the package"
-    user_options = []  # noqa: RUF012  (setuptools' interface)
-
-    def initialize_options(self) -> None:
-        self.build_lib = None
-        self.editable_mode = False
-
-    def finalize_options(self) -> None:
-        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
         if self.editable_mode:

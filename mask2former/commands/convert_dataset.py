@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     """Convert as the command line says.
 
     Raises:
-        DatasetError: what `convert_own_data` raises.
+        DatasetError: what ``convert_own_data`` raises.
         InputError: no format to write was chosen.
     """
     if (args.target is None) == (args.output is None):

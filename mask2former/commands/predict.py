@@ -18,6 +18,7 @@ from mask2former.files.inputs import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     NamedFile,
+    counted,
     describe_failures,
     find_files,
     prepare_folder,
@@ -138,7 +139,7 @@ def _build_predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """Where pictures go: below `folder`, or, of one image, to the `file` that was named."""
+    """Where pictures go: below ``folder``, or, of one image, to the ``file`` that was named."""
 
     folder: Path
     file: Path | None = None
@@ -206,8 +207,9 @@ def _predict_images(
         else:
             num_done += 1
     num_written += len(coco.write()) if coco is not None else 0
-    print(f"{num_written} files of {num_done} images in {output}")
-    _refuse_failures({"could not be read": unread, "could not be written": unwritten}, of=f"{len(images)} images")
+    if num_done or not images:
+        print(f"{counted(num_written, 'file')} of {counted(num_done, 'image')} in {output}")
+    _refuse_failures({"could not be read": unread, "could not be written": unwritten}, of=counted(len(images), "image"))
 
 
 def _refuse_failures(failures: Mapping[str, Sequence[str]], *, of: str) -> None:
@@ -217,7 +219,11 @@ def _refuse_failures(failures: Mapping[str, Sequence[str]], *, of: str) -> None:
 
 
 def find_images(inputs: Sequence[str], *, output: Path | None = None) -> list[NamedFile]:
-    """Image files as `find_files` finds them; raises InputError also where a video is named instead."""
+    """Return image files as ``find_files`` finds them.
+
+    Raises:
+        InputError: what ``find_files`` raises, or a video is named instead.
+    """
     images = find_files(inputs, IMAGE_SUFFIXES, kind="image", output=output)
     for image in images:
         if image.path.suffix.lower() in VIDEO_SUFFIXES:

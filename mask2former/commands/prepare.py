@@ -177,7 +177,11 @@ def _add_shapes_arguments(parser: CommandParser) -> None:
 
 
 def _run_shapes(args: argparse.Namespace) -> None:
-    """Do what the parsed options ask for; raises DatasetError (see ``prepare_shapes``)."""
+    """Do what the parsed options ask for.
+
+    Raises:
+        InputError: a size is wrong, or what ``prepare_shapes`` raises.
+    """
     if len(args.size) > 2:
         raise InputError(f"--size: expected one number or height and width, found {args.size}")
     output = Path(args.output).expanduser() if args.output else dataset_root() / "shapes"

@@ -24,7 +24,7 @@ from mask2former.data.transforms import NoOpTransform
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.channels import channels_to_rgb, read_channels
 from mask2former.files.images import read_image
-from mask2former.files.inputs import describe_failures, prepare_folder
+from mask2former.files.inputs import counted, describe_failures, prepare_folder
 from mask2former.files.maps import read_label_map, read_panoptic_ids
 from mask2former.files.pictures import write_picture
 from mask2former.structures import Instances, Metadata
@@ -86,9 +86,9 @@ def run(args: argparse.Namespace) -> None:
                 unwritten.append(str(error))
         if args.show:
             Image.fromarray(picture).show(title=stem)
-    print(f"{num_pictures - len(unwritten)} pictures" + ("" if output is None else f" in {output}"))
+    print(counted(num_pictures - len(unwritten), "picture") + ("" if output is None else f" in {output}"))
     if unwritten:
-        raise InputError(describe_failures(unwritten, "could not be written", of=f"{num_pictures} pictures"))
+        raise InputError(describe_failures(unwritten, "could not be written", of=counted(num_pictures, "picture")))
 
 
 def read_batches(cfg: CfgNode) -> Iterator[tuple[str, Frames, Metadata]]:

@@ -162,7 +162,7 @@ def _add_unknown(merge: _Merge, node: Any, name: str, value: Any, *, source: str
     # A part that is called otherwise here, with its keys one by one.
     leaves = dict(iter_leaves(value, f"{key}.")) if isinstance(value, Mapping) else {}
     foreign = [leaf for leaf in leaves if leaf in foreign_names()]
-    for unknown in list(leaves) if foreign else [key]:
+    for unknown in list(leaves) if foreign or len(leaves) == 1 else [key]:
         merge.faults.append((source, unknown, ""))
 
 

@@ -228,7 +228,7 @@ def _read_ids_if_any(record: DatasetDict, size: tuple[int, int]) -> np.ndarray |
 
 
 def image_form(cfg: CfgNode) -> dict[str, Any]:
-    """Return how `read_checked_image` reads images by a config."""
+    """Return how ``read_checked_image`` reads images by a config."""
     return {"image_format": cfg.INPUT.FORMAT, "bits": cfg.INPUT.IMAGE_BITS, "num_channels": cfg.INPUT.CHANNELS}
 
 

@@ -187,7 +187,7 @@ class ConsoleWriter:
         """Logs training metrics; results of evaluations are logged as tables elsewhere."""
         if "time" not in metrics:
             return
-        parts = [f"eta: {format_duration(metrics['eta_seconds'])}", f"iter: {iteration}/{self._max_iter}"]
+        parts = [f"eta: {format_duration(metrics['eta_seconds'])}", f"iter: {iteration + 1}/{self._max_iter}"]
         parts += [f"{k}: {v:.4g}" for k, v in metrics.items() if "loss" in k and not is_auxiliary(k)]
         parts += [f"time: {metrics['time']:.4f}", f"data_time: {metrics['data_time']:.4f}", f"lr: {metrics['lr']:.4g}"]
         logger.info("%s  max_mem: %.0fM", "  ".join(parts), metrics["max_mem_mb"])

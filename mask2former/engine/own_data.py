@@ -63,7 +63,7 @@ _NUM_EVALUATIONS, _NUM_CHECKPOINTS = 5, 2
 class OwnDataRequest:
     """What the command line says: ``reference`` is the config before its overrides, which set the keys ``overridden``.
 
-    ``batch`` is images a step, `AUTO` as many as fit,
+    ``batch`` is images a step, ``AUTO`` as many as fit,
     None what the config says. ``notes`` say what was chosen before.
     """
 

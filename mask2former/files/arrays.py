@@ -51,10 +51,10 @@ def read_array(path: PathLike, *, num_channels: int = 0) -> np.ndarray:
 
 
 def array_form(path: PathLike) -> tuple[int, int, int]:
-    """Return (height, width, channels) of what `read_array` returns, without decoding a TIFF file.
+    """Return (height, width, channels) of what ``read_array`` returns, without decoding a TIFF file.
 
     Raises:
-        DatasetError: as `read_array`.
+        DatasetError: as ``read_array``.
     """
     if not is_tiff(path):
         return channels_last(_read_numpy(path), name=os.fspath(path)).shape  # type: ignore[return-value]

@@ -117,7 +117,7 @@ def read_instances(
 def read_images(
     entries: Iterable[Any], faults: Faults, *, needs_files: bool = True, needs_size: bool = True
 ) -> dict[Id, dict[str, Any]]:
-    """Return images by id; a faulty one stays until `drop_faulty`, so that its annotations are not reported too."""
+    """Return images by id; a faulty one stays until ``drop_faulty``, so that its annotations are not reported too."""
     images: dict[Id, dict[str, Any]] = {}
     needed = (*(("file_name",) if needs_files else ()), *(_SIDES if needs_size else ()))
     for entry in entries:

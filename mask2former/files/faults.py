@@ -1,6 +1,6 @@
 """What is wrong with the files of a data set: collected, so that one error lists all of it, or left out and listed.
 
-`Faults` collects what is wrong with one file. Its error is raised at once, or, within `gathered_faults`, after the
+``Faults`` collects what is wrong with one file. Its error is raised at once, or, within ``gathered_faults``, after the
 reader went through all other files without the faulty entries.
 """
 
@@ -50,7 +50,7 @@ class Faults:
         self._is_lasting |= is_lasting
 
     def refuse(self) -> None:
-        """Raise the error that lists the faults, if there are any; within `gathered_faults` note those not lasting."""
+        """Raise the error that lists the faults, if there are any; in ``gathered_faults`` note those not lasting."""
         if not self._faults:
             return
         lines = [f"{self.source}: {fault}" for fault in self._faults]
@@ -62,7 +62,7 @@ class Faults:
 
 
 def note_faults(reports: Sequence[Report], *, error: type[InputError] = DatasetError) -> None:
-    """Raise one error of all reports, if there are any; within `gathered_faults` or `collected_reports` keep them."""
+    """Raise one error of all reports, if there are any; in ``gathered_faults`` or ``collected_reports`` keep them."""
     gathered = _reports.get()
     if gathered is not None:
         gathered += reports
@@ -71,7 +71,7 @@ def note_faults(reports: Sequence[Report], *, error: type[InputError] = DatasetE
 
 
 def note_headed_faults(problems: Sequence[str], headline: str) -> None:
-    """As `note_faults`, of problems that one headline explains."""
+    """As ``note_faults``, of problems that one headline explains."""
     if problems:
         message = f"{headline}: " + "; ".join(first_of(problems))
         note_faults([Report(message, tuple(f"{headline}: {problem}" for problem in problems))])

@@ -170,7 +170,7 @@ def stored_pixels(image: Image.Image) -> np.ndarray:
 
 
 def stored_numbers(image: Image.Image) -> np.ndarray:
-    """Return `stored_pixels` of an image not yet decoded, with all 16 bits of colours that have them."""
+    """Return ``stored_pixels`` of an image not yet decoded, with all 16 bits of colours that have them."""
     if stores_sixteen_bits(image) and image.mode in _DEEP_MODES:
         colours = _read_deep_colours(image)
         if colours is not None:

@@ -26,9 +26,9 @@ _WILDCARDS = "*?["
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A file to predict; `name` is the path of its results below the output folder, without suffix.
+    """A file to predict; ``name`` is the path of its results below the output folder, without suffix.
 
-    Of what lies at a web `address`, `path` is no more than the name.
+    Of what lies at a web ``address``, ``path`` is no more than the name.
     """
 
     path: Path
@@ -46,9 +46,9 @@ def find_files(
 ) -> list[NamedFile]:
     """Files named by paths, folders (searched with those below), patterns and, of images, web addresses, each once.
 
-    Of a folder, and of a pattern that matches any such file, only those with one of the `suffixes` are taken. Results
+    Of a folder, and of a pattern that matches any such file, only those with one of the ``suffixes`` are taken. Results
     mirror the tree below a folder, or below the part of a pattern before its first wildcard, and have names that
-    differ. `kind` is for messages.
+    differ. ``kind`` is for messages.
     Raises InputError naming the input that does not exist or holds no such file, or that is the output folder itself.
     """
     found: dict[Path | str, str] = {}
@@ -119,13 +119,22 @@ def _distinct(names: Iterable[str]) -> Iterator[str]:
 
 
 def prepare_folder(given: str) -> Path:
-    """The folder, made if missing; raises InputError where it cannot be."""
+    """Return the folder, made if missing.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     folder = Path(given).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{given}: cannot be the output directory: {error.strerror}") from error
     return folder
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def describe_failures(failures: Sequence[str], what: str, *, of: str) -> str:

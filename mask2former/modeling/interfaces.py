@@ -52,7 +52,7 @@ class QueryHead(SegmentationHead, Protocol):
 
 
 class PixelHead(SegmentationHead, Protocol):
-    """One whose predictions are class logits (B, K, h, w) of pixels, `common_stride` smaller than the image."""
+    """One whose predictions are class logits (B, K, h, w) of pixels, ``common_stride`` smaller than the image."""
 
     common_stride: int
 

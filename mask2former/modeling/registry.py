@@ -6,7 +6,8 @@ translates a config into those arguments. The protocol of each kind is in ``inte
 
 from __future__ import annotations
 
-from mask2former.config.registry import Registry, build_from_config
+from mask2former.config.registry import Registry
+from mask2former.config.registry import build_from_config as build_from_config
 
 META_ARCH_REGISTRY = Registry("meta-architecture", key="MODEL.META_ARCHITECTURE")
 BACKBONE_REGISTRY = Registry("backbone", key="MODEL.BACKBONE.NAME")
@@ -21,17 +22,3 @@ POSTPROCESSING_REGISTRY = Registry("post-processing", key="MODEL.MASK_FORMER.POS
 def takes_clips(name: str) -> bool:
     """Return whether the meta-architecture ``name`` is trained on clips; False if there is none of that name."""
     return name in META_ARCH_REGISTRY and bool(getattr(META_ARCH_REGISTRY.get(name), "takes_clips", False))
-
-
-__all__ = [
-    "BACKBONE_REGISTRY",
-    "CRITERION_REGISTRY",
-    "LOSS_REGISTRY",
-    "MATCHER_REGISTRY",
-    "META_ARCH_REGISTRY",
-    "POSTPROCESSING_REGISTRY",
-    "SEM_SEG_HEADS_REGISTRY",
-    "TRANSFORMER_DECODER_REGISTRY",
-    "build_from_config",
-    "takes_clips",
-]

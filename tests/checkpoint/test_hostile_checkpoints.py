@@ -288,21 +288,22 @@ def _damaged(draw: st.DrawFn) -> tuple[str, bytes]:
     return suffix, bytes(content)
 
 
-def _read_or_refuse(path: Path) -> None:
-    message = "read"
+def _refusal(path: Path) -> str:
+    """Why a file is refused; nothing if it is read."""
     try:
         load_state(path)
     except CheckpointError as error:
-        message = str(error)
-    assert len(message.splitlines()) == 1
-    assert len(message) < 1000
+        return str(error)
+    return ""
 
 
 @settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_damaged())
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 def test_load_state_reads_or_refuses_damaged_bytes(tmp_path: Path, damaged: tuple[str, bytes]) -> None:
-    _read_or_refuse(_write(tmp_path / f"a{damaged[0]}", damaged[1]))
+    message = _refusal(_write(tmp_path / f"a{damaged[0]}", damaged[1]))
+    assert len(message.splitlines()) <= 1
+    assert len(message) < 1000
 
 
 @settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -316,4 +317,6 @@ def test_load_state_reads_or_refuses_archive_with_another_pickle(
         is_pickle = record.filename.endswith("data.pkl")
         return record.filename, content[:start] + inserted + content[start + length :] if is_pickle else content
 
-    _read_or_refuse(_write(tmp_path / "a.pth", _repacked({"model": _TENSORS, "iteration": 3}, change)))
+    message = _refusal(_write(tmp_path / "a.pth", _repacked({"model": _TENSORS, "iteration": 3}, change)))
+    assert len(message.splitlines()) <= 1
+    assert len(message) < 1000

@@ -168,3 +168,8 @@ def test_epochs_and_iterations_the_last_source_counts(tmp_path: Path) -> None:
     assert (cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.MAX_ITER) == (0, 100)
     with pytest.raises(ConfigError, match=r"command line: SOLVER\.MAX_EPOCHS and SOLVER\.MAX_ITER both"):
         cfg.merge_from_list(["SOLVER.MAX_ITER", "100", "SOLVER.MAX_EPOCHS", "3"])
+
+
+def test_unknown_key_of_an_unknown_section_is_named_whole() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key NO\.SUCH"):
+        get_cfg().merge_from_list(["NO.SUCH", 1])

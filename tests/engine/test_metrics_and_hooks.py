@@ -58,7 +58,7 @@ def test_run_writes_metrics_tensorboard_log_and_config(tmp_path: Path) -> None:
     assert lines[-1]["lr"] == pytest.approx(0.001)  # after the step at 8
     log = (tmp_path / "log.txt").read_text()
     assert "loss_ce_0" not in log
-    line = next(line for line in log.splitlines() if "iter: 2/12" in line)
+    line = next(line for line in log.splitlines() if "iter: 3/12" in line)
     order = [line.index(f"{name}: ") for name in ("eta", "iter", "loss_ce", "loss_mask", "total_loss", "time", "lr")]
     assert order == sorted(order)
     assert "MAX_ITER: 12\n" in (tmp_path / "config.yaml").read_text()

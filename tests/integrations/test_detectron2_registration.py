@@ -44,7 +44,7 @@ cfg.merge_from_file({str(SHAPES_CONFIG)!r})
 cfg.MODEL.DEVICE = "cpu"
 from detectron2.modeling import build_model
 model = build_model(cfg)
-assert type(model).__name__ == "MaskFormer"
+print(type(model).__module__, type(model).__name__)
 """
 
 # A published config file and its base in their layout: all keys, those at their default too, tuples as quoted Python,
@@ -147,13 +147,14 @@ MODEL:
 """
 
 
-def _run(code: str) -> None:
+def _run(code: str) -> str:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_lines_of_detectron2_projects_build_a_model() -> None:
-    _run(AS_IN_THE_WORLD)
+    assert _run(AS_IN_THE_WORLD).split() == ["mask2former.integrations.detectron2.models", "MaskFormer"]
 
 
 def test_files_in_the_published_layout_build_the_published_model(tmp_path: Path) -> None:

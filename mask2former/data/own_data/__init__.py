@@ -1,6 +1,6 @@
 """Data of users, in the formats they have it in: read, counted, checked, and registered for training.
 
-Each format (`formats.DataFormat`) returns an ``OwnDataset``.
+Each format (``formats.DataFormat``) returns an ``OwnDataset``.
 """
 
 from mask2former.data.own_data import builtin_formats as builtin_formats

@@ -114,7 +114,7 @@ class Labelme(DataFormat):
 
 @register_format
 class DatasetsLibrary(DataFormat):
-    """What the library datasets saved, which conversion reads row by row (`conversion.open_samples`)."""
+    """What the library datasets saved, which conversion reads row by row (``conversion.open_samples``)."""
 
     name, title, tasks = DATASETS, "a data set of the library datasets", ("panoptic", "instance", "semantic")
     expected, rank = "a folder of the library datasets", 4

@@ -1,6 +1,6 @@
 """What a format of own data is, and reading data of any format.
 
-Adding one takes a subclass of `DataFormat` in a module of its own:
+Adding one takes a subclass of ``DataFormat`` in a module of its own:
 
     @register_format
     class BoxList(DataFormat):
@@ -10,7 +10,7 @@ Adding one takes a subclass of `DataFormat` in a module of its own:
 
         def read(self, path: Path, *, num_workers: int | None = None) -> OwnDataset: ...
 
-In this package `own_data/__init__.py` imports that module, elsewhere `--import` does.
+In this package ``own_data/__init__.py`` imports that module, elsewhere ``--import`` does.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ class DataFormat(ABC):
 
     @abstractmethod
     def read(self, path: Path, *, num_workers: int | None = None) -> OwnDataset:
-        """All images with their segments, where `detect` found them.
+        """All images with their segments, where ``detect`` found them.
 
-        Segments are masks of COCO's (polygons, run lengths, bitmaps), or of a `FileMask`: of a panoptic PNG, or of a
-        label map, which is then the `mask_file` of its image.
+        Segments are masks of COCO's (polygons, run lengths, bitmaps), or of a ``FileMask``: of a panoptic PNG, or of a
+        label map, which is then the ``mask_file`` of its image.
 
         Raises:
             DatasetError: a file is missing, damaged, or contradicts another; the message names it.
         """
 
     def write(self, folder: Path, parts: Parts, classes: Sequence[DataClass]) -> None:
-        """Fills an empty folder with the samples of each part; `classes` have the ids of the samples' maps.
+        """Fills an empty folder with the samples of each part; ``classes`` have the ids of the samples' maps.
 
         Raises:
             DatasetError: the format cannot hold the samples; here, it cannot be written at all.
@@ -121,7 +121,7 @@ def read_own_data(
 
 
 def detect_format(path: str | Path, *, preferred: str | None = None, task: str | None = None) -> DataFormat:
-    """The format of the data at ``path``; ``preferred`` and ``task`` as for `read_own_data`.
+    """The format of the data at ``path``; ``preferred`` and ``task`` as for ``read_own_data``.
 
     Raises:
         DatasetError: nothing is there, or it is of none of the formats.

@@ -47,7 +47,7 @@ class OpenedData:
 def open_own_data(
     path: str | Path, choice: ClassChoice, *, preferred: str | None = None, task: str | None = None
 ) -> OpenedData:
-    """The data set at ``path``; ``preferred`` and ``task`` as for `read_own_data`.
+    """The data set at ``path``; ``preferred`` and ``task`` as for ``read_own_data``.
 
     With ``choice.skip_bad`` images are decoded too, which otherwise happens in training.
 

@@ -27,7 +27,7 @@ def scan(
 ) -> list[Result]:
     """``function`` of each item, in order, with a progress bar; ``num_workers`` None chooses by their number.
 
-    Within `gathered_faults` items that ``function`` refused with a DatasetError are missing in the result.
+    Within ``gathered_faults`` items that ``function`` refused with a DatasetError are missing in the result.
 
     Raises:
         DatasetError: else these items: the first few, and how many more.

@@ -35,7 +35,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` (H, W, 3) uint8 RGB, `ids` (H, W) int32 (0 is void), and `segments`, one for each id that occurs."""
+    """``image`` (H, W, 3) uint8 RGB, ``ids`` (H, W) int32 (0 is void), and ``segments``, one for each id."""
 
     image: np.ndarray
     ids: np.ndarray

@@ -79,7 +79,11 @@ class _Actor:
 
 
 def draw_video(seed: int | np.random.Generator, size: Size = (128, 128), *, num_frames: int = 12) -> Video:
-    """Draw the clip of a seed; raises DatasetError when a side is shorter than 32 pixels."""
+    """Draw the clip of a seed.
+
+    Raises:
+        DatasetError: a side is shorter than 32 pixels.
+    """
     check_size(size)
     rng = generator_of(seed)
     light = sample_light(rng)

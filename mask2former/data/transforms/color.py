@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mask2former.data.transforms.transform import IGNORE_FILL, Augmentation, NoOpTransform, Transform
+from mask2former.data.transforms.transform import Augmentation, NoOpTransform, PixelTransform, Transform
 
 _NUM_HUES = 180  # OpenCV keeps half degrees
 
 
 @dataclass(frozen=True)
-class SSDColorTransform(Transform):
+class SSDColorTransform(PixelTransform):
     """Sampled colour changes; None leaves that one out.
 
     ``brightness`` is added; ``contrast`` and ``saturation`` are factors; ``hue`` is added in steps of two degrees.
@@ -45,15 +45,6 @@ class SSDColorTransform(Transform):
         if self.contrast is not None and not self.contrast_first:
             image = cv2.LUT(image, _linear_table(self.contrast, 0.0))
         return image
-
-    def apply_segmentation(self, segmentation: np.ndarray, *, fill: int = IGNORE_FILL) -> np.ndarray:
-        return segmentation
-
-    def apply_coords(self, coords_xy: np.ndarray) -> np.ndarray:
-        return coords_xy
-
-    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size
 
     def _change_hsv(self, image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
         # Parity: saturation and hue each convert there and back, with the rounding of both.

@@ -62,11 +62,8 @@ class Transform(ABC):
         ]
 
 
-class NoOpTransform(Transform):
-    """Changes nothing."""
-
-    def apply_image(self, image: np.ndarray) -> np.ndarray:
-        return image
+class PixelTransform(Transform):
+    """Changes values of pixels alone: every place stays where it is."""
 
     def apply_segmentation(self, segmentation: np.ndarray, *, fill: int = IGNORE_FILL) -> np.ndarray:
         return segmentation
@@ -76,6 +73,13 @@ class NoOpTransform(Transform):
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size
+
+
+class NoOpTransform(PixelTransform):
+    """Changes nothing."""
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        return image
 
 
 class TransformList(Transform):

@@ -52,10 +52,10 @@ class FromConfig:
 
 
 def build_named(name: str, theirs: Registry, ours: OurRegistry, *args: Any, key: str) -> Any:
-    """What is registered as `name` in detectron2, or else with us, made from `args`, the first of which is the config.
+    """Build what is registered as ``name`` in detectron2, or else here, from ``args``; the first is the config.
 
     Raises:
-        ConfigError: neither knows the name, which the config gives as `key`.
+        ConfigError: neither knows the name, which the config gives as ``key``.
     """
     if name in theirs:
         return theirs.get(name)(*args)
@@ -187,7 +187,7 @@ class MaskFormer(FromConfig, ours.MaskFormer):
 
     @configurable
     def __init__(self, *args: Any, ignore_value: int = 255, channels_last: bool = False, **kwargs: Any) -> None:
-        """`ignore_value` marks pixels of `sem_seg` that belong to no target; `channels_last`: the layout of maps."""
+        """``ignore_value`` marks pixels of ``sem_seg`` without a target; ``channels_last`` is the layout of maps."""
         super().__init__(*args, **kwargs)
         self.ignore_value = ignore_value
         if channels_last:
@@ -195,7 +195,7 @@ class MaskFormer(FromConfig, ours.MaskFormer):
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
-        """As ours, with the label that is ignored, and the layout that `build_model` would choose."""
+        """As ours, with the label that is ignored, and the layout that ``build_model`` would choose."""
         return {
             **super().from_config(cfg),
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
@@ -209,9 +209,9 @@ class MaskFormer(FromConfig, ours.MaskFormer):
         return backbone, build_head(cfg, backbone.output_shape())
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """As ours; `instances` are detectron2's, in and out, and target masks BitMasks, PolygonMasks or (N, H, W).
+        """As ours; ``instances`` are detectron2's, in and out, and target masks BitMasks, PolygonMasks or (N, H, W).
 
-        A training sample without `instances` may have `sem_seg` (H, W).
+        A training sample without ``instances`` may have ``sem_seg`` (H, W).
         """
         if self.training:
             batch = [sample_from_detectron2(sample, ignore_label=self.ignore_value) for sample in batch]

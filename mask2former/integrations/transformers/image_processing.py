@@ -121,9 +121,9 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
         *,
         pixel_mask: Tensor | None = None,
     ) -> list[Any]:
-        """For each image the class of each pixel (H, W), or an output with `segmentation` and `segmentation_scores`.
+        """Return by image the class of each pixel (H, W), or ``segmentation`` and ``segmentation_scores``.
 
-        `target_sizes` are pairs (H, W), by default those of the images. `pixel_mask` (B, H, W) says what is padding
+        ``target_sizes`` are pairs (H, W), by default those of the images. ``pixel_mask`` (B, H, W) says what is padding
         where the outputs do not, as those of our model do when it was given the mask.
 
         Raises:
@@ -152,11 +152,11 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
         *,
         pixel_mask: Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """For each image `segmentation` and `segments_info`, best first, of instances that score `threshold` or more.
+        """Return by image ``segmentation`` and ``segments_info`` of instances of at least ``threshold``, best first.
 
-        `segmentation` is a map (H, W) of ids from 0, -1 where there is none, the better instance on top; with
-        `return_binary_maps` masks (N, H, W) float, with `return_coco_annotation` their runs, both whole.
-        `overlap_mask_area_threshold` does nothing, here as there: instances may overlap. The rest as for semantic.
+        ``segmentation`` is a map (H, W) of ids from 0, -1 where there is none, the better instance on top; with
+        ``return_binary_maps`` masks (N, H, W) float, with ``return_coco_annotation`` their runs, both whole.
+        ``overlap_mask_area_threshold`` does nothing, here as there: instances may overlap. The rest as for semantic.
 
         Raises:
             InputError: both kinds of maps asked for, a threshold out of range, or not as many sizes as images.
@@ -227,7 +227,7 @@ def _with_reduce_labels(kwargs: dict[str, Any], reduce_labels: bool | None) -> d
 
 
 def _resized_size(size: Sequence[int], wanted: SizeDict) -> tuple[int, int]:
-    """Height and width of an image of `size` (H, W) after resizing, the shorter side first where edges are given."""
+    """Height and width of an image of ``size`` (H, W) after resizing, the shorter side first where edges are given."""
     height, width = int(size[0]), int(size[1])
     if wanted.shortest_edge and wanted.longest_edge:
         return ResizeShortestEdge.output_size((height, width), wanted.shortest_edge, wanted.longest_edge)

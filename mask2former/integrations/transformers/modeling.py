@@ -252,8 +252,8 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
     ) -> Mask2FormerForUniversalSegmentationOutput | tuple[Any, ...]:
         """Class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of images (B, 3, H, W), and with labels the loss.
 
-        `mask_labels` are B tensors (N, H, W) of zeros and ones, `class_labels` B tensors (N,) of classes 0..K-1;
-        `pixel_mask` (B, H, W) is 1 on images and 0 on padding.
+        ``mask_labels`` are B tensors (N, H, W) of zeros and ones, ``class_labels`` B tensors (N,) of classes 0..K-1;
+        ``pixel_mask`` (B, H, W) is 1 on images and 0 on padding.
 
         Raises:
             InputError: one kind of labels without the other, or labels that do not fit the images or classes.

@@ -71,7 +71,7 @@ def pad_targets(
 
     T is 1 for an image.
 
-    Where a sample has `ignore_mask` (H, W) bool, or one for each frame: `ignored` (T, *size). Padding is not ignored.
+    Where a sample has ``ignore_mask`` (H, W) bool, or one a frame: ``ignored`` (T, *size). Padding is not ignored.
 
     Raises:
         DatasetError: a class id is out of range, or a mask is larger than its padded image.
