@@ -38,7 +38,17 @@ _X86_LEVELS = (
     ("avx512", 64, "-mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"),
 )
 # Compiled once, for any processor.
-_ENTRY_POINTS = ("library", "ms_deform_attn", "winograd", "maps", "attention", "points", "panoptic", "parallel")
+_ENTRY_POINTS = (
+    "library",
+    "ms_deform_attn",
+    "winograd",
+    "maps",
+    "attention",
+    "neighbourhood",
+    "points",
+    "panoptic",
+    "parallel",
+)
 # Ampere, Hopper, Blackwell; the code of the last is also kept as PTX for what comes after.
 _CUDA_ARCHITECTURES = ("80", "90", "100")
 

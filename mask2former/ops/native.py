@@ -21,7 +21,7 @@ CUDA_LIBRARY = "libm2f_ops_cuda.so"
 BUILD_COMMAND = "python -m mask2former.ops.build"
 
 # kAbiVersion in csrc, raised with every change of a function or its arguments.
-_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 8, 2
+_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 9, 2
 # DType in csrc/cpu/problem.h, and those that passes over maps and attention take.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 MAP_DTYPES = {dtype: DTYPES[dtype] for dtype in (torch.float32, torch.bfloat16)}
@@ -48,6 +48,9 @@ _TAPS: _Types = [_POINTER, _POINTER, _INT64]  # first places, weights, how many 
 _MASK_STRIP: _Types = [_POINTER, *[_INT64] * 3, *_TAPS, *_TAPS, *[_INT64] * 3, ctypes.c_float, *[_POINTER] * 3]
 _WINNERS: _Types = [_POINTER, _POINTER, _INT64, _INT64, ctypes.c_float, _POINTER, _POINTER]
 _ATTENTION: _Types = [_INT, *[_POINTER] * 5, ctypes.c_float, *[_INT64] * 5]  # then B, M, D, Q, S
+# dtype; query, key, value, bias and output, or grad_output, those four and their gradients; sizes, scale.
+_NEIGHBOURHOOD_FORWARD: _Types = [_INT, *[_POINTER] * 5, _POINTER, ctypes.c_double]
+_NEIGHBOURHOOD_BACKWARD: _Types = [_INT, *[_POINTER] * 9, _POINTER, ctypes.c_double]
 _UNCERTAIN_POINTS: _Types = [_POINTER, *[_INT64] * 3, _POINTER, _INT64, _INT64, _POINTER]
 _PNG_IDS: _Types = [_POINTER, _INT64, _INT64, _POINTER]
 _JOINT_HISTOGRAM: _Types = [_POINTER, _POINTER, _INT64, _POINTER, _INT64, _POINTER, _INT64, _POINTER]
@@ -140,6 +143,8 @@ def _load_cpu_library() -> tuple[ctypes.CDLL | None, str]:
     library.m2f_winner_pixels.restype = _INT64
     library.m2f_winners.argtypes = [*_WINNERS, _INT]
     library.m2f_attention.argtypes = [*_ATTENTION, _INT]
+    library.m2f_neighbourhood_forward.argtypes = [*_NEIGHBOURHOOD_FORWARD, _INT]
+    library.m2f_neighbourhood_backward.argtypes = [*_NEIGHBOURHOOD_BACKWARD, _INT]
     library.m2f_uncertain_points.argtypes = [*_UNCERTAIN_POINTS, _INT]
     library.m2f_png_ids.argtypes = _PNG_IDS
     library.m2f_joint_histogram.argtypes = _JOINT_HISTOGRAM

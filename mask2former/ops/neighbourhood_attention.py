@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mask2former.ops.neighbourhood_attention_kernels import backward_cpu, forward_cpu
 from mask2former.ops.neighbourhood_attention_reference import Gradients, reference_backward, reference_forward
 
 _MAP_DIMS = 5
@@ -160,7 +161,10 @@ _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor bias, int kernel_size,
 _OPERATORS = torch.library.Library("mask2former", "FRAGMENT")
 _OPERATORS.define(f"{_NAME}({_INPUTS}) -> Tensor")
 _OPERATORS.define(f"{_NAME}_backward(Tensor grad_output, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)")
-for _key, _forward_kernel, _backward_kernel in (("CompositeExplicitAutograd", reference_forward, reference_backward),):
+for _key, _forward_kernel, _backward_kernel in (
+    ("CompositeExplicitAutograd", reference_forward, reference_backward),
+    ("CPU", forward_cpu, backward_cpu),
+):
     _OPERATORS.impl(_NAME, _forward_by(_forward_kernel), _key)
     _OPERATORS.impl(f"{_NAME}_backward", _backward_by(_backward_kernel), _key)
 torch.library.register_fake(f"mask2former::{_NAME}", _forward_fake, lib=_OPERATORS)

@@ -56,6 +56,10 @@ def _deformable(a: _Arguments) -> Tensor:
     return ops.ms_deform_attn_reference(**a)
 
 
+def _neighbourhood(a: _Arguments) -> Tensor:
+    return ops.neighbourhood_attention_reference(**a)
+
+
 def _nhwc(*shape: int) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
@@ -127,6 +131,17 @@ _OPERATORS: dict[str, tuple[Callable[[], _Arguments], Callable[[_Arguments], Ten
             "attention_weights": torch.rand(2, 5, 2, 2, 3),
         },
         _deformable,
+        lambda result: result,
+    ),
+    "neighbourhood_attention": (
+        lambda: {
+            **{name: torch.randn(2, 6, 7, 2, 8) for name in ("query", "key", "value")},
+            "bias": torch.randn(2, 5, 5),
+            "kernel_size": 3,
+            "dilation": 2,
+            "scale": 0.5,
+        },
+        _neighbourhood,
         lambda result: result,
     ),
 }

@@ -4,6 +4,7 @@
 #include "forward.h"
 #include "maps.h"
 #include "masks.h"
+#include "neighbourhood.h"
 #include "winograd.h"
 
 namespace {
@@ -61,6 +62,29 @@ void attention(const m2f::AttentionProblem& pb, int64_t batch, int64_t head, int
   attention_of<float>(pb, batch, head, begin, end, scratch);
 }
 
+size_t neighbourhood_scratch(const m2f::NeighbourhoodProblem& pb) {
+  NeighbourhoodScratch<double> exact;
+  NeighbourhoodScratch<float> single;
+  if (pb.dtype == m2f::kFloat64) return NeighbourhoodScratch<double>::layout(pb, nullptr, &exact);
+  return NeighbourhoodScratch<float>::layout(pb, nullptr, &single);
+}
+
+void neighbourhood_forward(const m2f::NeighbourhoodProblem& pb, int64_t batch, int64_t head, int64_t residue_y,
+                           int64_t residue_x, int64_t begin, int64_t end, void* scratch) {
+  const auto forward = pb.dtype == m2f::kFloat64    ? neighbourhood_forward_any<double>
+                       : pb.dtype == m2f::kBFloat16 ? neighbourhood_forward_any<bfloat16>
+                                                    : neighbourhood_forward_any<float>;
+  forward(pb, batch, head, residue_y, residue_x, begin, end, scratch);
+}
+
+void neighbourhood_backward(const m2f::NeighbourhoodProblem& pb, int64_t batch, int64_t head, int64_t residue_y,
+                            void* scratch) {
+  const auto backward = pb.dtype == m2f::kFloat64    ? neighbourhood_backward_any<double>
+                        : pb.dtype == m2f::kBFloat16 ? neighbourhood_backward_any<bfloat16>
+                                                     : neighbourhood_backward_any<float>;
+  backward(pb, batch, head, residue_y, scratch);
+}
+
 #define M2F_STRING(x) #x
 #define M2F_NAME(x) M2F_STRING(x)
 #define M2F_JOIN(a, b) a##b
@@ -73,4 +97,5 @@ extern "C" const m2f::Kernels M2F_TABLE(M2F_KERNELS) = {M2F_NAME(M2F_KERNELS), f
                                                         winograd_gradient, winograd_output, map_moments, map_affine,
                                                         map_add_resized, add_norm_rows, mask_scratch, mask_strip,
                                                         winners_scratch, winners_block, attention_scratch,
-                                                        attention};
+                                                        attention, neighbourhood_scratch,
+                                                        neighbourhood_forward, neighbourhood_backward};

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int kAbiVersion = 8;
+constexpr int kAbiVersion = 9;
 
 using m2f::kernels;
 using m2f::Kernels;

@@ -110,6 +110,23 @@ struct AttentionProblem {
   int64_t query_block;  // queries of one task
 };
 
+// Dilated neighbourhood attention of queries (B, h, w, M, D), which have the places of the keys and values (B, H, W, M, D)
+// at their upper left; see neighbourhood.h. Their channels lie side by side, the rest has strides in elements over B, rows,
+// columns and M; output and gradients have no gaps. H and W are at least k * dilation. Bias (M, 2 k - 1, 2 k - 1) and its
+// gradient are float64 for Float64, else float32.
+struct NeighbourhoodProblem {
+  int dtype;
+  const void *query, *key, *value, *bias;
+  const void* grad_output;  // backward only, as are the gradients
+  void* output;             // forward only
+  void *grad_query, *grad_key, *grad_value;
+  void* grad_bias;  // (B, dilation) times that of bias: one for each residue of the rows
+  double scale;     // of the products of queries and keys
+  int64_t batch, heads, channels, query_height, query_width, height, width, kernel, dilation;
+  int64_t query_strides[4], key_strides[4], value_strides[4];
+  int64_t row_block;  // query rows of a forward task
+};
+
 struct Kernels {
   const char* name;
   // Bytes of 64-byte aligned scratch that one thread needs.
@@ -137,6 +154,13 @@ struct Kernels {
   size_t (*attention_scratch)(const AttentionProblem&);
   // Of the queries [begin, end) of one head.
   void (*attention)(const AttentionProblem&, int64_t batch, int64_t head, int64_t begin, int64_t end, void* scratch);
+  size_t (*neighbourhood_scratch)(const NeighbourhoodProblem&);
+  // Output of the query rows [begin, end) of one residue class of one head.
+  void (*neighbourhood_forward)(const NeighbourhoodProblem&, int64_t batch, int64_t head, int64_t residue_y,
+                                int64_t residue_x, int64_t begin, int64_t end, void* scratch);
+  // All gradients of the rows with one residue: no two slices write the same element.
+  void (*neighbourhood_backward)(const NeighbourhoodProblem&, int64_t batch, int64_t head, int64_t residue_y,
+                                 void* scratch);
 };
 
 }  // namespace m2f
