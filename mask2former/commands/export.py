@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--num-images: expected at least 1, found {args.num_images}")
     cfg = _settle_config(args)
     model = _build(cfg)
-    samples = None if args.no_verify else itertools.islice(_samples(cfg, args), args.num_images)
+    samples = None if args.no_verify else list(itertools.islice(_samples(cfg, args), args.num_images))
     standard = LIMITS[cfg.MODEL.PRECISION]
     limits = standard if args.max_error is None else Limits(args.max_error, standard.detections)
     found = export_model(cfg, model, args.output, options=options, samples=samples, limits=limits)

@@ -173,6 +173,7 @@ def _describe(cfg: CfgNode, graph: PixelsToOutputs, options: ExportOptions, *, s
             "size": None if options.size is None else list(options.size),
             "least_size": graph.divisor + 1,
             "size_divisibility": graph.divisor,
+            "map_stride": cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
             "takes_output_size": options.outputs == FINISHED,
             "takes_clips": bool(graph.model.takes_clips),
             "shortest_edge": cfg.INPUT.MIN_SIZE_TEST,

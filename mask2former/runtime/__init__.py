@@ -9,5 +9,7 @@ Example:
 """
 
 from mask2former.runtime.exported_info import ExportedInfo, is_exported, read_info
+from mask2former.runtime.model import Model, load
+from mask2former.runtime.results import Instances, Result, Segment
 
-__all__ = ["ExportedInfo", "is_exported", "read_info"]
+__all__ = ["ExportedInfo", "Instances", "Model", "Result", "Segment", "is_exported", "load", "read_info"]

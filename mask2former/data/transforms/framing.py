@@ -23,6 +23,7 @@ from mask2former.data.transforms.transform import (
     Transform,
     TransformList,
 )
+from mask2former.runtime.resizing import shortest_edge_size
 
 CROP_TYPES = ("relative", "relative_range", "absolute", "absolute_range")
 _NUM_ATTEMPTS = 10  # of the published implementation
@@ -165,17 +166,7 @@ class ResizeShortestEdge(Augmentation):
     @staticmethod
     def output_size(size: tuple[int, int], length: int, max_size: int) -> tuple[int, int]:
         """Return (height, width) of an image of ``size`` whose shorter side is resized to ``length``."""
-        # Parity: the order of these products decides how halves are rounded (test_resize_shortest_edge_sizes).
-        height, width = size
-        scale = length * 1.0 / min(height, width)
-        if height < width:
-            new_height, new_width = float(length), scale * width
-        else:
-            new_height, new_width = scale * height, float(length)
-        if max(new_height, new_width) > max_size:
-            scale = max_size * 1.0 / max(new_height, new_width)
-            new_height, new_width = new_height * scale, new_width * scale
-        return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+        return shortest_edge_size(size, length, max_size)
 
 
 class Resize(Augmentation):
