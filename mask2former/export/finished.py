@@ -40,6 +40,8 @@ class FinishedResults(nn.Module):
         super().__init__()
         self.options = options
         self.common_stride = common_stride
+        threshold = options.mask_threshold
+        self._least_logit = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else threshold - 0.5
         things = [thing_ids is None or label in thing_ids for label in range(num_classes)]
         self.register_buffer("is_thing", torch.tensor(things), persistent=False)
 
@@ -68,10 +70,10 @@ class FinishedResults(nn.Module):
         inside = _resize(mask_logits, geometry.padded)[..., : geometry.image[0], : geometry.image[1]]
         resize_first = options.resize_before_inference or options.panoptic or options.instance
         logits = _resize(inside, geometry.output) if resize_first else inside
-        probs = logits.sigmoid()
+        probs = _sigmoid(logits)
         outputs: tuple[Tensor, ...] = ()
         if options.panoptic:
-            outputs += self._panoptic(class_probs, probs)
+            outputs += self._panoptic(class_probs, logits, probs)
         if options.instance:
             outputs += self._instances(class_probs, logits, probs)
         if options.semantic:
@@ -79,13 +81,13 @@ class FinishedResults(nn.Module):
             outputs += ((sums if resize_first else _resize(sums, geometry.output)).argmax(1).int(),)
         return outputs
 
-    def _panoptic(self, class_probs: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _panoptic(self, class_probs: Tensor, logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         num_batch, num_queries = probs.shape[:2]
         scores, labels = class_probs.max(-1)  # (B, Q)
         kept = (labels != class_probs.shape[-1] - 1) & (scores > self.options.object_mask_threshold)
         weights = torch.where(kept, scores, scores.new_full((), -1.0))
         winners = (probs * weights[..., None, None]).argmax(1)  # (B, H, W)
-        is_inside = probs >= self.options.mask_threshold  # (B, Q, H, W)
+        is_inside = logits >= self._least_logit  # (B, Q, H, W)
         numbers = 2 * winners + is_inside.gather(1, winners[:, None])[:, 0].long()
         pixels = numbers.flatten(1)
         won = torch.zeros((num_batch, 2 * num_queries), dtype=torch.long, device=probs.device)
@@ -116,8 +118,7 @@ class FinishedResults(nn.Module):
         pair_probs = class_probs[..., :-1].flatten(1)  # (B, QK)
         scores, pairs = pair_probs.topk(min(options.detections_per_image, pair_probs.shape[1]))
         queries, labels = pairs // num_classes, pairs % num_classes
-        threshold = options.mask_threshold
-        masks = logits > (math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else threshold - 0.5)
+        masks = logits > self._least_logit
         sums = (probs * masks).flatten(2).sum(2)
         quality = sums / (masks.flatten(2).sum(2) + AREA_EPSILON)  # (B, Q)
         scores = scores * quality.gather(1, queries)
@@ -153,6 +154,14 @@ def _boxes(masks: Tensor) -> Tensor:
         sides.append((torch.minimum(start, stop), stop))
     (x0, x1), (y0, y1) = sides
     return torch.stack((x0, y0, x1, y1), dim=2).float()
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """Return probabilities that stay apart however small they are.
+
+    The sigmoid of some runtimes, ONNX Runtime's on CPUs, ends at 1.5e-8; but the largest of small ones decides, too.
+    """
+    return (-F.softplus(-logits)).exp()
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

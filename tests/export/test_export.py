@@ -78,6 +78,7 @@ def test_program_agrees_and_is_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("outputs", ["raw", "finished"])
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_file_of_another_runtime_agrees(tmp_path: Path, format: str, outputs: str) -> None:
@@ -93,6 +94,7 @@ def test_file_of_another_runtime_agrees(tmp_path: Path, format: str, outputs: st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("name", "sampling"),
     [("tiny_swin_panoptic", None), ("tiny_resnet_panoptic", "gather"), ("tiny_maskformer_v1", None)],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mask2former.errors import ConfigError
 from mask2former.export.exporting import build_graph
+from mask2former.export.finished import _sigmoid
 from mask2former.export.lowering import gather_forward
 from mask2former.export.verification import Verification, count_differing
 from mask2former.inference.exported import finished_results
@@ -87,6 +88,11 @@ def test_raw_outputs_of_a_pixel_model_are_its_logits() -> None:
     samples = [{"image": image} for image in ordered]
     expected = [results["sem_seg"].argmax(0) for results in graph.model(samples)]
     assert (finished(images)[0] == torch.stack(expected)).float().mean() > 0.9999
+
+
+def test_small_probabilities_stay_apart() -> None:
+    logits = torch.tensor([-80.0, -50.0, -20.0, -18.0, 0.0, 9.0, 30.0])
+    torch.testing.assert_close(_sigmoid(logits), logits.sigmoid(), rtol=2e-5, atol=0)
 
 
 def test_build_graph_refuses_other_models() -> None:
