@@ -24,9 +24,10 @@ from mask2former.files.inputs import (
     prepare_folder,
 )
 from mask2former.files.pictures import PICTURE_SUFFIXES, write_picture
-from mask2former.inference.outputs import CocoWriter, draw_results, save_results
+from mask2former.inference.outputs import CocoWriter, Drawing, save_results
 from mask2former.inference.predictor import TASKS, Predictor
 from mask2former.modeling.execution import PRECISIONS
+from mask2former.visualization import Style
 
 DESCRIPTION = (
     "Predict images, videos or a camera and write panoptic, instance and semantic overlays. A run folder, its "
@@ -68,6 +69,10 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="what to compute in, by default MODEL.PRECISION; float16 needs a GPU"
     )
+    parser.add_argument("--alpha", type=float, default=0.5, metavar="A", help="0..1, opacity of the fill (%(default)s)")
+    parser.add_argument("--label-size", type=float, default=1.0, metavar="F", help="of the text, 1 is the usual one")
+    parser.add_argument("--no-labels", action="store_true", help="write no names into the pictures")
+    parser.add_argument("--contours", action="store_true", help="draw outlines alone")
     parser.add_argument("--save-masks", action="store_true", help="also write the masks as PNG and json")
     parser.add_argument("--save-coco", action="store_true", help="also write the results of all images as COCO data")
     parser.add_argument("--max-frames", type=int, metavar="N", help="of a video or camera: stop after so many")
@@ -85,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
     files could not be read or written.
     """
     _settle_inputs(args)
+    style = Style(args.alpha, args.label_size, labels=not args.no_labels, contours=args.contours)
     cfg = _settle_config(args)
     threshold = DEFAULT_INSTANCE_THRESHOLD if args.confidence_threshold is None else args.confidence_threshold
     if args.output is None and args.webcam is None:
@@ -94,13 +100,14 @@ def run(args: argparse.Namespace) -> None:
         output = ImageOutput.of(args.output, images)
         predictor = _build_predictor(cfg, args)
         coco = CocoWriter(output.folder, predictor.metadata, threshold=threshold) if args.save_coco else None
-        _predict_images(predictor, images, output=output, threshold=threshold, save_masks=args.save_masks, coco=coco)
+        drawing = Drawing(threshold, style)
+        _predict_images(predictor, images, output=output, drawing=drawing, save_masks=args.save_masks, coco=coco)
         return
     if args.save_coco:
         raise InputError("--save-coco: of images; --save-masks writes the masks of videos")
     if args.max_frames is not None and args.max_frames < 1:
         raise InputError(f"--max-frames: expected at least 1, found {args.max_frames}")
-    options = VideoOptions(threshold, save_masks=args.save_masks, max_frames=args.max_frames)
+    options = VideoOptions(Drawing(threshold, style), save_masks=args.save_masks, max_frames=args.max_frames)
     if args.webcam is not None:
         predict_camera(_build_predictor(cfg, args), args.webcam, output=args.output, options=options)
         return
@@ -177,7 +184,7 @@ def _predict_images(
     images: Sequence[NamedFile],
     *,
     output: ImageOutput,
-    threshold: float,
+    drawing: Drawing,
     save_masks: bool,
     coco: CocoWriter | None,
 ) -> None:
@@ -192,12 +199,14 @@ def _predict_images(
         stem = output.stem(file)
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
-            pictures = draw_results(predictor.picture_of(image), results, predictor.metadata, threshold=threshold)
+            pictures = drawing.draw(predictor.picture_of(image), results, predictor.metadata)
             for task, picture in pictures.items():
                 write_picture(picture, output.picture(file, task, is_only=len(pictures) == 1))
             num_written += len(pictures)
             if save_masks:
-                num_written += save_results(stem, results, predictor.metadata, name=file.path.name, threshold=threshold)
+                num_written += save_results(
+                    stem, results, predictor.metadata, name=file.path.name, threshold=drawing.threshold
+                )
             if coco is not None:
                 coco.add(f"{file.name}{file.path.suffix}", image.shape[:2], results)
         except InputError as error:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mask2former.errors import InputError
 from mask2former.files.inputs import VIDEO_SUFFIXES, NamedFile, find_files, prepare_folder
 from mask2former.files.videos import OUTPUT_SUFFIXES, VideoSource, VideoWriter
-from mask2former.inference.outputs import draw_results, save_results
+from mask2former.inference.outputs import Drawing, save_results
 from mask2former.inference.predictor import Predictor
 
 # A camera gives more frames than a model takes; the recording should run as what it shows.
@@ -27,9 +27,9 @@ _WINDOW_TITLE = "mask2former: q or Esc ends"
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """threshold: 0..1, instances that score less are hidden; max_frames: where to stop, None: at the end."""
+    """``max_frames``: where to stop, None: at the end."""
 
-    threshold: float
+    drawing: Drawing
     save_masks: bool = False
     max_frames: int | None = None
 
@@ -108,12 +108,12 @@ def _annotate(
     total = source.num_frames if options.max_frames is None else options.max_frames
     num_frames, started, is_kept = 0, time.perf_counter(), False
     try:
-        results_of_frames = predictor.video(frames, score_threshold=options.threshold)
+        results_of_frames = predictor.video(frames, score_threshold=options.drawing.threshold)
         for frame, results in tqdm(results_of_frames, desc=name, total=total, unit="frame", disable=None):
-            pictures = draw_results(frame, results, predictor.metadata, threshold=options.threshold)
+            pictures = options.drawing.draw(frame, results, predictor.metadata)
             if options.save_masks and sink.stem is not None:
                 stem = sink.stem.with_name(f"{sink.stem.name}_masks") / f"{num_frames:06d}"
-                save_results(stem, results, predictor.metadata, name=stem.name, threshold=options.threshold)
+                save_results(stem, results, predictor.metadata, name=stem.name, threshold=options.drawing.threshold)
             num_frames += 1
             if not sink.show(pictures):
                 break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,28 @@ from pycocotools import mask as coco_mask
 from mask2former.files.atomic import write_json
 from mask2former.files.pictures import write_picture
 from mask2former.structures import Instances, Metadata, bitmasks_to_rles, id_to_rgb
-from mask2former.visualization import draw_instances, draw_panoptic, draw_semantic
+from mask2former.visualization import Style, draw_instances, draw_panoptic, draw_semantic
 from mask2former.visualization.overlays import class_name
 
 
-def draw_results(
-    image: np.ndarray, results: dict[str, Any], metadata: Metadata, *, threshold: float
-) -> dict[str, np.ndarray]:
-    """Return an overlay (h, w, 3) uint8 RGB by task; instances with scores below ``threshold`` are left out."""
-    pictures = {}
-    if "panoptic_seg" in results:
-        pictures["panoptic"] = draw_panoptic(image, results["panoptic_seg"], metadata)
-    if "instances" in results:
-        pictures["instance"] = draw_instances(image, results["instances"], metadata, score_threshold=threshold)
-    if "sem_seg" in results:
-        pictures["semantic"] = draw_semantic(image, results["sem_seg"], metadata)
-    return pictures
+@dataclass(frozen=True)
+class Drawing:
+    """How results become pictures; instances with scores below ``threshold``, 0..1, are left out."""
+
+    threshold: float = 0.0
+    style: Style = field(default_factory=Style)
+
+    def draw(self, image: np.ndarray, results: dict[str, Any], metadata: Metadata) -> dict[str, np.ndarray]:
+        """Return an overlay (h, w, 3) uint8 RGB by task."""
+        pictures, style = {}, self.style
+        if "panoptic_seg" in results:
+            pictures["panoptic"] = draw_panoptic(image, results["panoptic_seg"], metadata, style=style)
+        if "instances" in results:
+            instances, limit = results["instances"], self.threshold
+            pictures["instance"] = draw_instances(image, instances, metadata, score_threshold=limit, style=style)
+        if "sem_seg" in results:
+            pictures["semantic"] = draw_semantic(image, results["sem_seg"], metadata, style=style)
+        return pictures
 
 
 def save_results(stem: Path, results: dict[str, Any], metadata: Metadata, *, name: str, threshold: float) -> int:

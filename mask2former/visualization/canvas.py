@@ -9,39 +9,64 @@ Shapes: H W of the given image, h w of the (possibly enlarged) canvas.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from scipy.special import ndtri
 
+from mask2former.errors import InputError
 from mask2former.visualization.labels import Segment, draw_labels
 
 # Below this length of the shorter side text would be larger than what it names, so the picture is enlarged.
 MIN_CANVAS_SIDE = 600
 MAX_ENLARGEMENT = 8.0
+_SMALLEST_LABELS, _LARGEST_LABELS = 0.25, 8.0
 _EDGE_BLUR = 0.45  # of an image pixel: rounds the stairs of an enlarged mask, yet a single pixel survives
 
 
-def paint_segments(image: np.ndarray, segments: Sequence[Segment], *, alpha: float = 0.5) -> np.ndarray:
+@dataclass(frozen=True)
+class Style:
+    """How segments are drawn.
+
+    ``alpha``: opacity of the fill, 0..1; ``label_size``: of the text, 1 is the usual one; ``labels``: whether there are
+    any; ``contours``: outlines alone, without a fill.
+    """
+
+    alpha: float = 0.5
+    label_size: float = 1.0
+    labels: bool = True
+    contours: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha: expected 0..1, found {self.alpha}")
+        if not _SMALLEST_LABELS <= self.label_size <= _LARGEST_LABELS:
+            limits = f"{_SMALLEST_LABELS}..{_LARGEST_LABELS}"
+            raise InputError(f"label size: expected {limits}, found {self.label_size}")
+
+
+def paint_segments(image: np.ndarray, segments: Sequence[Segment], style: Style | None = None) -> np.ndarray:
     """Paint segments and their labels over an image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         segments: later ones lie over earlier ones.
-        alpha: opacity of the fill, 0..1.
+        style: how; by default half transparent, with labels.
 
     Returns:
         (h, w, 3) uint8 RGB, where (h, w) = (H, W) times ``canvas_scale(H, W)``.
     """
+    style = Style() if style is None else style
     height, width = image.shape[:2]
     scale = canvas_scale(height, width)
     canvas = _enlarge(image, scale).astype(np.float32)
     thickness = max(1.5, 0.0028 * float(np.sqrt(canvas.shape[0] * canvas.shape[1])))
     visible = [segment for segment in segments if segment.mask.any()]
     for segment in visible:
-        _paint_segment(canvas, segment, scale=scale, alpha=alpha, thickness=thickness)
+        _paint_segment(canvas, segment, scale=scale, alpha=0.0 if style.contours else style.alpha, thickness=thickness)
     painted = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    return draw_labels(painted, visible, scale=scale)
+    return draw_labels(painted, visible, scale=scale, size=style.label_size) if style.labels else painted
 
 
 def canvas_scale(height: int, width: int) -> float:
@@ -95,8 +120,32 @@ def _blend(target: np.ndarray, color: np.ndarray, opacity: np.ndarray) -> None:
     target += opacity[..., None] * (color - target)
 
 
-# Successive multiples of the golden angle fill the hue circle evenly for any number of classes. Classes whose hues
-# come close are a Fibonacci number apart (13, 21, 34, 55), and four lightnesses tell those from each other.
+# Twenty colours of which any two differ by CIEDE2000 20 or more, and by 9 or more as deuteranopes and protanopes see
+# them (Machado et al. 2009), the most different ones first; found by exchanging colours of a grid one by one.
+_PALETTE = (
+    (221, 85, 0),
+    (102, 255, 255),
+    (17, 0, 221),
+    (34, 68, 34),
+    (85, 255, 68),
+    (170, 102, 153),
+    (255, 187, 187),
+    (0, 119, 119),
+    (0, 187, 136),
+    (102, 34, 85),
+    (204, 187, 255),
+    (238, 238, 170),
+    (238, 153, 0),
+    (102, 85, 0),
+    (255, 85, 102),
+    (0, 85, 136),
+    (170, 51, 68),
+    (136, 102, 255),
+    (85, 170, 187),
+    (119, 136, 68),
+)
+# For further classes, successive multiples of the golden angle fill the hue circle evenly. Classes whose hues come
+# close are a Fibonacci number apart (13, 21, 34, 55), and four lightnesses tell those from each other.
 GOLDEN_ANGLE = 137.50776
 _LIGHTNESS = (66.0, 54.0, 76.0, 45.0)
 _CHROMA = (55.0, 55.0, 45.0, 50.0)
@@ -106,6 +155,8 @@ _INSTANCE_OFFSETS = ((0, 0), (24, 12), (-24, -12), (12, -18), (-12, 16), (36, -6
 
 def class_color(class_id: int) -> np.ndarray:
     """Return the colour (3,) uint8 RGB of a class; depends on the class id alone."""
+    if class_id < len(_PALETTE):
+        return np.array(_PALETTE[class_id], dtype=np.uint8)
     hue = np.deg2rad(20.0 + class_id * GOLDEN_ANGLE)
     lightness, chroma = _LIGHTNESS[class_id % 4], _CHROMA[class_id % 4]
     return _lab_to_rgb(lightness, chroma * float(np.cos(hue)), chroma * float(np.sin(hue)))

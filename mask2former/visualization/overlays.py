@@ -14,7 +14,7 @@ import torch
 
 from mask2former.errors import InputError
 from mask2former.structures import Instances, Metadata
-from mask2former.visualization.canvas import class_color, instance_color, paint_segments
+from mask2former.visualization.canvas import Style, class_color, instance_color, paint_segments
 from mask2former.visualization.labels import Segment
 
 # A class that covers less than this part of the picture in a semantic map is painted but not named.
@@ -26,7 +26,7 @@ def draw_panoptic(
     panoptic_seg: tuple[torch.Tensor | np.ndarray, list[dict[str, Any]]],
     metadata: Metadata | None = None,
     *,
-    alpha: float = 0.5,
+    style: Style | None = None,
 ) -> np.ndarray:
     """Draw a panoptic result over its image.
 
@@ -35,7 +35,7 @@ def draw_panoptic(
         panoptic_seg: ids (H, W), and segments_info with id, category_id, isthing, optionally score, and in a video
             track_id, which chooses the colour. Void is left as it is.
         metadata: names and colours of the data set.
-        alpha: opacity of the fill, 0..1.
+        style: how it is drawn.
 
     Returns:
         (h, w, 3) uint8 RGB.
@@ -61,7 +61,7 @@ def draw_panoptic(
                 is_thing=is_thing,
             )
         )
-    return paint_segments(image, segments, alpha=alpha)
+    return paint_segments(image, segments, style)
 
 
 def draw_instances(
@@ -70,7 +70,7 @@ def draw_instances(
     metadata: Metadata | None = None,
     *,
     score_threshold: float = 0.0,
-    alpha: float = 0.5,
+    style: Style | None = None,
 ) -> np.ndarray:
     """Draw instances over their image, those with better scores on top.
 
@@ -80,7 +80,7 @@ def draw_instances(
             choose the colours.
         metadata: names and colours of the data set.
         score_threshold: instances with lower scores are left out.
-        alpha: opacity of the fill, 0..1.
+        style: how it is drawn.
 
     Returns:
         (h, w, 3) uint8 RGB.
@@ -103,11 +103,15 @@ def draw_instances(
         seen[class_id] = seen.get(class_id, 0) + 1
         label = _label(metadata, class_id, float(scores[index]), track_id=track_id)
         segments.append(Segment(mask=masks[index], color=color, label=label, is_thing=True))
-    return paint_segments(image, segments[::-1], alpha=alpha)
+    return paint_segments(image, segments[::-1], style)
 
 
 def draw_semantic(
-    image: np.ndarray, sem_seg: torch.Tensor | np.ndarray, metadata: Metadata | None = None, *, alpha: float = 0.55
+    image: np.ndarray,
+    sem_seg: torch.Tensor | np.ndarray,
+    metadata: Metadata | None = None,
+    *,
+    style: Style | None = None,
 ) -> np.ndarray:
     """Draw a semantic result over its image.
 
@@ -116,7 +120,7 @@ def draw_semantic(
         sem_seg: scores (K, H, W), or labels (H, W) of an integer type. Labels that are no class, such as the ignore
             label, are left as they are.
         metadata: names and colours of the data set.
-        alpha: opacity of the fill, 0..1.
+        style: how it is drawn.
 
     Returns:
         (h, w, 3) uint8 RGB.
@@ -136,7 +140,7 @@ def draw_semantic(
         named = mask.mean() >= MIN_NAMED_PART
         label = class_name(metadata, int(class_id)) if named else ""
         segments.append(Segment(mask=mask, color=color_of_class(metadata, int(class_id)), label=label, is_thing=False))
-    return paint_segments(image, segments, alpha=alpha)
+    return paint_segments(image, segments, style)
 
 
 def class_name(metadata: Metadata | None, class_id: int) -> str:
@@ -193,7 +197,7 @@ def draw_targets(
     masks: torch.Tensor | np.ndarray,
     metadata: Metadata | None = None,
     *,
-    alpha: float = 0.5,
+    style: Style | None = None,
 ) -> np.ndarray:
     """Draw target masks over their image, small ones over large ones.
 
@@ -203,7 +207,7 @@ def draw_targets(
         masks: (N, H, W). Empty ones are not drawn, but count in the order of colours, so that an object keeps its
             colour in all frames.
         metadata: names and colours of the data set.
-        alpha: opacity of the fill, 0..1.
+        style: how it is drawn.
 
     Returns:
         (h, w, 3) uint8 RGB.
@@ -223,7 +227,7 @@ def draw_targets(
         seen[class_id] = seen.get(class_id, 0) + 1
         segments.append(Segment(mask=mask, color=color, label=class_name(metadata, class_id), is_thing=is_thing))
     segments.sort(key=lambda segment: (segment.is_thing, -int(segment.mask.sum())))
-    return paint_segments(image, segments, alpha=alpha)
+    return paint_segments(image, segments, style)
 
 
 def join_frames(pictures: Sequence[np.ndarray]) -> np.ndarray:

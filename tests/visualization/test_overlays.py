@@ -6,7 +6,7 @@ import torch
 
 from mask2former.errors import InputError
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
-from mask2former.visualization import class_name, color_of_class, draw_instances, draw_panoptic, draw_semantic
+from mask2former.visualization import Style, class_name, color_of_class, draw_instances, draw_panoptic, draw_semantic
 from mask2former.visualization.canvas import MAX_ENLARGEMENT, MIN_CANVAS_SIDE, canvas_scale, class_color, instance_color
 
 
@@ -161,3 +161,34 @@ def test_instance_colors_are_distinct_and_start_at_the_class() -> None:
     assert colors[0].tolist() == base.tolist()
     difference = np.abs(colors[:, None] - colors[None]).sum(axis=2) + 1000 * np.eye(9, dtype=int)
     assert difference.min() >= 10
+
+
+def test_style_sets_fill_labels_and_outlines() -> None:
+    image = np.full((600, 600, 3), 128, dtype=np.uint8)
+    ids = np.zeros((600, 600), dtype=np.int32)
+    ids[100:500, 100:500] = 1
+    result = ids, [{"id": 1, "category_id": 0, "isthing": True, "score": 0.9}]
+    pictures = {
+        name: draw_panoptic(image, result, style=style)
+        for name, style in {
+            "usual": Style(),
+            "opaque": Style(alpha=1.0, labels=False),
+            "contours": Style(contours=True, labels=False),
+            "small text": Style(label_size=0.5),
+            "no labels": Style(labels=False),
+        }.items()
+    }
+    inside = np.s_[150:200, 150:200]
+    assert (pictures["opaque"][inside] == class_color(0)).all()
+    assert (pictures["contours"][inside] == 128).all()
+    assert (pictures["contours"][:, 100:104] != 128).any()
+    labelled = {
+        name: int((pictures[name] != pictures["no labels"]).any(axis=2).sum()) for name in ("usual", "small text")
+    }
+    assert 0 < labelled["small text"] < 0.5 * labelled["usual"]
+
+
+@pytest.mark.parametrize(("options", "message"), [({"alpha": 1.5}, "alpha"), ({"label_size": 0.0}, "label size")])
+def test_style_out_of_range_is_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=f"{message}: expected"):
+        Style(**options)
