@@ -34,6 +34,12 @@ class HalvesPredictor:
         self.cfg, self.task = cfg, task or ["panoptic"]
         self.metadata = Metadata("halves", thing_classes=["thing"], stuff_classes=["thing", "stuff"])
 
+    def read(self, image: Any) -> np.ndarray:
+        return to_rgb_array(image)
+
+    def picture_of(self, image: np.ndarray) -> np.ndarray:
+        return image
+
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
         height, width = to_rgb_array(image).shape[:2]
         left = torch.zeros(height, width, dtype=torch.bool)

@@ -20,8 +20,11 @@ from mask2former.data.shapes.video import draw_video
 from mask2former.errors import InputError
 from mask2former.files.inputs import NamedFile
 from mask2former.files.videos import VideoSource, VideoWriter
+from mask2former.inference.outputs import Drawing
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
 from mask2former.visualization import draw_instances
+
+HALF = Drawing(0.5)
 from tests.parity import build_fixture_model, fixture_config, load_fixture, register_metadata
 
 QUICKSTART = "configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml"
@@ -180,7 +183,7 @@ def test_videos_of_a_folder_are_mirrored_and_a_broken_one_is_named(clip: Path, t
     videos = find_videos([str(tmp_path / "in")], output=str(out))
     assert [video.name for video in videos] == ["may/a", "torn"]
     with pytest.raises(InputError, match=r"1 of 2 videos: .*torn\.mp4: not a video"):
-        predict_videos(LeftHalfPredictor(), videos, output=str(out), options=VideoOptions(0.5, save_masks=True))
+        predict_videos(LeftHalfPredictor(), videos, output=str(out), options=VideoOptions(HALF, save_masks=True))
     assert len(list(VideoSource(out / "may" / "a_instance.mp4"))) == 9
     (record,) = json.loads((out / "may" / "a_masks" / "000008_instances.json").read_text())
     assert record["track_id"] == 4
@@ -190,7 +193,7 @@ def test_video_that_ends_early_is_named(clip: Path, tmp_path: Path, monkeypatch:
     full = VideoSource.__iter__
     monkeypatch.setattr(VideoSource, "__iter__", lambda self: iter(list(full(self))[:5]))
     with pytest.raises(InputError, match=r"clip\.mp4: damaged, only 5 of 9 frames"):
-        predict_videos(LeftHalfPredictor(), [NamedFile(clip, "clip")], output=str(tmp_path), options=VideoOptions(0.5))
+        predict_videos(LeftHalfPredictor(), [NamedFile(clip, "clip")], output=str(tmp_path), options=VideoOptions(HALF))
     monkeypatch.undo()
     assert len(list(VideoSource(tmp_path / "clip_instance.mp4"))) == 5
 
@@ -205,7 +208,7 @@ def test_video_that_is_interrupted_keeps_what_is_done_and_ends_all(
     monkeypatch.setattr(VideoSource, "__iter__", interrupted)
     videos = [NamedFile(clip, "first"), NamedFile(clip, "second")]
     with pytest.raises(KeyboardInterrupt):
-        predict_videos(LeftHalfPredictor(), videos, output=str(tmp_path), options=VideoOptions(0.5))
+        predict_videos(LeftHalfPredictor(), videos, output=str(tmp_path), options=VideoOptions(HALF))
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["first_instance.mp4"]
     assert len(list(VideoSource(tmp_path / "first_instance.mp4"))) == 3
@@ -227,7 +230,7 @@ class FakeCamera:
 
 def test_camera_is_recorded_until_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict_video, "VideoSource", FakeCamera)
-    predict_camera(LeftHalfPredictor(), 0, output=str(tmp_path), options=VideoOptions(0.5))
+    predict_camera(LeftHalfPredictor(), 0, output=str(tmp_path), options=VideoOptions(HALF))
     recorded = VideoSource(tmp_path / "webcam_instance.mp4")
     assert len(list(recorded)) == 15
     assert 1 <= recorded.fps <= 30
@@ -240,7 +243,7 @@ def test_camera_without_a_screen_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(predict_video, "VideoSource", FakeCamera)
     monkeypatch.setattr(predict_video.cv2, "imshow", no_window)
     with pytest.raises(InputError, match="--output FILE records instead"):
-        predict_camera(LeftHalfPredictor(), 0, output=None, options=VideoOptions(0.5))
+        predict_camera(LeftHalfPredictor(), 0, output=None, options=VideoOptions(HALF))
 
 
 def test_camera_window_ends_with_a_key(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +251,7 @@ def test_camera_window_ends_with_a_key(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(predict_video, "VideoSource", FakeCamera)
     monkeypatch.setattr(predict_video.cv2, "imshow", lambda *_: None)
     monkeypatch.setattr(predict_video.cv2, "waitKey", lambda _: next(keys))
-    predict_camera(LeftHalfPredictor(), 0, output=None, options=VideoOptions(0.5))
+    predict_camera(LeftHalfPredictor(), 0, output=None, options=VideoOptions(HALF))
     assert "camera 0: 3 frames" in capsys.readouterr().out
 
 
