@@ -23,10 +23,9 @@ from mask2former.files.videos import VideoSource, VideoWriter
 from mask2former.inference.outputs import Drawing
 from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
 from mask2former.visualization import draw_instances
-
-HALF = Drawing(0.5)
 from tests.parity import build_fixture_model, fixture_config, load_fixture, register_metadata
 
+HALF = Drawing(0.5)
 QUICKSTART = "configs/shapes/panoptic-segmentation/maskformer2_R18_quickstart.yaml"
 TINY = [
     "MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "MODEL.SEM_SEG_HEAD.MASK_DIM", 32,
