@@ -124,12 +124,13 @@ def save_instances(
     instances: pred_masks (N, H, W), pred_classes (N,), scores (N,) in 0..1, pred_boxes (N, 4).
     """
     path = Path(f"{stem}_instances.json")
-    records = _instance_records(instances[instances.scores >= score_threshold], metadata, image_name)
+    records = instance_records(instances[instances.scores >= score_threshold], metadata, image_name)
     write_json(records, path, is_durable=False)
     return [path]
 
 
-def _instance_records(kept: Instances, metadata: Metadata | None, image_id: int | str) -> list[dict[str, Any]]:
+def instance_records(kept: Instances, metadata: Metadata | None, image_id: int | str) -> list[dict[str, Any]]:
+    """Return instances as results of COCO, with the category ids of the data set where it has some."""
     dataset_ids = _dataset_ids(metadata)
     records = []
     rles = bitmasks_to_rles(kept.pred_masks.bool()) if len(kept) else []
@@ -174,7 +175,7 @@ class CocoWriter:
         self._images.append({"id": number, "file_name": file_name, "height": size[0], "width": size[1]})
         if "instances" in results:
             instances = results["instances"]
-            found = _instance_records(instances[instances.scores >= self.threshold], self.metadata, number)
+            found = instance_records(instances[instances.scores >= self.threshold], self.metadata, number)
             self._extend("instances", [_annotation(record) for record in found])
         if "sem_seg" in results:
             self._extend("semantic", self._regions(_as_array(results["sem_seg"]), number))

@@ -6,37 +6,105 @@ Letters: N masks, K classes, H W image size.
 from __future__ import annotations
 
 import os
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from mask2former.config import CfgNode
-from mask2former.errors import ConfigError
+from mask2former.data.own_data.samples import labelme_content
+from mask2former.errors import ConfigError, InputError
 from mask2former.files.images import ImageInput
+from mask2former.files.pictures import write_picture
 from mask2former.inference.model_source import find_config
+from mask2former.inference.outputs import instance_records
 from mask2former.inference.predictor import TASKS, Predictor, copy_config
-from mask2former.visualization.overlays import class_name
+from mask2former.structures import Boxes, Instances, Metadata, masks_to_boxes_xyxy
+from mask2former.visualization import Style, class_name, draw_instances, draw_panoptic
 
 _INSTANCE_THRESHOLD = 0.5  # every query yields an instance, and most of them are wrong
 
 
-class Segmentation(TypedDict):
+class Segmentation(dict[str, Any]):
     """The segments of an image.
 
-    ``masks`` (N, H, W) bool, ``labels`` N names of classes, ``scores`` N numbers in 0..1.
+    ``["masks"]`` (N, H, W) bool, ``["labels"]`` N names of classes, ``["scores"]`` N numbers in 0..1; beside them
+    ``class_ids`` (contiguous), ``metadata`` of the classes, and ``image`` (H, W, 3) uint8 RGB.
     """
 
-    masks: np.ndarray
-    labels: list[str]
-    scores: list[float]
+    def __init__(
+        self, masks: np.ndarray, scores: Sequence[float], *, class_ids: Sequence[int], metadata: Metadata, task: str
+    ) -> None:
+        labels = [class_name(metadata, index) for index in class_ids]
+        super().__init__(masks=masks, labels=labels, scores=list(scores))
+        self.class_ids, self.metadata, self.task = list(class_ids), metadata, task
+        self.image = np.zeros((*masks.shape[1:], 3), np.uint8)
+
+    def draw(self, style: Style | None = None) -> np.ndarray:
+        """Return the segments over the image: (h, w, 3) uint8 RGB, small images enlarged."""
+        if self.task == "instance":
+            return draw_instances(self.image, self._instances(), self.metadata, style=style)
+        ids = (self["masks"] * np.arange(1, len(self["masks"]) + 1).reshape(-1, 1, 1)).sum(0)
+        things = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        is_thing = [self.task == "panoptic" and index in things.values() for index in self.class_ids]
+        infos = [
+            {"id": number, "category_id": index, "isthing": thing, "score": score}
+            for number, (index, thing, score) in enumerate(zip(self.class_ids, is_thing, self["scores"]), start=1)
+        ]
+        return draw_panoptic(self.image, (ids, infos), self.metadata, style=style)
+
+    def save(self, path: str | os.PathLike[str], style: Style | None = None) -> None:
+        """Write what ``draw`` returns, in the format of the suffix.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        write_picture(self.draw(style), path)
+
+    def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
+        """Return the segments as results of COCO: category, box (x, y, w, h), score, and mask as compressed RLE."""
+        return instance_records(self._instances(), self.metadata, image_id)
+
+    def to_labelme(self, image_name: str) -> dict[str, Any]:
+        """Return the content of a labelme file for the image of this name, with the segments as masks."""
+        height, width = self["masks"].shape[1:]
+        return labelme_content(image_name, (height, width), zip(self["labels"], self["masks"], strict=True))
+
+    def to_supervision(self) -> Any:
+        """Return ``Detections`` of the package supervision, with ``data["class_name"]``.
+
+        Raises:
+            InputError: the package is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise InputError("to_supervision: the package is not installed: pip install supervision") from error
+        return Detections(
+            xyxy=self._instances().pred_boxes.tensor.numpy().astype(np.float32),
+            mask=self["masks"],
+            confidence=np.asarray(self["scores"], np.float32),
+            class_id=np.asarray(self.class_ids, int),
+            data={"class_name": np.asarray(self["labels"], dtype=str)},
+        )
+
+    def _instances(self) -> Instances:
+        masks, (height, width) = torch.from_numpy(self["masks"]), self["masks"].shape[1:]
+        return Instances(
+            (height, width),
+            pred_masks=masks,
+            pred_boxes=Boxes(masks_to_boxes_xyxy(masks)),
+            scores=torch.tensor(self["scores"]),
+            pred_classes=torch.tensor(self.class_ids, dtype=torch.int64),
+        )
 
 
 class Pipeline:
     """A predictor for one task, whose results are arrays and names."""
 
     def __init__(self, predictor: Predictor, task: str) -> None:
-        self.predictor = predictor
+        self.predictor, self._task = predictor, task
         self._read = {"panoptic": _read_panoptic, "instance": _read_instances, "semantic": _read_semantic}[task]
 
     def __call__(self, image: ImageInput | list[ImageInput] | tuple[ImageInput, ...]) -> Any:
@@ -51,9 +119,11 @@ class Pipeline:
         """
         if isinstance(image, (list, tuple)):
             return [self(item) for item in image]
-        masks, classes, scores = self._read(self.predictor(image))
-        labels = [class_name(self.predictor.metadata, index) for index in classes]
-        return Segmentation(masks=masks.cpu().numpy(), labels=labels, scores=scores)
+        array, metadata = self.predictor.read(image), self.predictor.metadata
+        masks, classes, scores = self._read(self.predictor(array))
+        found = Segmentation(masks.cpu().numpy(), scores, class_ids=classes, metadata=metadata, task=self._task)
+        found.image = self.predictor.picture_of(array)
+        return found
 
 
 def pipeline(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 import mask2former
 from mask2former.checkpoint.conversion import write_transformers
+from mask2former.data.own_data import read_labelme
 from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.files.atomic import save_atomic
 from mask2former.inference.pipeline import find_config
 from mask2former.structures import MetadataCatalog
+from mask2former.visualization import Style
 
 NAMES = ["sky", "sea", "dog", "cat"]
 
@@ -163,3 +168,38 @@ def test_wrong_arguments_are_named(files: Path, image: np.ndarray, tmp_path: Pat
         mask2former.pipeline("semantic", weights=tmp_path)
     with pytest.raises(InputError, match=r"missing\.png"):
         mask2former.pipeline("semantic", weights=files / "model.pth", device="cpu")(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
+def test_results_are_drawn_written_and_handed_on(
+    files: Path, image: np.ndarray, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = mask2former.pipeline(task, weights=files / "model.pth", device="cpu", score_threshold=0.05)
+    found = run(image)
+    picture = found.draw()
+    assert picture.shape == (320, 456, 3)
+    assert (picture != found.draw(Style(labels=False))).any()
+    found.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
+
+    records = found.to_coco("a.jpg")
+    assert [record["category_name"] for record in records] == found["labels"]
+    for record, mask in zip(records, found["masks"], strict=True):
+        assert (record["image_id"], record["segmentation"]["size"]) == ("a.jpg", [40, 57])
+        np.testing.assert_array_equal(coco_mask.decode(record["segmentation"]).astype(bool), mask)
+
+    Image.fromarray(image).save(tmp_path / "b.png")
+    (tmp_path / "b.json").write_text(json.dumps(found.to_labelme("b.png")))
+    (tmp_path / "a.png").unlink()
+    (entry,) = read_labelme(tmp_path).images()
+    assert len(entry.segments) == sum(mask.any() for mask in found["masks"])
+
+    stub = types.ModuleType("supervision")
+    stub.Detections = lambda **fields: fields  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "supervision", stub)
+    fields = found.to_supervision()
+    assert fields["xyxy"].shape == (len(records), 4)
+    assert fields["data"]["class_name"].tolist() == found["labels"]
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(InputError, match="pip install supervision"):
+        found.to_supervision()

@@ -163,16 +163,22 @@ def write_labelme(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> N
     for part, samples in parts.items():
         for sample in samples:
             write_image(folder / part, sample)
-            content: dict[str, Any] = {
-                "version": "5.0.0",
-                "flags": {},
-                "shapes": [_shape(region, names[region.class_id]) for region in sample.regions()],
-                "imagePath": Path(sample.name).name,
-                "imageData": None,
-                "imageHeight": sample.size[0],
-                "imageWidth": sample.size[1],
-            }
+            named = [(names[region.class_id], region.mask) for region in sample.regions()]
+            content = labelme_content(Path(sample.name).name, sample.size, named)
             write_json(content, (folder / part / sample.name).with_suffix(".json"))
+
+
+def labelme_content(image_name: str, size: tuple[int, int], named: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
+    """Return the content of a labelme file: ``size`` (height, width), and name and mask (H, W) of each shape."""
+    return {
+        "version": "5.0.0",
+        "flags": {},
+        "shapes": [_shape(mask, name) for name, mask in named if mask.any()],
+        "imagePath": image_name,
+        "imageData": None,
+        "imageHeight": size[0],
+        "imageWidth": size[1],
+    }
 
 
 def write_png_tree(folder: Path, parts: Parts, classes: Sequence[DataClass]) -> None:
@@ -233,9 +239,9 @@ def _instance(image_id: int, region: Region) -> dict[str, Any]:
     }
 
 
-def _shape(region: Region, label: str) -> dict[str, Any]:
-    x, y, width, height = mask_to_box_xywh(region.mask)
-    crop = region.mask[y : y + height, x : x + width].astype(np.uint8) * 255
+def _shape(mask: np.ndarray, label: str) -> dict[str, Any]:
+    x, y, width, height = mask_to_box_xywh(mask)
+    crop = mask[y : y + height, x : x + width].astype(np.uint8) * 255
     return {
         "label": label,
         "points": [[x, y], [x + width - 1, y + height - 1]],  # labelme's boxes of masks include their last pixels
