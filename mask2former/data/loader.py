@@ -29,7 +29,7 @@ from mask2former.data.catalog import (
 )
 from mask2former.data.clip_mapper import ClipMapper
 from mask2former.data.mapper import DatasetMapper
-from mask2former.data.presets import MAPPER_REGISTRY, MapperPreset, preset_of
+from mask2former.data.presets import MapperPreset, lookup_mapper, preset_of
 from mask2former.data.samplers import (
     Draw,
     InferenceSampler,
@@ -43,6 +43,7 @@ from mask2former.data.samplers import (
 )
 from mask2former.data.training_sets import load_data_set, load_train_sets
 from mask2former.data.transport import DatasetFromList, PackedBatch, pack, unpack
+from mask2former.data.unified_mapper import UnifiedMapper
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.images import read_image_size
 
@@ -195,10 +196,13 @@ def build_mapper(cfg: CfgNode) -> Mapper:
     Raises:
         ConfigError: there is none of this name, or a value of ``INPUT`` is wrong.
     """
-    mapper = MAPPER_REGISTRY.lookup(cfg.INPUT.DATASET_MAPPER_NAME)
+    mapper = lookup_mapper(cfg)
     if not isinstance(mapper, MapperPreset):
         return build_from_config(mapper, cfg)
-    return ClipMapper.from_config(cfg) if preset_of(cfg).clips else DatasetMapper.from_config(cfg)
+    preset = preset_of(cfg)
+    if preset.clips:
+        return ClipMapper.from_config(cfg)
+    return UnifiedMapper.from_config(cfg) if preset.tasks else DatasetMapper.from_config(cfg)
 
 
 def build_test_loader(

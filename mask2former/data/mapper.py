@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -105,7 +106,7 @@ class DatasetMapper:
             ignore_label = metadata.get("ignore_label", DEFAULT_IGNORE_LABEL)
             label_ids = metadata.get("label_ids")
         if not cfg.INPUT.KEEP_EMPTY_TARGETS:
-            preset = MapperPreset(preset.target, preset.large_scale_jitter)
+            preset = replace(preset, keep_empty=False)
         return cls(
             cls.build_augmentations(cfg, preset, ignore_label=ignore_label),
             image_format=cfg.INPUT.FORMAT,
@@ -116,7 +117,13 @@ class DatasetMapper:
             image_bits=cfg.INPUT.IMAGE_BITS,
             num_channels=cfg.INPUT.CHANNELS,
             ignore_regions=cfg.MODEL.MASK_FORMER.IGNORE_REGIONS,
+            **cls.arguments(cfg),
         )
+
+    @classmethod
+    def arguments(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Return further arguments of a training mapper that a config gives; override this for those of your own."""
+        return {}
 
     @classmethod
     def build_augmentations(cls, cfg: CfgNode, preset: MapperPreset, *, ignore_label: int) -> AugmentationList:
@@ -135,6 +142,12 @@ class DatasetMapper:
         Raises:
             DatasetError: a file is missing, damaged, or contradicts another or the annotations.
         """
+        return self.map_to_target(dataset_dict, None if self.preset is None else self.preset.target, rng)
+
+    def map_to_target(
+        self, dataset_dict: DatasetDict, target: str | None, rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """Map one image with targets of a kind, semantic, instance or panoptic, or for inference if it is None."""
         rng = np.random.default_rng() if rng is None else rng
         names = dataset_dict["file_names"] if is_video(dataset_dict) else [dataset_dict["file_name"]]
         form, bits, channels = self.image_format, self.image_bits, self.num_channels
@@ -144,14 +157,14 @@ class DatasetMapper:
         sample = {k: v for k, v in dataset_dict.items() if k not in ("annotations", "segments_info")}
         sample.setdefault("height", size[0])
         sample.setdefault("width", size[1])
-        if self.preset is None:
+        if target is None:
             transform = self._steps.sample(rng, size, image=image)
             others = (read(sample, file_name=name) for name in names[1:])
             frames = [image_to_tensor(transform.apply_image(frame)) for frame in itertools.chain([image], others)]
             sample["image"] = frames if is_video(dataset_dict) else frames[0]
             return sample
         build_targets = {"semantic": self._semantic, "instance": self._instance, "panoptic": self._panoptic}
-        build = build_targets[self.preset.target]
+        build = build_targets[target]
         sample["image"], sample["instances"], ignored = build(dataset_dict, image, rng)
         if ignored is not None and ignored.any():
             sample["ignore_mask"] = ignored

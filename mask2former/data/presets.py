@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from mask2former.config import CfgNode, Registry, build_from_config
+from mask2former.config import CfgNode, Registry, build_from_config, is_oneformer
 from mask2former.data.transforms import (
     AUGMENTATION_REGISTRY,
     BLENDS,
@@ -44,13 +44,14 @@ class MapperPreset:
 
     ``target`` is semantic, instance or panoptic. ``large_scale_jitter`` replaces resizing and cropping by scale jitter
     and a crop of fixed size. ``keep_empty``: an object that cropping removed is kept, with an empty mask. ``clips``:
-    the model is trained on clips of several frames.
+    the model is trained on clips of several frames. ``tasks``: a task is drawn for each image, as OneFormer needs it.
     """
 
     target: str
     large_scale_jitter: bool = False
     keep_empty: bool = False
     clips: bool = False
+    tasks: bool = False
 
 
 # Parity: the published mappers differ in keep_empty (test_mapper_keeps_empty_targets_as_published);
@@ -68,9 +69,29 @@ MAPPER_PRESETS: Mapping[str, MapperPreset] = MappingProxyType(
 # Presets of our mappers, and mappers from outside: a class with `from_config`, or a function of the config. Its
 # attribute `target` says what it trains.
 MAPPER_REGISTRY = Registry("mapper", key="INPUT.DATASET_MAPPER_NAME")
-for _name, _preset in MAPPER_PRESETS.items():
+UNIFIED = "oneformer_unified"
+UNIFIED_PRESETS: Mapping[str, MapperPreset] = MappingProxyType(
+    {
+        UNIFIED: MapperPreset("panoptic", keep_empty=True, tasks=True),
+        "coco_unified_lsj": MapperPreset("panoptic", large_scale_jitter=True, keep_empty=True, tasks=True),
+    }
+)
+for _name, _preset in {**MAPPER_PRESETS, **UNIFIED_PRESETS}.items():
     MAPPER_REGISTRY.register(_preset, name=_name)
+_DEFAULT_MAPPER = "mask_former_semantic"
 CLIP_PRESET = MapperPreset("instance", keep_empty=True, clips=True)
+
+
+def lookup_mapper(cfg: CfgNode) -> Any:
+    """Return the preset or mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
+
+    Where the default stands, OneFormer gets its own mapper, as its published config files leave the name out.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    return MAPPER_REGISTRY.lookup(UNIFIED if is_oneformer(cfg) and name == _DEFAULT_MAPPER else name)
 
 
 def preset_of(cfg: CfgNode) -> MapperPreset:
@@ -82,7 +103,7 @@ def preset_of(cfg: CfgNode) -> MapperPreset:
     Raises:
         ConfigError: there is none of this name.
     """
-    mapper, is_video = MAPPER_REGISTRY.lookup(cfg.INPUT.DATASET_MAPPER_NAME), takes_clips(cfg.MODEL.META_ARCHITECTURE)
+    mapper, is_video = lookup_mapper(cfg), takes_clips(cfg.MODEL.META_ARCHITECTURE)
     if isinstance(mapper, MapperPreset):
         return CLIP_PRESET if is_video else mapper  # published video configs leave the name alone
     return MapperPreset(getattr(mapper, "target", "instance"), keep_empty=True, clips=is_video)

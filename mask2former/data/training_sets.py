@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from mask2former.config import CfgNode
+from mask2former.config import CfgNode, query_node
 from mask2former.data.catalog import (
     DatasetCatalog,
     DatasetDict,
@@ -20,6 +20,7 @@ from mask2former.data.datasets.cityscapes import with_polygons
 from mask2former.data.own_data.checked_files import check_files, listed_images
 from mask2former.data.presets import preset_of
 from mask2former.data.samplers import rank_and_world_size
+from mask2former.data.unified_mapper import target_of
 from mask2former.errors import ConfigError, DatasetError
 
 _COLUMNS = 3
@@ -45,8 +46,8 @@ def load_train_sets(cfg: CfgNode) -> list[list[DatasetDict]]:
     names = cfg.DATASETS.TRAIN
     if not names:
         raise ConfigError("DATASETS.TRAIN names no data set")
-    target = preset_of(cfg).target
     data_sets = [load_data_set(name) for name in names]
+    target = target_of(data_sets[0][0]) if preset_of(cfg).tasks else preset_of(cfg).target
     if target == "instance" and cfg.DATASETS.CITYSCAPES_POLYGONS:
         data_sets = [with_polygons(dicts) for dicts in data_sets]
     _check_videos(data_sets, cfg)
@@ -63,7 +64,7 @@ def load_train_sets(cfg: CfgNode) -> list[list[DatasetDict]]:
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES is %d, %s has %d classes", num_classes, names[0], len(class_names)
             )
         logger.info("Training on %s: %s", ", ".join(names), format_class_histogram(dicts, class_names))
-        note = many_objects_note(dicts, num_queries=cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
+        note = many_objects_note(dicts, num_queries=query_node(cfg).NUM_OBJECT_QUERIES)
         if note and target != "semantic":
             logger.warning("%s: %s", ", ".join(names), note)
     return data_sets

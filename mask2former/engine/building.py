@@ -47,6 +47,7 @@ from mask2former.engine.trainer import Batch, Hook, Trainer
 from mask2former.errors import CheckpointError, ConfigError
 from mask2former.evaluation.build import EVALUATOR_REGISTRY
 from mask2former.modeling.backbone import TimmBackbone
+from mask2former.structures.tasks import test_sets
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def build_hooks(run: Run, log: MetricLog, *, evaluation: Evaluation | None, othe
 def build_evaluation(run: Run, model: nn.Module, log: MetricLog, evaluate: Evaluate | None) -> Evaluation | None:
     """Return the hook that evaluates and keeps the best weights; None without test data."""
     cfg = run.cfg
-    if evaluate is None or not cfg.DATASETS.TEST:
+    if evaluate is None or not test_sets(cfg):
         return None
     metric = cfg.TEST.BEST_METRIC
     return Evaluation(

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
 from mask2former import distributed
 from mask2former.checkpoint import load_state_dict
 from mask2former.checkpoint.addresses import find_zoo_model
 from mask2former.config import CfgNode
-from mask2former.data import TestLoader, build_test_loader
+from mask2former.data import DatasetMapper, TestLoader, build_test_loader
+from mask2former.data.catalog import DatasetDict
 from mask2former.data.loader import named_worker_failures
 from mask2former.data.own_data import register_own_data
 from mask2former.engine.building import load_initial_weights
@@ -32,6 +34,7 @@ from mask2former.evaluation import (
 from mask2former.inference.exported import load_exported
 from mask2former.inference.test_time_augmentation import CopyMaker, with_test_time_augmentation
 from mask2former.modeling import build_model
+from mask2former.structures.tasks import test_sets
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +85,17 @@ def expect_zoo_metrics(cfg: CfgNode, results: Mapping[str, Mapping[str, float]])
     return extended
 
 
+class TaskMapper:
+    """Adds to each sample of a mapper the task that the model is told."""
+
+    def __init__(self, mapper: DatasetMapper, task: str) -> None:
+        self.mapper, self.task = mapper, task
+
+    def __call__(self, dataset_dict: DatasetDict, rng: np.random.Generator) -> dict[str, Any]:
+        """Map one image as the mapper does."""
+        return {**self.mapper(dataset_dict, rng), "task": self.task}
+
+
 class _TestSet(NamedTuple):
     loader: TestLoader
     evaluator: DatasetEvaluator
@@ -121,7 +135,7 @@ class TestSets:
         Raises:
             InputError: a data set is missing or wrong, or results differ from ``cfg.TEST.EXPECTED_RESULTS``.
         """
-        if not cfg.DATASETS.TEST:
+        if not test_sets(cfg):
             raise ConfigError("DATASETS.TEST is empty: there is nothing to evaluate on")
         augmented = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else None
         logger.info("%s", describe_tasks(cfg))
@@ -134,17 +148,20 @@ class TestSets:
             added = _evaluate(self._augmented_sets, augmented)
             results = {**results, **{f"{name}_TTA": metrics for name, metrics in added.items()}}
         if distributed.is_main():
-            logger.info("results on %s\n%s", ", ".join(cfg.DATASETS.TEST), describe_results(results))
+            logger.info("results on %s\n%s", ", ".join(name for name, _ in test_sets(cfg)), describe_results(results))
             verify_results(expect_zoo_metrics(cfg, results), results)
         return results
 
     def _build(self, cfg: CfgNode, folder: str) -> dict[str, _TestSet]:
         """Build the data sets and evaluators; what evaluators write goes below ``folder``."""
         sets = {}
-        for name in cfg.DATASETS.TEST:
-            loader = build_test_loader(cfg, name)  # before the evaluator, which reads the metadata that this registers
+        for name, task in test_sets(cfg):
+            mapper = TaskMapper(DatasetMapper.from_config(cfg, is_train=False), task) if task else None
+            # Before the evaluator, which reads the metadata that this registers.
+            loader = build_test_loader(cfg, name, mapper=mapper)
             output_dir = Path(cfg.OUTPUT_DIR) / folder / name
-            sets[name] = _TestSet(loader, build_evaluator(cfg, name, output_dir, others=self._others))
+            key = f"{name} ({task})" if name in sets else name
+            sets[key] = _TestSet(loader, build_evaluator(cfg, name, output_dir, others=self._others))
         return sets
 
 

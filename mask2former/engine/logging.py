@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mask2former import distributed
-from mask2former.config import CfgNode
+from mask2former.config import CfgNode, inference_node
 from mask2former.engine import nonfinite
 from mask2former.errors import ConfigError
 
@@ -118,7 +118,7 @@ def describe_model(cfg: CfgNode, model: nn.Module) -> str:
 
 def describe_tasks(cfg: CfgNode) -> str:
     """Return the results that the model gives, with size and thresholds."""
-    test = cfg.MODEL.MASK_FORMER.TEST
+    test = inference_node(cfg)
     tasks = [
         task
         for task, enabled in (

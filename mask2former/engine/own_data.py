@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mask2former import distributed
 from mask2former.checkpoint import resolve_address, zoo_models
-from mask2former.config import CfgNode
+from mask2former.config import CfgNode, inference_node, is_oneformer
 from mask2former.data.own_data import (
     ClassChoice,
     DataClass,
@@ -188,9 +188,9 @@ def _set_results(cfg: CfgNode, request: OwnDataRequest, classes: Sequence[DataCl
     possible = {"panoptic", "instance", "semantic"} if task == "panoptic" else {task}
     if not any(entry.is_thing for entry in classes):
         possible.discard("instance")
-    test = cfg.MODEL.MASK_FORMER.TEST
+    test, section = inference_node(cfg), "MODEL.TEST" if is_oneformer(cfg) else "MODEL.MASK_FORMER.TEST"
     for result, key in _TEST_KEYS.items():
-        if f"MODEL.MASK_FORMER.TEST.{key}" not in request.overridden:
+        if f"{section}.{key}" not in request.overridden:
             test[key] = result == task or (result in possible and test[key])
 
 

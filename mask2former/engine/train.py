@@ -36,6 +36,7 @@ from mask2former.engine.training_state import restore_state, seed_everything
 from mask2former.errors import ConfigError
 from mask2former.evaluation import BuildEvaluator
 from mask2former.modeling.meta_arch.assembly import find_model_faults
+from mask2former.structures.tasks import test_sets as configured_sets
 
 BuildBatches = Callable[[CfgNode, int], Iterable[Batch]]  # config and first batch → batches
 
@@ -71,7 +72,7 @@ def train(
     test_sets = TestSets(evaluators)
 
     def build_batches(cfg: CfgNode, first_batch: int) -> Iterable[Batch]:
-        if cfg.DATASETS.TEST:
+        if configured_sets(cfg):
             test_sets.prepare(cfg)
         return build_train_loader(cfg, mapper=mapper, start_iter=first_batch)
 

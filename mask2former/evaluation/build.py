@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mask2former.config import Registry, build_from_config
+from mask2former.config import Registry, build_from_config, inference_node
 from mask2former.errors import ConfigError
 from mask2former.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from mask2former.evaluation.coco import COCOEvaluator, LVISEvaluator
@@ -119,7 +119,7 @@ def _cityscapes_semantic(cfg: Any, dataset_name: str, output_dir: Path) -> list[
 @EVALUATOR_REGISTRY.register(name="mapillary_vistas_panoptic_seg")
 @EVALUATOR_REGISTRY.register(name="panoptic_seg")
 def _panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
-    test, metadata = cfg.MODEL.MASK_FORMER.TEST, MetadataCatalog.get(dataset_name)
+    test, metadata = inference_node(cfg), MetadataCatalog.get(dataset_name)
     is_needed = test.PANOPTIC_ON or test.INSTANCE_ON or test.SEMANTIC_ON
     has_truth = is_needed and metadata.get("panoptic_json") is not None
     truth = panoptic_truth(metadata, "COCOPanopticEvaluator") if has_truth else None  # read once for all of them
@@ -142,7 +142,7 @@ def _panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEval
 @EVALUATOR_REGISTRY.register(name="cityscapes_panoptic_seg")
 def _cityscapes_panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
     """Return our own PQ, and cityscapesscripts for the rest; without that package, our own mean IoU and no AP."""
-    test = cfg.MODEL.MASK_FORMER.TEST
+    test = inference_node(cfg)
     evaluators: list[DatasetEvaluator] = []
     if test.PANOPTIC_ON:
         evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))

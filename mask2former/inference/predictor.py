@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mask2former.checkpoint import LoadReport, load_weights
-from mask2former.config import CfgNode, build_from_config
+from mask2former.config import CfgNode, build_from_config, inference_node
 from mask2former.data import MetadataCatalog
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import CheckpointError, ConfigError, InputError
@@ -29,6 +29,7 @@ from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
 from mask2former.modeling.execution import set_float32_precision
 from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
 from mask2former.structures import Metadata
+from mask2former.structures.tasks import test_sets
 
 TASKS = ("panoptic", "instance", "semantic")
 ClipInput: TypeAlias = "Iterable[ImageInput] | str | os.PathLike[str]"
@@ -311,7 +312,7 @@ def _peek_size(arrays: Iterator[np.ndarray]) -> tuple[tuple[int, int], Iterator[
 def _find_metadata(cfg: CfgNode) -> Metadata:
     """Return the metadata of the config's first data set; empty if it is not registered."""
     register_data(cfg)
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    names = [*(name for name, _ in test_sets(cfg)), *cfg.DATASETS.TRAIN]
     return MetadataCatalog.get(names[0]) if names else Metadata("unknown")
 
 
@@ -361,7 +362,7 @@ def _resolve_config(
     check_device(resolved)
     if precision is not None:
         resolved.MODEL.PRECISION = precision
-    test = resolved.MODEL.MASK_FORMER.TEST
+    test = inference_node(resolved)
     if task is not None:
         tasks = [task] if isinstance(task, str) else list(task)
         if not tasks or set(tasks) - set(TASKS):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
+from mask2former.config.cfg_node import is_oneformer
 from mask2former.errors import ConfigError
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -57,3 +59,16 @@ def task_token_ids(name: str, *, length: int = 77) -> list[int]:
     if len(ids) > length:
         raise ConfigError(f"INPUT.TASK_SEQ_LEN: expected at least {len(ids)} for the task {name}, found {length}")
     return [*ids, *[0] * (length - len(ids))]
+
+
+def test_sets(cfg: Any) -> list[tuple[str, str]]:
+    """Return the data sets that are evaluated, each with the task that the model is told, or none.
+
+    Those of DATASETS.TEST are evaluated in the model's own task; OneFormer's TEST_PANOPTIC, … each in theirs, if
+    MODEL.TEST.TASK is it or ``all``.
+    """
+    sets = [(name, "") for name in cfg.DATASETS.TEST]
+    if is_oneformer(cfg):
+        for task in parse_tasks(cfg.MODEL.TEST.TASK, source="MODEL.TEST.TASK"):
+            sets += [(name, task) for name in cfg.DATASETS[f"TEST_{task.upper()}"] if name]
+    return sets

@@ -34,6 +34,7 @@ from mask2former.modeling.video_windows import (
     split_windows,
 )
 from mask2former.structures import MetadataCatalog
+from mask2former.structures.tasks import test_sets
 
 _logger = logging.getLogger(__name__)
 _FRAMES_AT_ONCE = 8  # of a clip, in backbone and pixel decoder: the large maps of the others are gone by then
@@ -103,7 +104,9 @@ class MaskFormer(SegmentationModel):
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "postprocess": build_callable(POSTPROCESSING_REGISTRY.lookup(cfg.MODEL.MASK_FORMER.POSTPROCESSING), cfg),
             "windows": WindowOptions(cfg.TEST.VIDEO.WINDOW, cfg.TEST.VIDEO.OVERLAP),
-            "thing_ids": find_things([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], is_needed=test.PANOPTIC_ON),
+            "thing_ids": find_things(
+                [*cfg.DATASETS.TRAIN, *(name for name, _ in test_sets(cfg))], is_needed=test.PANOPTIC_ON
+            ),
         }
 
     def forward(self, batch: Sequence[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:

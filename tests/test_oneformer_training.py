@@ -1,0 +1,71 @@
+"""OneFormer trains, is evaluated in all tasks at once, and predicts the task that it is told."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mask2former import Predictor
+from mask2former.config import CfgNode, get_cfg
+from mask2former.engine import train
+
+CONFIG = Path(__file__).parents[1] / "configs/shapes/oneformer/oneformer_R18_quickstart.yaml"
+
+SMALL = {
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.ONE_FORMER.DEC_LAYERS": 2,
+    "MODEL.ONE_FORMER.NUM_OBJECT_QUERIES": 20,
+    "MODEL.ONE_FORMER.CLASS_DEC_LAYERS": 1,
+    "MODEL.TEXT_ENCODER.NUM_LAYERS": 1,
+    "INPUT.IMAGE_SIZE": 64,
+    "INPUT.MIN_SIZE_TEST": 64,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 2,
+    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.LOG_PERIOD": 1,
+}
+
+pytestmark = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("open_clip", "ftfy", "regex")), reason="needs the extra [text]"
+)
+
+
+@pytest.fixture(scope="module")
+def trained(draw_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[CfgNode, Any]:
+    cfg = get_cfg()
+    cfg.merge_from_file(CONFIG)
+    cfg.merge_from_dict(SMALL)
+    cfg.OUTPUT_DIR = str(tmp_path_factory.mktemp("run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(draw_shapes(size=(64, 64))))
+        return cfg, train(cfg)
+
+
+def test_one_model_is_evaluated_in_three_tasks(trained: tuple[CfgNode, Any]) -> None:
+    _, results = trained
+    assert {"panoptic_seg", "segm", "sem_seg"} <= set(results)
+    assert all(np.isfinite(results[task][metric]) for task, metric in (("panoptic_seg", "PQ"), ("sem_seg", "mIoU")))
+
+
+def test_the_contrastive_loss_is_logged(trained: tuple[CfgNode, Any]) -> None:
+    cfg, _ = trained
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    assert any('"loss_contrastive"' in line for line in lines)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "all"])
+def test_trained_weights_predict_the_task_of_the_config(trained: tuple[CfgNode, Any], task: str) -> None:
+    cfg, _ = trained
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TEST.TASK = str(Path(cfg.OUTPUT_DIR) / "model_final.pth"), task
+    result = Predictor(cfg)(np.zeros((64, 64, 3), np.uint8))
+    assert {"sem_seg", "panoptic_seg", "instances"} <= set(result)
+    assert torch.isfinite(torch.as_tensor(result["sem_seg"])).all()
