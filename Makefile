@@ -36,7 +36,7 @@ help:
 	@echo "make quickstart-video   the same with videos: instances that keep their identity"
 	@echo "make test         run the tests"
 	@echo "make test-fast    operators, model, checkpoints, config, files and data only"
-	@echo "make chaos        kill a training at random moments ($(KILLS) times), resume it, compare it bit by bit"
+	@echo "make chaos        kill a training at random moments ($(KILLS) times) and at each change of a file, resume it, compare it"
 	@echo "make fuzz         change files at random and read them, TIME=60 seconds a form, or RUNS=100000 inputs; TARGETS=coco"
 	@echo "make fuzz-commands   run commands with something wrong in them, for TIME=60 seconds"
 	@echo "make check        linter, formatter, types, import layers, documentation"
@@ -107,6 +107,8 @@ check: $(STAMP)
 
 chaos: $(STAMP)
 	$(PY) -m tests.faults.chaos $(KILLS)
+	$(PY) -c 'import ckpt_chaos' 2> /dev/null || $(PY) -m pip install --quiet -e '.[chaos]'
+	$(PY) -m tests.faults.file_boundaries
 
 # Pages that follow from the code first; --strict makes a broken link an error.
 docs: $(STAMP)

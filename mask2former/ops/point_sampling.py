@@ -55,6 +55,8 @@ def sample_uncertain_points(
     """
     if logits.ndim != 4 or logits.shape[1] != 1:
         raise ValueError(f"logits must have shape (N, 1, H, W), got {tuple(logits.shape)}")
+    if not logits.is_floating_point():
+        raise ValueError(f"logits must be floating point, got {logits.dtype}")
     if num_points < 1:
         raise ValueError(f"num_points must be positive, got {num_points}")
     if oversample_ratio < 1:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.faults.chaos import _compare
+from tests.faults.file_boundaries import crash_everywhere
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +22,14 @@ def test_killed_runs_equal_an_undisturbed_one() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("5 kills")
+
+
+@pytest.mark.slow
+def test_run_killed_at_changes_of_its_files_comes_back(tmp_path: Path) -> None:
+    pytest.importorskip("ckpt_chaos", reason="needs the extra [chaos]")
+    done = crash_everywhere(tmp_path / "runs", 5)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASS: 6" in done.stdout  # one of them was not killed
 
 
 @pytest.mark.parametrize(
