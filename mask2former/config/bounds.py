@@ -38,6 +38,8 @@ _BELOW: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "MODEL.RESNETS": dict.fromkeys(
         ("NUM_GROUPS", "RES2_OUT_CHANNELS", "STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "RES5_MULTI_GRID"), _SIZE
     ),
+    "SOLVER": {"IMS_PER_BATCH": _NUMBER, "REFERENCE_WORLD_SIZE": _NUMBER, "BETAS": (0, math.nextafter(1, 0))},
+    "INPUT": {"IMAGE_SIZE": _SIZE, **dict.fromkeys(("MIN_SCALE", "MAX_SCALE"), (0, _DEEPEST))},
     "MODEL.TIMM": {"PYRAMID_CHANNELS": _SIZE, "DROP_PATH_RATE": _SHARE},
 }
 BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(

@@ -97,7 +97,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ConfigError("the model has no parameter to train: everything is frozen")
     fused = all(p.device.type in _FUSED_DEVICES for group in groups for _, p in group["params"])
     if optimizer_name(cfg) == "ADAMW":
-        return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, betas=tuple(cfg.SOLVER.BETAS), fused=fused)
+        if len(cfg.SOLVER.BETAS) != 2:
+            raise ConfigError(f"SOLVER.BETAS: expected two numbers, found {list(cfg.SOLVER.BETAS)}")
+        first, second = map(float, cfg.SOLVER.BETAS)  # torch takes no whole number beside another
+        return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, betas=(first, second), fused=fused)
     momentum, nesterov = cfg.SOLVER.MOMENTUM, cfg.SOLVER.NESTEROV
     return torch.optim.SGD(groups, lr=cfg.SOLVER.BASE_LR, momentum=momentum, nesterov=nesterov, fused=fused)
 

@@ -113,6 +113,8 @@ def test_added_keys_keep_what_the_configuration_has() -> None:
         ("MODEL.SWIN.DEPTHS", "[2, 2, 0, 2]", "found 0"),
         ("MODEL.SWIN.MLP_RATIO", "1e30", r"found 1e\+30"),
         ("MODEL.MASK_FORMER.DEC_LAYERS", "2147483648", "must lie in 0..1000"),
+        ("SOLVER.BETAS", "[0.9, 1]", "found 1"),
+        ("INPUT.MAX_SCALE", "1e30", r"found 1e\+30"),
         ("MODEL.PIXEL_MEAN", "[1.0, 2.0, None]", "must be a list of numbers .*, found None in it"),
     ],
 )
