@@ -118,10 +118,12 @@ def build_graph(cfg: CfgNode, model: nn.Module, *, outputs: str) -> PixelsToOutp
         ConfigError: the model is not one that can be exported.
     """
     graph = PixelsToOutputs(model, is_bgr=takes_bgr(cfg))
+    if graph.model.takes_clips:
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE: {type(model).__name__} takes clips; only models of images are exported"
+        )
     if outputs == RAW:
         return graph.eval()
-    if graph.model.takes_clips:
-        raise ConfigError("--outputs finished: is for images; a video model is exported with raw outputs")
     has_queries = isinstance(graph.model, MaskFormer)
     graph.finish = FinishedResults(
         graph.model.inference,

@@ -100,6 +100,12 @@ def test_build_graph_refuses_other_models() -> None:
         build_graph(fixture_config(load_fixture("tiny_per_pixel")), torch.nn.Linear(1, 1), outputs="raw")
 
 
+def test_build_graph_refuses_models_of_clips() -> None:
+    fixture = load_fixture("tiny_video")
+    with pytest.raises(ConfigError, match="VideoMaskFormer takes clips; only models of images are exported"):
+        build_graph(fixture_config(fixture), build_fixture_model(fixture, accelerated=False), outputs="raw")
+
+
 @torch.no_grad()
 def test_swin_windows_of_an_exported_graph_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = build_fixture_model(load_fixture("tiny_swin_panoptic"), accelerated=False)

@@ -105,7 +105,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self, multi_scale_features: Sequence[Tensor], mask_features: Tensor, *, num_frames: int = 1
     ) -> list[QueryPrediction]:
         """Return predictions, final last, of maps (BT, C, h, w), coarse first, and mask features (BT, C, H, W)."""
-        queries = self.query_feat.weight.expand(len(mask_features) // num_frames, -1, -1)
+        # Not of len(), which is a number where a graph is traced, and binds its batch.
+        queries = self.query_feat.weight.expand(mask_features.shape[0] // num_frames, -1, -1)
         return self.decode(queries, multi_scale_features, mask_features, num_frames=num_frames)
 
     def decode(
