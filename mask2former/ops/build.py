@@ -92,8 +92,8 @@ def build_cuda(target_dir: Path) -> Path:
         # The static runtime depends on the driver alone, not on the version of CUDA that torch brings.
         flags = shlex.split("-O3 -std=c++17 -shared -cudart static --threads 0")
         host_flags = ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
-        source = str(SOURCE_DIR / "cuda/ms_deform_attn.cu")
-        _run([nvcc, *flags, *host_flags, *_cuda_targets(nvcc), source, "-o", str(library)])
+        sources = [str(SOURCE_DIR / "cuda" / f"{name}.cu") for name in ("ms_deform_attn", "neighbourhood_attention")]
+        _run([nvcc, *flags, *host_flags, *_cuda_targets(nvcc), *sources, "-o", str(library)])
         return _move_into_place(library, target_dir)
 
 

@@ -21,7 +21,7 @@ CUDA_LIBRARY = "libm2f_ops_cuda.so"
 BUILD_COMMAND = "python -m mask2former.ops.build"
 
 # kAbiVersion in csrc, raised with every change of a function or its arguments.
-_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 9, 2
+_CPU_ABI_VERSION, _CUDA_ABI_VERSION = 9, 3
 # DType in csrc/cpu/problem.h, and those that passes over maps and attention take.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 MAP_DTYPES = {dtype: DTYPES[dtype] for dtype in (torch.float32, torch.bfloat16)}
@@ -51,6 +51,8 @@ _ATTENTION: _Types = [_INT, *[_POINTER] * 5, ctypes.c_float, *[_INT64] * 5]  # t
 # dtype; query, key, value, bias and output, or grad_output, those four and their gradients; sizes, scale.
 _NEIGHBOURHOOD_FORWARD: _Types = [_INT, *[_POINTER] * 5, _POINTER, ctypes.c_double]
 _NEIGHBOURHOOD_BACKWARD: _Types = [_INT, *[_POINTER] * 9, _POINTER, ctypes.c_double]
+CUDA_NEIGHBOURHOOD_FORWARD: _Types = [*_NEIGHBOURHOOD_FORWARD, _POINTER]  # the stream
+CUDA_NEIGHBOURHOOD_BACKWARD: _Types = [_INT, *[_POINTER] * 10, _POINTER, ctypes.c_double, _POINTER]
 _UNCERTAIN_POINTS: _Types = [_POINTER, *[_INT64] * 3, _POINTER, _INT64, _INT64, _POINTER]
 _PNG_IDS: _Types = [_POINTER, _INT64, _INT64, _POINTER]
 _JOINT_HISTOGRAM: _Types = [_POINTER, _POINTER, _INT64, _POINTER, _INT64, _POINTER, _INT64, _POINTER]
@@ -162,6 +164,8 @@ def _load_cuda_library() -> tuple[ctypes.CDLL | None, str]:
         return None, problem
     library.m2f_cuda_ms_deform_attn_forward.argtypes = CUDA_FORWARD
     library.m2f_cuda_ms_deform_attn_backward.argtypes = CUDA_BACKWARD
+    library.m2f_cuda_neighbourhood_forward.argtypes = CUDA_NEIGHBOURHOOD_FORWARD
+    library.m2f_cuda_neighbourhood_backward.argtypes = CUDA_NEIGHBOURHOOD_BACKWARD
     library.m2f_cuda_error.argtypes = [_INT]
     library.m2f_cuda_error.restype = ctypes.c_char_p
     if status := library.m2f_cuda_probe():

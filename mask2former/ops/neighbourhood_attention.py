@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mask2former.ops.neighbourhood_attention_kernels import backward_cpu, forward_cpu
+from mask2former.ops.neighbourhood_attention_kernels import backward_cpu, backward_cuda, forward_cpu, forward_cuda
 from mask2former.ops.neighbourhood_attention_reference import Gradients, reference_backward, reference_forward
 
 _MAP_DIMS = 5
@@ -164,6 +164,7 @@ _OPERATORS.define(f"{_NAME}_backward(Tensor grad_output, {_INPUTS}) -> (Tensor, 
 for _key, _forward_kernel, _backward_kernel in (
     ("CompositeExplicitAutograd", reference_forward, reference_backward),
     ("CPU", forward_cpu, backward_cpu),
+    ("CUDA", forward_cuda, backward_cuda),
 ):
     _OPERATORS.impl(_NAME, _forward_by(_forward_kernel), _key)
     _OPERATORS.impl(f"{_NAME}_backward", _backward_by(_backward_kernel), _key)

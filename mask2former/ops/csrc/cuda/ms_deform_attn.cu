@@ -17,7 +17,7 @@
 
 namespace {
 
-constexpr int kAbiVersion = 2;
+constexpr int kAbiVersion = 3;
 
 struct Call {
   const void *grad_output, *value, *locations, *weights, *centres;
