@@ -219,6 +219,8 @@ def test_losses_match_in_the_mean(name: str) -> None:
         assert_close_to_peak(texts, fixture.tensor("train/text_queries"), tolerance=TOLERANCE)
         draws = [model(batch) for _ in range(NUM_DRAWS)]
     weights = fixture.json("losses_weight_json")
+    exact = draws[0]["loss_contrastive"].item() / weights["loss_contrastive"]
+    assert exact == pytest.approx(fixture.array("losses/loss_contrastive")[0], abs=1e-5)
     assert sorted(draws[0]) == sorted(weights) == sorted(key.split("/")[1] for key in fixture.keys("losses/loss"))
     for key, weight in weights.items():
         values = torch.stack([draw[key] for draw in draws]).double() / weight
@@ -324,6 +326,15 @@ def test_training_needs_task_and_text() -> None:
             model([{name: value for name, value in sample.items() if name != key} for sample in batch])
     with pytest.raises(InputError, match="expected 'text' ids"):
         model([{**sample, "text": sample["text"][1:]} for sample in batch])
+
+
+def test_one_image_at_a_time_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    fixture, model = fixture_and_model(FIXTURES[0])
+    model.train()
+    with torch.no_grad():
+        losses = [model(train_batch(fixture)[:1])["loss_contrastive"].item() for _ in range(2)]
+    assert losses == [0, 0]
+    assert sum("contrastive loss" in record.message for record in caplog.records) == 1
 
 
 def test_task_sentence_must_fit() -> None:

@@ -8,6 +8,7 @@ Letters: B batch, Q queries, N texts of an image, S tokens, C channels, H W size
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mask2former.config import as_mask_former
+from mask2former.distributed import get_world_size
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.modeling.contrastive import ContrastiveSetCriterion
 from mask2former.modeling.layers import MLP
@@ -29,7 +31,7 @@ from mask2former.modeling.text_encoder import TextEncoder, encode_distinct, stac
 from mask2former.modeling.transformer_decoder import ContrastiveMultiScaleMaskedTransformerDecoder
 from mask2former.structures.tasks import parse_task, parse_tasks, task_token_ids
 
-_RESULTS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
+_logger = logging.getLogger(__name__)
 _TASK_MLP_LAYERS = 2
 _PLAIN_CRITERION = "SetCriterion"
 
@@ -44,6 +46,7 @@ class TaskMLP(MLP):
 
     def forward(self, ids: Tensor) -> Tensor:
         with torch.autocast(ids.device.type, enabled=False):
+            # Parity: ids are numbers, neither embedded nor scaled (test_head_outputs_match).
             return super().forward(ids.float())
 
 
@@ -87,6 +90,7 @@ class OneFormer(MaskFormer):
         super().__init__(*args, **options)
         parse_tasks(task, source="MODEL.TEST.TASK")
         self.task, self.task_length = task, task_length
+        self.warned_of_one_image = False
         self.task_mlp = TaskMLP(task_length, hidden_dim, hidden_dim, _TASK_MLP_LAYERS)
         self.text_encoder = text_encoder
         self.num_texts = self.sem_seg_head.predictor.num_queries - num_contexts
@@ -217,6 +221,12 @@ class OneFormer(MaskFormer):
             missing = [_name(sample, index) for index, sample in enumerate(batch) if key not in sample]
             if missing:
                 raise DatasetError(f"{', '.join(missing)}: training OneFormer needs {key!r} (mapper oneformer_unified)")
+        if len(batch) == 1 and get_world_size() == 1 and not self.warned_of_one_image:
+            self.warned_of_one_image = True
+            _logger.warning(
+                "OneFormer trains on one image at a time: its contrastive loss, which tells images of a batch apart, "
+                "is 0; expected SOLVER.IMS_PER_BATCH above 1 (said once)"
+            )
         names = [parse_task(sample["task"], source=_name(sample, index)) for index, sample in enumerate(batch)]
         predictions, queries = self.decode_task(*self.encode_pixels(images), self.task_ids(names))
         losses = self.losses(predictions, batch, size=size)

@@ -75,6 +75,7 @@ class ContrastiveMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerD
     def initial_queries(self, task: Tensor, mask_features: Tensor) -> Tensor:
         """Return queries (B, Q, C) of task embeddings (B, C) and mask features (B, C, H, W); the last is the task."""
         if self.use_task_norm:
+            # Parity: the norm is that of the prediction heads (test_head_outputs_match).
             task = self.decoder_norm(task)
         task = task[:, None]  # (B, 1, C)
         place = self.position(mask_features[:, None]).flatten(3).mT[:, 0]  # (1, S, C)
