@@ -140,10 +140,12 @@ def _choose(listed: Iterable[str]) -> list[str]:
 _SCHEME = re.compile(r"^([a-z0-9+]{2,})://(.*)$", re.IGNORECASE | re.DOTALL)  # one letter would be a Windows drive
 _DETECTRON2_CATALOG = "https://dl.fbaipublicfiles.com/detectron2/"
 _SWIN_RELEASE = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
+_CONVNEXT = "https://dl.fbaipublicfiles.com/convnext/"
+_DINAT = "https://shi-labs.com/projects/dinat/checkpoints/"
 _FORMS = "a file, a folder of a run or of transformers, zoo://NAME, hf://OWNER/NAME, http(s)://… or detectron2://…"
 
 # Files that published configs name without a folder: where weights come from that can be given in their place.
-_PRETRAINED_BACKBONES = {
+_PRETRAINED = {
     "R-101.pkl": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
     **{
         f"{name}.pkl": f"{_SWIN_RELEASE}{name}.pth"
@@ -153,6 +155,22 @@ _PRETRAINED_BACKBONES = {
             "swin_base_patch4_window12_384",
             "swin_base_patch4_window12_384_22k",
             "swin_large_patch4_window12_384_22k",
+            "swin_large_patch4_window12_384_22kto1k",
+        )
+    },
+    **{
+        f"{name}.pkl": f"{_CONVNEXT}{name}.pth"
+        for name in ("convnext_large_22k_1k_384", "convnext_xlarge_22k_1k_384_ema")
+    },
+    "dinat_large_in22k_224.pkl": f"{_DINAT}imagenet22k/dinat_large_in22k_224.pth",
+    "dinat_large_in22k_in1k_384_11x11.pkl": f"{_DINAT}imagenet1k/dinat_large_in22k_in1k_384_11x11.pth",
+    # Models of OneFormer that others are trained from.
+    **{
+        file.partition("/")[2]: f"https://shi-labs.com/projects/oneformer/{file}"
+        for file in (
+            "coco/150_16_dinat_l_oneformer_coco_100ep.pth",
+            "mapillary/250_16_convnext_l_oneformer_mapillary_300k.pth",
+            "mapillary/250_16_convnext_xl_oneformer_mapillary_300k.pth",
         )
     },
 }
@@ -247,7 +265,7 @@ def suggest_source(path: Path) -> str:
     model = next((m for m in zoo_models().values() if m.checkpoint_url.endswith(f"/{path.name}")), None)
     if model is not None:
         return f"; this is a published model, give MODEL.WEIGHTS zoo://{model.name} to download it"
-    if path.name in _PRETRAINED_BACKBONES:
-        address = _PRETRAINED_BACKBONES[path.name]
-        return f"; a pretrained backbone, give MODEL.WEIGHTS {address} to download the same weights"
+    if path.name in _PRETRAINED:
+        address = _PRETRAINED[path.name]
+        return f"; pretrained weights, give MODEL.WEIGHTS {address} to download the same weights"
     return ""
