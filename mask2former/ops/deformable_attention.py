@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -65,11 +64,12 @@ def ms_deform_attn(
     """
     shapes = flatten_shapes(spatial_shapes)
     weights = promote_weights(attention_weights, sampling_locations)
-    forward = _replacement.get() or torch.ops.mask2former.ms_deform_attn
+    forward = _replacements[-1] if _replacements else torch.ops.mask2former.ms_deform_attn
     return forward(value, shapes, sampling_locations, weights)
 
 
-_replacement: ContextVar[Callable[..., Tensor] | None] = ContextVar("_replacement", default=None)
+# Of ``replaced_operator``, the innermost last; not a context variable, which torch.compile cannot read.
+_replacements: list[Callable[..., Tensor]] = []
 
 
 @contextlib.contextmanager
@@ -78,11 +78,14 @@ def replaced_operator(forward: Callable[..., Tensor] | None) -> Iterator[None]:
 
     None leaves the operator.
     """
-    token = _replacement.set(forward)
+    if forward is None:
+        yield
+        return
+    _replacements.append(forward)
     try:
         yield
     finally:
-        _replacement.reset(token)
+        _replacements.pop()
 
 
 def ms_deform_attn_reference(

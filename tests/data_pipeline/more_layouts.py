@@ -278,7 +278,7 @@ def coco_panoptic_beside(root: Path) -> Path:
 
 def datasets_library(root: Path) -> Path:
     """The library datasets 5.2: image, annotation, semantic_class_to_id."""
-    pytest.importorskip("datasets", reason="needs the extra [transformers]")
+    pytest.importorskip("datasets.config", reason="needs the extra [transformers]")
     convert_own_data(trees.write_coco_panoptic(root.with_name("source")), root, target="datasets")
     return root
 
