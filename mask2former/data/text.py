@@ -21,6 +21,8 @@ import torch
 from mask2former.errors import ConfigError
 
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+_PACKAGE = "open_clip"
+_SPLITTERS: tuple[str, ...] = ("ftfy", "regex")  # packages that clean and split texts
 _NUM_MERGES = 49152 - 256 - 2  # lines of the file that CLIP uses, after its heading
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -111,17 +113,15 @@ def _byte_letters() -> Mapping[int, str]:
 
 
 def _find_vocabulary(file: str) -> Path:
-    if file:
-        if not Path(file).is_file():
-            raise ConfigError(f"INPUT.TEXT_VOCABULARY: there is no file {file}")
-        missing = [name for name in ("ftfy", "regex") if importlib.util.find_spec(name) is None]
-    else:
-        missing = [name for name in ("open_clip", "ftfy", "regex") if importlib.util.find_spec(name) is None]
+    if file and not Path(file).is_file():
+        raise ConfigError(f"INPUT.TEXT_VOCABULARY: there is no file {file}")
+    needed = _SPLITTERS if file else (_PACKAGE, *_SPLITTERS)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"texts of OneFormer need CLIP's vocabulary, and {', '.join(missing)} is missing: {_ADVICE}")
     if file:
         return Path(file)
-    spec = importlib.util.find_spec("open_clip")
+    spec = importlib.util.find_spec(_PACKAGE)
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).with_name(_VOCABULARY)

@@ -155,8 +155,7 @@ class OneFormer(MaskFormer):
             with self.inference_precision():
                 chosen = [level if len(asked) == len(batch) else level[asked] for level in (*inputs, mask_features)]
                 (*_, prediction), _ = self.decode_task(chosen[:-1], chosen[-1], self.task_ids([name] * len(asked)))
-            for index in asked:
-                row = asked.index(index)
+            for row, index in enumerate(asked):
                 one = QueryPrediction(*(values[row : row + 1] for values in prediction))
                 results[index].update(self._results_of(name, tasks[index], one, geometries[index]))
         return results
