@@ -35,7 +35,6 @@ from mask2former.evaluation.average_precision import PrecisionTally
 from mask2former.evaluation.coco_ground_truth import CocoGroundTruth
 from mask2former.evaluation.coco_matching import IouType, match_image
 from mask2former.files.atomic import write_json
-from mask2former.files.pictures import write_picture
 from mask2former.structures import MetadataCatalog, bitmasks_to_rles, id_to_rgb
 
 NAME = "evaluation_benchmark"
@@ -69,6 +68,12 @@ def panoptic_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.
     ]
 
 
+def write_map(ids: np.ndarray, path: Path) -> None:
+    """Write ids by Pillow, which wrote COCO's own files: how a file is compressed decides how fast it is read."""
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(id_to_rgb(ids)).save(path)
+
+
 def write_panoptic(folder: Path, num_images: int, size: tuple[int, int]) -> list[tuple[int, torch.Tensor, list[Any]]]:
     """Truth in files, predictions (the truth, shifted) in files and returned."""
     rng = np.random.default_rng(0)
@@ -78,10 +83,10 @@ def write_panoptic(folder: Path, num_images: int, size: tuple[int, int]) -> list
     for image_id in range(num_images):
         ids, segments = panoptic_scene(rng, size)
         file_name = f"{image_id}.png"
-        write_picture(id_to_rgb(ids), folder / "truth" / file_name)
+        write_map(ids, folder / "truth" / file_name)
         truth.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
         shifted = np.roll(ids, (5, -7), axis=(0, 1))
-        write_picture(id_to_rgb(shifted), folder / "found" / file_name)
+        write_map(shifted, folder / "found" / file_name)
         own = [{"id": segment["id"], "category_id": segment["category_id"]} for segment in segments]
         found.append({"image_id": image_id, "file_name": file_name, "segments_info": own})
         predictions.append((image_id, torch.from_numpy(shifted), own))
@@ -129,7 +134,7 @@ def quality_by_panopticapi(folder: Path, *, all_cores: bool) -> dict[str, float]
 def write_predictions(folder: Path, predictions: list[tuple[int, torch.Tensor, list[Any]]]) -> None:
     """As users of panopticapi write them: by Pillow."""
     for image_id, ids, _ in predictions:
-        Image.fromarray(id_to_rgb(ids.numpy())).save(folder / "found" / f"{image_id}.png")
+        write_map(ids.numpy(), folder / "found" / f"{image_id}.png")
 
 
 def measure_panoptic(*, num_images: int, size: tuple[int, int], runs: int) -> dict[str, float]:

@@ -103,20 +103,24 @@ def _assign(ious: np.ndarray, is_crowd: np.ndarray, is_ignored: np.ndarray) -> n
     Each takes, in order, the instance of greatest IoU (D, G) that is not taken, the last among equals; an ignored one
     (A, G) only if no other is left. Crowds (G,) are never taken.
     """
-    num_areas, num_true = is_ignored.shape
-    num_thresholds = len(IOU_THRESHOLDS)
-    positions = np.arange(num_true)
-    assigned = np.full((len(ious), num_areas, num_thresholds), -1)
-    is_open = np.ones((num_areas, num_thresholds, num_true), dtype=bool)
-    overlaps_enough = ious[:, None, :] >= IOU_THRESHOLDS[:, None]  # (D, T, G)
-    for ious_of_one, enough, match in zip(ious, overlaps_enough, assigned):
-        eligible = is_open & enough  # (A, T, G)
-        counted = eligible & ~is_ignored[:, None]
-        preferred = np.where(counted.any(axis=2, keepdims=True), counted, eligible)
-        last_best = num_true - 1 - np.where(preferred, ious_of_one, -1.0)[..., ::-1].argmax(axis=2)
-        match[:] = np.where(eligible.any(axis=2), last_best, -1)
-        is_open &= (match[..., None] != positions) | is_crowd
-    return assigned
+    num_found, num_true = ious.shape
+    num_areas, num_thresholds = len(is_ignored), len(IOU_THRESHOLDS)
+    ranks = np.empty(ious.shape, dtype=np.int64)  # from 1 on, the best last
+    np.put_along_axis(ranks, np.argsort(ious, axis=1, kind="stable"), np.arange(1, num_true + 1)[None], axis=1)
+    ranks = ranks[:, None] + num_true * ~is_ignored  # (D, A, G): those that count before the ignored
+    overlaps_enough = ious[:, None] >= IOU_THRESHOLDS[:, None]  # (D, T, G)
+    # The column before the instances stands for none: of only zeros, argmax takes the first.
+    worth = np.zeros((num_found, num_areas, num_thresholds, 1 + num_true), dtype=np.int64)
+    np.multiply(ranks[:, :, None], overlaps_enough[:, None], out=worth[..., 1:])
+    worth = worth.reshape(num_found, num_areas * num_thresholds, 1 + num_true)
+    stays_open = np.append(True, is_crowd)
+    rows = np.arange(worth.shape[1])
+    assigned = np.empty(worth.shape[:2], dtype=np.int64)
+    is_open = np.ones(worth.shape[1:], dtype=bool)
+    for worth_of_one, match in zip(worth, assigned):
+        (worth_of_one * is_open).argmax(axis=1, out=match)
+        is_open[rows, match] = stays_open[match]
+    return assigned.reshape(num_found, num_areas, num_thresholds) - 1
 
 
 def _is_outside(areas: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from mask2former.evaluation.panoptic_ground_truth import PanopticGroundTruth, Re
 from mask2former.evaluation.panoptic_quality import PanopticScorer, PanopticTally
 from mask2former.evaluation.protocol import DatasetEvaluator, ModelInputs, ModelOutputs, Results, metadata_ids
 from mask2former.evaluation.results import check_percentages, format_table
-from mask2former.files.annotation_values import safe_name
+from mask2former.files.annotation_values import Id, safe_name
 from mask2former.files.atomic import write_json
 from mask2former.files.coco_panoptic import read_panoptic
 from mask2former.files.inputs import PathLike
@@ -70,7 +70,8 @@ class COCOPanopticEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._scorer = PanopticScorer(self._truth.category_ids, takes_unlisted=False)
-        self._predictions: list[dict[str, Any]] = []
+        self._image_ids: list[Id] = []
+        self._predictions: list[dict[str, Any]] = []  # only if they are written
 
     def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
         """Compare each image and keep the counts.
@@ -93,11 +94,13 @@ class COCOPanopticEvaluator(DatasetEvaluator):
             self._scorer.add_image(
                 (truth_ids, truth_segments), (ids, segments), truth_name=truth_name, prediction_name=name
             )
-            position = self._truth.position_of(image_id)
-            file_name = safe_name(annotation["file_name"], position, suffix=".png")
-            self._predictions.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
-            if self._output_dir is not None and self._save_pngs:
-                write_picture(id_to_rgb(ids), self._output_dir / PNG_FOLDER / file_name)
+            self._image_ids.append(image_id)
+            if self._output_dir is not None:
+                position = self._truth.position_of(image_id)
+                file_name = safe_name(annotation["file_name"], position, suffix=".png")
+                self._predictions.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
+                if self._save_pngs:
+                    write_picture(id_to_rgb(ids), self._output_dir / PNG_FOLDER / file_name)
 
     def evaluate(self) -> Results | None:
         """``{"panoptic_seg": {PQ, SQ, RQ, PQ_th, …, RQ_st}}`` in percent on the main process, None elsewhere.
@@ -105,9 +108,7 @@ class COCOPanopticEvaluator(DatasetEvaluator):
         Raises:
             InputError: an image has no prediction or several.
         """
-        keep = self._output_dir is not None
-        ids = [prediction["image_id"] for prediction in self._predictions]
-        parts = gather_on_main((self._scorer.tally, ids, self._predictions if keep else []))
+        parts = gather_on_main((self._scorer.tally, self._image_ids, self._predictions))
         if parts is None:
             return None
         tally = PanopticTally.zeros(len(self._truth.category_ids))

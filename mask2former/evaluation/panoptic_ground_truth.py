@@ -68,7 +68,7 @@ class PanopticGroundTruth:
         self.images = list(panoptic.images.values())
         self.annotations = panoptic.annotations
         self._positions = {image_id: position for position, image_id in enumerate(self.annotations)}
-        paths = [self.png_folder / annotation["file_name"] for annotation in self.annotations.values()]
+        self._paths = paths = [self.png_folder / annotation["file_name"] for annotation in self.annotations.values()]
         # Evaluation mostly goes through a data set in its order: the next images are decoded meanwhile.
         ahead = ReadAhead(lambda position: read_panoptic_ids(paths[position]), len(paths))
         self._ids_at = functools.lru_cache(maxsize=_NUM_KEPT)(ahead.__getitem__)
@@ -96,8 +96,9 @@ class PanopticGroundTruth:
 
     def read(self, annotation: Mapping[str, Any]) -> tuple[np.ndarray, Sequence[Mapping[str, Any]], str]:
         """Return ids (H, W), segments, and a name for error messages."""
-        name = f"{self.png_folder / annotation['file_name']} (image {annotation['image_id']!r})"
-        return self._ids_at(self._positions[annotation["image_id"]]), annotation["segments_info"], name
+        position = self._positions[annotation["image_id"]]
+        name = f"{self._paths[position]} (image {annotation['image_id']!r})"
+        return self._ids_at(position), annotation["segments_info"], name
 
     def check_complete(self, evaluated: Iterable[Any]) -> None:
         """Raise InputError unless every image was evaluated exactly once."""

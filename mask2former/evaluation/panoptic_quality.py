@@ -155,9 +155,8 @@ class PanopticScorer:
         is_crowd = np.array([bool(segment.get("iscrowd", 0)) for segment in truth_segments], dtype=bool)  # (G,)
         # Parity: panopticapi takes the area that the json states; test_evaluate_panoptic_uses_stated_area.
         counted = joint[_FIRST_SEGMENT:].sum(axis=1)
-        stated = [s.get("area", c) for s, c in zip(truth_segments, counted)]
-        areas = [area if is_plain_area(area, c) else c for area, c in zip(stated, counted)]
-        truth_areas = np.array(areas, dtype=np.float64)
+        stated = ((segment.get("area", area), area) for segment, area in zip(truth_segments, counted.tolist()))
+        truth_areas = np.array([s if is_plain_area(s, area) else area for s, area in stated], dtype=np.float64)
 
         unions = predicted_areas + truth_areas[:, None] - intersections - on_void
         comparable = (truth_classes[:, None] == predicted_classes) & ~is_crowd[:, None] & (intersections > 0)

@@ -40,8 +40,8 @@ def numbered_id(value: Any, key: str) -> int:
     Raises:
         DatasetError: it is none.
     """
-    number = whole_number(value)
-    if number is None or abs(number) > _MAX_ID:
+    number = value if type(value) is int else whole_number(value)
+    if number is None or not -_MAX_ID <= number <= _MAX_ID:
         raise DatasetError(f"{key!r} must be a whole number, found {shown(value)}")
     return number
 
@@ -65,14 +65,14 @@ def plain_flag(value: Any, key: str) -> int:
     Raises:
         DatasetError: it is something else.
     """
+    number = whole_number(value)
+    if number in (0, 1):
+        return number
     if value is None or isinstance(value, bool):
         return int(bool(value))
     if isinstance(value, str) and value.strip().lower() in _FLAGS:
         return int(_FLAGS[value.strip().lower()])
-    number = whole_number(value)
-    if number not in (0, 1):
-        raise DatasetError(f"{key!r} must be 0 or 1, found {shown(value)}")
-    return number
+    raise DatasetError(f"{key!r} must be 0 or 1, found {shown(value)}")
 
 
 def plain_size(entry: Mapping[str, Any]) -> tuple[int, int]:
@@ -94,16 +94,13 @@ def plain_size(entry: Mapping[str, Any]) -> tuple[int, int]:
 
 def plain_number(value: Any) -> float | None:
     """A finite number that is at least 0, also as text; None for anything else."""
-    if isinstance(value, bool):
-        return None
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             return None
-    if not isinstance(value, (int, float)) or abs(value) > _MAX_ID or not math.isfinite(value) or value < 0:
-        return None
-    return value
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and 0 <= value <= _MAX_ID else None  # no comparison holds for NaN
 
 
 def plain_box(box_xywh: Any) -> list[float]:

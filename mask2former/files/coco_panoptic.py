@@ -151,10 +151,10 @@ def _read_segment(info: Any, categories: Mapping[int, Category]) -> dict[str, An
     category_id = numbered_id(info["category_id"], "category_id")
     if categories and category_id not in categories:
         raise DatasetError(f"segment {id_shown(info)}: {unknown_category(info['category_id'], categories)}")
-    segment = {**info, "id": segment_id, "category_id": category_id}
-    segment["iscrowd"] = plain_flag(info.get("iscrowd"), "iscrowd")
-    if "area" in info:
-        del segment["area"]
-        if (area := plain_number(info["area"])) is not None:
-            segment["area"] = area
+    is_crowd = plain_flag(info.get("iscrowd"), "iscrowd")
+    segment = {**info, "id": segment_id, "category_id": category_id, "iscrowd": is_crowd}
+    if (area := plain_number(info.get("area"))) is not None:
+        segment["area"] = area
+    else:
+        segment.pop("area", None)
     return segment

@@ -67,9 +67,10 @@ def joint_histogram(
 
 
 def _check_ids(name: str, ids: np.ndarray, *, is_list: bool) -> None:
-    if ids.dtype.kind not in "iu" or (is_list and (ids.ndim != 1 or (len(ids) and ids.min() < 0))):
+    listed = ids.tolist() if is_list and ids.ndim == 1 else []
+    if ids.dtype.kind not in "iu" or (is_list and (ids.ndim != 1 or min(listed, default=0) < 0)):
         raise ValueError(f"{name} must be integers{', one list from 0 on' if is_list else ''}, got {ids.dtype}")
-    if is_list and len(np.unique(ids)) < len(ids):
+    if len(set(listed)) < len(listed):
         raise ValueError(f"{name} must list each id once")
     if ids.size and not np.can_cast(ids.dtype, np.int32) and (ids.max() > _MAX_ID or ids.min() < -_MAX_ID):
         raise ValueError(f"{name} must be ids that int32 can hold, got {ids.min()} to {ids.max()}")

@@ -31,6 +31,8 @@ _MAX_SHOWN = 80  # characters of a wrong value in a message
 
 def whole_number(value: Any) -> int | None:
     """``value`` as an integer where it plainly is one (3, 3.0, "3"), else None."""
+    if type(value) is int:  # nearly always, and files hold millions
+        return value
     if isinstance(value, (bool, np.bool_)):
         return None
     if isinstance(value, (int, np.integer)):
