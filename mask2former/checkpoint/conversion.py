@@ -17,12 +17,13 @@ from mask2former.checkpoint.loading import find_weights, to_tensors
 from mask2former.checkpoint.name_rules import rename_from_ours
 from mask2former.checkpoint.reader import load_state
 from mask2former.checkpoint.transformers_config import config_to_transformers, preprocessor_to_transformers
-from mask2former.checkpoint.transformers_names import MASK2FORMER_RULES, MASKFORMER_RULES
+from mask2former.checkpoint.transformers_names import MASK2FORMER_RULES, MASKFORMER_RULES, ONEFORMER_RULES
 from mask2former.errors import CheckpointError
 from mask2former.files.atomic import save_atomic, write_bytes_atomic, write_text_atomic
 
 _BACKBONE = "backbone."
 _MASK2FORMER_QUERIES = "sem_seg_head.predictor.query_feat.weight"  # MaskFormer's begin at zero
+_ONEFORMER_TASK = "task_mlp.layers.0.weight"
 _FIRST_CONVOLUTIONS = ("backbone.stem.conv1.weight", "backbone.patch_embed.proj.weight")
 
 
@@ -92,12 +93,13 @@ def _pickle(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a Mask2Former or MaskFormer of ours under the names of transformers.
+    """Return the tensors of a Mask2Former, MaskFormer or OneFormer of ours under the names of transformers.
 
     Raises:
         CheckpointError: tensors that their model has no place for.
     """
-    rules = MASK2FORMER_RULES if _MASK2FORMER_QUERIES in tensors else MASKFORMER_RULES
+    with_queries = MASK2FORMER_RULES if _MASK2FORMER_QUERIES in tensors else MASKFORMER_RULES
+    rules = ONEFORMER_RULES if _ONEFORMER_TASK in tensors else with_queries
     renamed = rename_from_ours(tensors, rules, drop=(DERIVED,))
     if renamed.unknown:
         raise CheckpointError(
@@ -112,9 +114,16 @@ def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_transformers(
-    tensors: Mapping[str, Tensor], folder: str | Path, *, cfg: Any, class_names: Sequence[str] = ()
+    tensors: Mapping[str, Tensor],
+    folder: str | Path,
+    *,
+    cfg: Any,
+    class_names: Sequence[str] = (),
+    thing_ids: Sequence[int] | None = None,
 ) -> None:
-    """A folder that ``from_pretrained`` of their Mask2Former or MaskFormer reads.
+    """A folder that ``from_pretrained`` of their Mask2Former, MaskFormer or OneFormer reads.
+
+    ``thing_ids`` are the classes that are things (None: all), which OneFormer's processor is told with the names.
 
     Raises:
         CheckpointError, ConfigError: a part of the model that theirs does not have.
@@ -124,7 +133,7 @@ def write_transformers(
     folder = Path(folder)
     renamed = to_transformers(tensors)
     config = config_to_transformers(cfg, tensors, class_names=class_names)
-    preprocessor = preprocessor_to_transformers(cfg)
+    preprocessor = preprocessor_to_transformers(cfg, class_names=class_names, thing_ids=thing_ids)
     write_bytes_atomic(save(renamed, metadata={"format": "pt"}), folder / "model.safetensors")
     write_text_atomic(json.dumps(preprocessor, indent=2) + "\n", folder / "preprocessor_config.json")
     write_text_atomic(json.dumps(config, indent=2) + "\n", folder / "config.json")

@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from mask2former.checkpoint.name_rules import Renamed, Rule, rename_to_ours
-from mask2former.checkpoint.transformers_names import MASK2FORMER_RULES, MASKFORMER_RULES, UNUSED_BY_HEADS
+from mask2former.checkpoint.transformers_names import (
+    MASK2FORMER_RULES,
+    MASKFORMER_RULES,
+    ONEFORMER_RULES,
+    UNUSED_BY_HEADS,
+)
 from mask2former.errors import CheckpointError
 
 # Tensors that follow from the architecture (or count steps that nothing reads): their absence means nothing.
@@ -216,11 +221,18 @@ _DETECTRON2_RULES = (
 )
 _SWIN_V2 = {r"logit_scale|cpb_mlp": "Swin Transformer V2 is another architecture"}
 
-PUBLISHED = Family("Mask2Former, MaskFormer (published layout)", r"^(sem_seg_head|backbone)\.", drop=())
+PUBLISHED = Family("Mask2Former, MaskFormer, OneFormer (published layout)", r"^(sem_seg_head|backbone)\.", drop=())
 TRANSFORMERS_MASKFORMER = Family(
     "transformers MaskFormer",
     r"^model\.pixel_level_module\.decoder\.fpn\.",
     MASKFORMER_RULES,
+    drop=(DERIVED, *UNUSED_BY_HEADS),
+    images=RGB_BY_DEVIATION,
+)
+TRANSFORMERS_ONEFORMER = Family(
+    "transformers OneFormer",
+    r"^model\.task_encoder\.",
+    ONEFORMER_RULES,
     drop=(DERIVED, *UNUSED_BY_HEADS),
     images=RGB_BY_DEVIATION,
 )
@@ -235,6 +247,7 @@ TRANSFORMERS_MASK2FORMER = Family(
 FAMILIES = (
     PUBLISHED,
     TRANSFORMERS_MASKFORMER,
+    TRANSFORMERS_ONEFORMER,
     TRANSFORMERS_MASK2FORMER,
     Family(
         "caffe2 ResNet (MSRA)",

@@ -1,8 +1,9 @@
 """Names of tensors in two families of checkpoints, one table for both directions.
 
 A rule pairs two templates, for instance ``layer{i}.{j}.{k}.weight`` with ``res{i+1}.{j}.conv{k}.weight``. A letter
-stands for a number, which the other side may shift (``{i+1}``) or count down (``{3-i}``); ``{p}`` stands for the last
-part of a name, such as ``weight``. Several templates on one side mean tensors that the other side keeps stacked as one.
+stands for a number, which the other side may shift (``{i+1}``) or count down (``{3-i}``); ``{p}`` and ``{q}`` stand for
+a part of a name, such as ``weight``. Several templates on one side mean tensors that the other side keeps stacked as
+one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 Values = dict[str, int | str]
 
 _PLACEHOLDER = re.compile(r"\{(?:(?P<base>\d+)-)?(?P<name>[a-z])(?P<offset>[+-]\d+)?\}")
-_PART = "p"  # the placeholder that is no number
+_PARTS = ("p", "q")  # the placeholders that are no numbers
 
 
 class Template:
@@ -29,7 +30,7 @@ class Template:
         self._fields = list(_PLACEHOLDER.finditer(text))
         pieces, end = [], 0
         for found in self._fields:
-            pattern = r"([^.]+)" if found["name"] == _PART else r"(\d+)"
+            pattern = r"([^.]+)" if found["name"] in _PARTS else r"(\d+)"
             pieces += [re.escape(text[end : found.start()]), pattern]
             end = found.end()
         self._pattern = re.compile("".join(pieces) + re.escape(text[end:]))
@@ -41,7 +42,7 @@ class Template:
             return None
         values: Values = {}
         for place, text in zip(self._fields, found.groups()):
-            values[place["name"]] = text if place["name"] == _PART else _solve(place, int(text))
+            values[place["name"]] = text if place["name"] in _PARTS else _solve(place, int(text))
         return None if any(isinstance(value, int) and value < 0 for value in values.values()) else values
 
     def fill(self, values: Mapping[str, int | str]) -> str:
@@ -123,7 +124,7 @@ def rename_from_ours(tensors: Mapping[str, Tensor], rules: Sequence[Rule], *, dr
             result.unknown.append(name)
             result.tensors[name] = tensor
             continue
-        result.tensors |= dict(zip(theirs, tensor.chunk(len(theirs))))
+        result.tensors |= dict(zip(theirs, tensor.chunk(len(theirs)) if len(theirs) > 1 else (tensor,)))
     return result
 
 

@@ -1,4 +1,8 @@
-"""Tensor names of the library transformers for Mask2Former and MaskFormer, beside ours."""
+"""Tensor names of the library transformers for Mask2Former, MaskFormer and OneFormer, beside ours.
+
+Its files bear the names of its release 4.26 to this day. In memory, release 5 calls parts of Swin otherwise: a state
+dict that was saved by hand bears those names, which are read and never written.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +20,66 @@ UNUSED_BY_HEADS = (r"^model\.pixel_level_module\.encoder\.(swin\.|model\.)?layer
 
 def _swin_rules(prefix: str, norms: str) -> tuple[Rule, ...]:
     """Theirs keep query, key and value apart. ``norms`` are those of the features, the first being of stage i = 0."""
-    block, ours = f"{prefix}.encoder.layers.{{i}}.blocks.{{j}}", "backbone.layers.{i}.blocks.{j}"
+    ours = "backbone.layers.{i}.blocks.{j}"
+    block = f"{prefix}.encoder.layers.{{i}}.blocks.{{j}}"
     attention = f"{block}.attention.self"
     return (
-        Rule(f"{prefix}.embeddings.patch_embeddings.projection.{{p}}", "backbone.patch_embed.proj.{p}"),
-        Rule(f"{prefix}.embeddings.norm.{{p}}", "backbone.patch_embed.norm.{p}"),
-        Rule(f"{block}.layernorm_before.{{p}}", f"{ours}.norm1.{{p}}"),
-        Rule(f"{block}.layernorm_after.{{p}}", f"{ours}.norm2.{{p}}"),
+        *_swin_stage_rules(prefix),
         Rule(f"{attention}.relative_position_bias_table", f"{ours}.attn.relative_position_bias_table"),
         Rule(tuple(f"{attention}.{part}.{{p}}" for part in ("query", "key", "value")), f"{ours}.attn.qkv.{{p}}"),
         Rule(f"{block}.attention.output.dense.{{p}}", f"{ours}.attn.proj.{{p}}"),
         Rule(f"{block}.intermediate.dense.{{p}}", f"{ours}.mlp.fc1.{{p}}"),
         Rule(f"{block}.output.dense.{{p}}", f"{ours}.mlp.fc2.{{p}}"),
+        Rule(f"{_ENCODER}.hidden_states_norms.{norms}.{{p}}", "backbone.norm{i}.{p}"),
+        *_swin_rules_in_memory(f"{_ENCODER}.swin"),
+    )
+
+
+def _swin_rules_in_memory(prefix: str) -> tuple[Rule, ...]:
+    ours = "backbone.layers.{i}.blocks.{j}"
+    block = f"{prefix}.encoder.layers.{{i}}.blocks.{{j}}"
+    attention, table = f"{block}.attention", "relative_position_bias_table"
+    parts = ("q_proj", "k_proj", "v_proj")
+    return (
+        *_swin_stage_rules(prefix),
+        Rule(f"{attention}.relative_position_bias.{table}", f"{ours}.attn.{table}"),
+        Rule(tuple(f"{attention}.{part}.{{p}}" for part in parts), f"{ours}.attn.qkv.{{p}}"),
+        Rule(f"{attention}.o_proj.{{p}}", f"{ours}.attn.proj.{{p}}"),
+        Rule(f"{block}.mlp.fc{{k}}.{{p}}", f"{ours}.mlp.fc{{k}}.{{p}}"),
+    )
+
+
+def _swin_stage_rules(prefix: str) -> tuple[Rule, ...]:
+    """Return what both spellings share below ``prefix``: embedding, norms and merging."""
+    block, ours = f"{prefix}.encoder.layers.{{i}}.blocks.{{j}}", "backbone.layers.{i}.blocks.{j}"
+    return (
+        Rule(f"{prefix}.embeddings.patch_embeddings.projection.{{p}}", "backbone.patch_embed.proj.{p}"),
+        Rule(f"{prefix}.embeddings.norm.{{p}}", "backbone.patch_embed.norm.{p}"),
+        Rule(f"{block}.layernorm_before.{{p}}", f"{ours}.norm1.{{p}}"),
+        Rule(f"{block}.layernorm_after.{{p}}", f"{ours}.norm2.{{p}}"),
         Rule(
             f"{prefix}.encoder.layers.{{i}}.downsample.reduction.weight",
             "backbone.layers.{i}.downsample.reduction.weight",
         ),
         Rule(f"{prefix}.encoder.layers.{{i}}.downsample.norm.{{p}}", "backbone.layers.{i}.downsample.norm.{p}"),
-        Rule(f"{_ENCODER}.hidden_states_norms.{norms}.{{p}}", "backbone.norm{i}.{p}"),
+    )
+
+
+def _dinat_rules() -> tuple[Rule, ...]:
+    level, ours = f"{_ENCODER}.encoder.levels.{{i}}", "backbone.levels.{i}"
+    layer, block = f"{level}.layers.{{j}}", f"{ours}.blocks.{{j}}"
+    attention = f"{layer}.attention.self"
+    return (
+        Rule(f"{_ENCODER}.embeddings.patch_embeddings.projection.{{i}}.{{p}}", "backbone.patch_embed.proj.{i}.{p}"),
+        Rule(f"{layer}.layernorm_before.{{p}}", f"{block}.norm1.{{p}}"),
+        Rule(f"{layer}.layernorm_after.{{p}}", f"{block}.norm2.{{p}}"),
+        Rule(f"{attention}.rpb", f"{block}.attn.rpb"),
+        Rule(tuple(f"{attention}.{part}.{{p}}" for part in ("query", "key", "value")), f"{block}.attn.qkv.{{p}}"),
+        Rule(f"{layer}.attention.output.dense.{{p}}", f"{block}.attn.proj.{{p}}"),
+        Rule(f"{layer}.intermediate.dense.{{p}}", f"{block}.mlp.fc1.{{p}}"),
+        Rule(f"{layer}.output.dense.{{p}}", f"{block}.mlp.fc2.{{p}}"),
+        Rule(f"{level}.downsample.reduction.weight", f"{ours}.downsample.reduction.weight"),
+        Rule(f"{level}.downsample.norm.{{p}}", f"{ours}.downsample.norm.{{p}}"),
     )
 
 
@@ -90,8 +136,7 @@ def _masked_decoder_rules() -> tuple[Rule, ...]:
     return (
         *_separate_attention(f"{layer}.self_attn", f"{own_attention}.self_attn"),
         Rule(f"{layer}.self_attn_layer_norm.{{p}}", f"{own_attention}.norm.{{p}}"),
-        Rule(f"{layer}.cross_attn.{{p}}", f"{cross_attention}.multihead_attn.{{p}}"),
-        Rule(f"{layer}.cross_attn.out_proj.{{p}}", f"{cross_attention}.multihead_attn.out_proj.{{p}}"),
+        *_whole_attention(f"{layer}.cross_attn", f"{cross_attention}.multihead_attn"),
         Rule(f"{layer}.cross_attn_layer_norm.{{p}}", f"{cross_attention}.norm.{{p}}"),
         Rule(f"{layer}.fc{{k}}.{{p}}", f"{feed_forward}.linear{{k}}.{{p}}"),
         Rule(f"{layer}.final_layer_norm.{{p}}", f"{feed_forward}.norm.{{p}}"),
@@ -106,6 +151,66 @@ def _masked_decoder_rules() -> tuple[Rule, ...]:
         ),
         Rule("class_predictor.{p}", f"{_PREDICTOR}.class_embed.{{p}}"),
         Rule("criterion.empty_weight", "criterion.empty_weight"),
+    )
+
+
+def _task_decoder_rules() -> tuple[Rule, ...]:
+    """Return the rules of OneFormer's decoder, whose layers bear names close to ours."""
+    decoder = f"{_QUERIES}.decoder"
+    layer, made = f"{decoder}.layers.{{i}}", "query_transformer.decoder"
+    own_attention = f"{_PREDICTOR}.transformer_self_attention_layers.{{i}}"
+    cross_attention = f"{_PREDICTOR}.transformer_cross_attention_layers.{{i}}"
+    feed_forward = f"{_PREDICTOR}.transformer_ffn_layers.{{i}}"
+    ours = f"{_PREDICTOR}.class_transformer.decoder"
+    attention = (f"{layer}.cross_attn.multihead_attn", f"{cross_attention}.multihead_attn")
+    return (
+        *_separate_attention(f"{layer}.self_attn.self_attn", f"{own_attention}.self_attn"),
+        Rule(f"{layer}.self_attn.norm.{{p}}", f"{own_attention}.norm.{{p}}"),
+        *_whole_attention(*attention),
+        Rule(f"{layer}.cross_attn.norm.{{p}}", f"{cross_attention}.norm.{{p}}"),
+        Rule(f"{layer}.ffn.linear{{k}}.{{p}}", f"{feed_forward}.linear{{k}}.{{p}}"),
+        Rule(f"{layer}.ffn.norm.{{p}}", f"{feed_forward}.norm.{{p}}"),
+        *(
+            rule
+            for part in ("self_attn", "multihead_attn")
+            for rule in _whole_attention(f"{decoder}.{made}.layers.{{i}}.{part}", f"{ours}.layers.{{i}}.{part}")
+        ),
+        Rule(f"{decoder}.{made}.layers.{{i}}.{{q}}.{{p}}", f"{ours}.layers.{{i}}.{{q}}.{{p}}"),
+        Rule(f"{decoder}.{made}.norm.{{p}}", f"{ours}.norm.{{p}}"),
+        Rule(f"{decoder}.decoder_norm.{{p}}", f"{_PREDICTOR}.decoder_norm.{{p}}"),
+        Rule(f"{_QUERIES}.queries_embedder.weight", f"{_PREDICTOR}.query_embed.weight"),
+        Rule(f"{_QUERIES}.level_embed.weight", f"{_PREDICTOR}.level_embed.weight"),
+        Rule(f"{_QUERIES}.input_projections.{{i}}.{{p}}", f"{_PREDICTOR}.input_proj.{{i}}.{{p}}"),
+        Rule(f"{decoder}.query_input_projection.{{p}}", f"{_PREDICTOR}.class_input_proj.{{p}}"),
+        Rule(f"{decoder}.class_embed.{{p}}", f"{_PREDICTOR}.class_embed.{{p}}"),
+        Rule(f"{decoder}.mask_embed.layers.{{k}}.0.{{p}}", f"{_PREDICTOR}.mask_embed.layers.{{k}}.{{p}}"),
+    )
+
+
+def _whole_attention(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Return query, key and value projections that both keep as one."""
+    return (
+        Rule(f"{theirs}.{{p}}", f"{ours}.{{p}}"),
+        Rule(f"{theirs}.out_proj.{{p}}", f"{ours}.out_proj.{{p}}"),
+    )
+
+
+def _task_and_text_rules() -> tuple[Rule, ...]:
+    """Return the rules of OneFormer's task token, and of its text branch, which is of training alone."""
+    text, layer = "model.text_mapper", "model.text_mapper.text_encoder.transformer.layers.{i}"
+    block = "text_encoder.transformer.resblocks.{i}"
+    return (
+        Rule("model.task_encoder.task_mlp.layers.{k}.0.{p}", "task_mlp.layers.{k}.{p}"),
+        *_whole_attention(f"{layer}.self_attn", f"{block}.attn"),
+        Rule(f"{layer}.layer_norm{{k}}.{{p}}", f"{block}.ln_{{k}}.{{p}}"),
+        Rule(f"{layer}.mlp.fc1.{{p}}", f"{block}.mlp.c_fc.{{p}}"),
+        Rule(f"{layer}.mlp.fc2.{{p}}", f"{block}.mlp.c_proj.{{p}}"),
+        Rule(f"{text}.text_encoder.positional_embedding", "text_encoder.positional_embedding"),
+        Rule(f"{text}.text_encoder.ln_final.{{p}}", "text_encoder.ln_final.{p}"),
+        Rule(f"{text}.text_encoder.token_embedding.weight", "text_encoder.token_embedding.weight"),
+        Rule(f"{text}.text_projector.layers.{{k}}.0.{{p}}", "text_projector.layers.{k}.{p}"),
+        Rule(f"{text}.prompt_ctx.weight", "prompt_ctx.weight"),
+        Rule("criterion.{p}", "criterion.{p}"),
     )
 
 
@@ -155,4 +260,12 @@ MASKFORMER_RULES = (
     *_resnet_rules(),
     *_fpn_rules(),
     *_standard_decoder_rules(),
+)
+ONEFORMER_RULES = (
+    *_swin_rules(_ENCODER, "stage{i+1}"),
+    *_dinat_rules(),
+    *_resnet_rules(),
+    *_pixel_decoder_rules(),
+    *_task_decoder_rules(),
+    *_task_and_text_rules(),
 )

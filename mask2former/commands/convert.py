@@ -36,10 +36,13 @@ from mask2former.data.catalog import format_run_metadata
 from mask2former.errors import CheckpointError, ConfigError, UsageError
 from mask2former.files.atomic import write_text_atomic
 from mask2former.inference.model_source import find_config_file, locate_weights
-from mask2former.modeling import build_model
+from mask2former.modeling import OneFormer, build_model
 from mask2former.structures import MetadataCatalog
+from mask2former.structures.tasks import TASKS, task_token_ids
 
 TOLERANCE = 1e-4  # of the largest logit
+# Of a decoder layer: ours, that of their Mask2Former, that of their OneFormer.
+_MASK_ARGUMENTS = ("attend_mask", "encoder_attention_mask", "attention_mask")
 _SIZE = (96, 128)
 
 
@@ -124,19 +127,22 @@ def load_model(cfg: Any, place: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def run_model(model: nn.Module, image: Tensor, *, attended: Sequence[Tensor] = ()) -> Outputs:
+def run_model(model: nn.Module, image: Tensor, *, task: str = TASKS[0], attended: Sequence[Tensor] = ()) -> Outputs:
     """Return what a model of ``load_model`` says of a normalised image (B, 3, H, W), computed in the type of the image.
 
-    attended: where its decoder layers attend, instead of where they would, (B, Q, S) bool each.
+    ``task``: which OneFormer is told. ``attended``: where its decoder layers attend, (B, Q, S) bool each, instead of
+    where they would.
     """
     model = model.to(image.dtype)
     seen: list[Tensor] = []
 
     def exchange(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = next(name for name in ("attend_mask", "encoder_attention_mask") if name in kwargs)
+        name = next(name for name in _MASK_ARGUMENTS if name in kwargs)
         own = kwargs[name]
         num_batch = len(image)
         as_attended = own[:, 0] if name == "attend_mask" else ~own.unflatten(0, (num_batch, -1))[:, 0]  # (B, Q, S)
+        # Whoever may attend nowhere attends everywhere, which some models settle only within the layer.
+        as_attended = as_attended | ~as_attended.any(-1, keepdim=True)
         index = len(seen)
         seen.append(as_attended)
         if not attended:
@@ -148,7 +154,7 @@ def run_model(model: nn.Module, image: Tensor, *, attended: Sequence[Tensor] = (
 
     handles = [layer.register_forward_pre_hook(exchange, with_kwargs=True) for layer in _masked_layers(model)]
     try:
-        logits = _logits(model, image)
+        logits = _logits(model, image, task=task)
     finally:
         for handle in handles:
             handle.remove()
@@ -169,13 +175,21 @@ def _masked_layers(model: Any) -> Iterable[nn.Module]:
     return ()
 
 
-def _logits(model: Any, image: Tensor) -> Mapping[str, Tensor]:
+def _logits(model: Any, image: Tensor, *, task: str) -> Mapping[str, Tensor]:
     if isinstance(model, _BackboneAlone):
         return model(image)
+    if isinstance(model, OneFormer):
+        inputs, mask_features = model.encode_pixels(image)
+        (*_, prediction), _ = model.decode_task(inputs, mask_features, model.task_ids([task] * len(image)))
+        return {"class logits": prediction.class_logits, "mask logits": prediction.mask_logits()[:, :, 0]}
     if hasattr(model, "sem_seg_head"):
         outputs = model.sem_seg_head(model.backbone(image))
         return {"class logits": outputs["pred_logits"], "mask logits": outputs["pred_masks"]}
-    outputs = model(pixel_values=image)
+    options = {}
+    if model.config.model_type == "oneformer":
+        ids = task_token_ids(task, length=model.config.task_seq_len)
+        options["task_inputs"] = torch.tensor([ids] * len(image))
+    outputs = model(pixel_values=image, **options)
     return {"class logits": outputs.class_queries_logits, "mask logits": outputs.masks_queries_logits}
 
 
@@ -196,13 +210,15 @@ def _is_backbone_only(tensors: Mapping[str, Tensor]) -> bool:
 
 def _load_theirs(folder: Path) -> nn.Module:
     try:
-        from transformers import Mask2FormerForUniversalSegmentation, MaskFormerForInstanceSegmentation
+        import transformers
     except ImportError as error:
         raise CheckpointError(f"--verify of {folder}: needs the package transformers: {error}") from error
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    their_class: Any = (
-        MaskFormerForInstanceSegmentation if kind == "maskformer" else Mask2FormerForUniversalSegmentation
-    )
+    their_classes: dict[str, Any] = {
+        "maskformer": transformers.MaskFormerForInstanceSegmentation,
+        "oneformer": transformers.OneFormerForUniversalSegmentation,
+    }
+    their_class = their_classes.get(kind, transformers.Mask2FormerForUniversalSegmentation)
     return their_class.from_pretrained(folder, local_files_only=True)
 
 
@@ -266,7 +282,7 @@ def run(args: argparse.Namespace) -> None:
         write_ours(converted.tensors, output, description=description)
         _write_config(args, source, output)
     else:
-        write_transformers(converted.tensors, output, cfg=cfg, class_names=_class_names(cfg))
+        write_transformers(converted.tensors, output, cfg=cfg, **_classes(cfg))
     print(f"{output}: written" + (", with its config inside" if description else ""))
     if args.verify:
         verify_conversion(cfg, source, output)
@@ -324,12 +340,13 @@ def _write_config(args: argparse.Namespace, source: Path, output: Path) -> None:
     print(f"{path}: written, the config of these weights; the data sets are yours to name")
 
 
-def _class_names(cfg: Any) -> list[str]:
-    """Return the names of the classes, where the first data set of the config has as the model."""
+def _classes(cfg: Any) -> dict[str, Any]:
+    """Return names of the classes and which are things, where the first data set of the config has as the model."""
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         metadata = MetadataCatalog.get(name)
+        things = metadata.get("thing_dataset_id_to_contiguous_id")
         for key in ("stuff_classes", "thing_classes"):
             classes = metadata.get(key)
             if classes is not None and len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-                return list(classes)
-    return []
+                return {"class_names": list(classes), "thing_ids": None if things is None else sorted(things.values())}
+    return {}

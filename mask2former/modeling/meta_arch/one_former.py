@@ -37,7 +37,7 @@ _PLAIN_CRITERION = "SetCriterion"
 
 
 class TaskMLP(MLP):
-    """Maps token ids (B, S), as numbers, to task embeddings (B, C), always in float32.
+    """Maps token ids (B, S), as numbers, to task embeddings (B, C), in float32 at least.
 
     Ids reach 49,407: half precision would round them to other tokens.
     """
@@ -47,7 +47,7 @@ class TaskMLP(MLP):
     def forward(self, ids: Tensor) -> Tensor:
         with torch.autocast(ids.device.type, enabled=False):
             # Parity: ids are numbers, neither embedded nor scaled (test_head_outputs_match).
-            return super().forward(ids.float())
+            return super().forward(ids.to(torch.promote_types(torch.float32, self.layers[0].weight.dtype)))
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
