@@ -47,7 +47,7 @@ class TaskMLP(MLP):
     def forward(self, ids: Tensor) -> Tensor:
         with torch.autocast(ids.device.type, enabled=False):
             # Parity: ids are numbers, neither embedded nor scaled (test_head_outputs_match).
-            return super().forward(ids.to(torch.promote_types(torch.float32, self.layers[0].weight.dtype)))
+            return super().forward(ids.to(torch.promote_types(torch.float32, next(self.parameters()).dtype)))
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
