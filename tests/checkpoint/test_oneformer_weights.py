@@ -100,7 +100,7 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, options: dict[str, A
 
 
 def test_weights_are_the_same_after_the_way_back(tmp_path: Path) -> None:
-    theirs = _their_model(is_training=True)
+    theirs = _their_model(is_training=True, dropout=0.0)  # with the text branch, theirs drops in evaluation, too
     theirs.save_pretrained(tmp_path / "theirs")
     ours, cfg = _our_model(tmp_path / "theirs")
     assert ours.text_encoder is not None
