@@ -6,6 +6,7 @@ Letters: B batch, N texts of an image, S tokens of a text, C channels.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,33 @@ def encode_distinct(encoder: nn.Module, texts: Tensor) -> Tensor:
     # Behind the longest text there are zeros alone, which a causal encoder need not see.
     length = int(distinct.argmax(dim=-1).max()) + 1
     return F.embedding(which, encoder(distinct[:, :length])).unflatten(0, texts.shape[:2])
+
+
+def text_queries(
+    texts: Sequence[Tensor],
+    *,
+    encoder: TextEncoder,
+    projector: nn.Module,
+    contexts: nn.Embedding | None,
+    num_texts: int,
+) -> Tensor:
+    """Return text queries (B, Q, C) of the token ids (N, S) of each image's texts, N = ``num_texts``.
+
+    ``contexts`` are learned queries that follow those of the texts.
+
+    Raises:
+        DatasetError: the ids do not fit the model.
+    """
+    ids = stack_texts(
+        [torch.as_tensor(text) for text in texts],
+        num_texts=num_texts,
+        context_length=encoder.context_length,
+        vocab_size=encoder.token_embedding.num_embeddings,
+    ).to(encoder.positional_embedding.device)
+    described: Tensor = projector(encode_distinct(encoder, ids))
+    if contexts is None:
+        return described
+    return torch.cat((described, contexts.weight.to(described.dtype).expand(len(ids), -1, -1)), 1)
 
 
 def stack_texts(batch: list[Tensor], *, num_texts: int, context_length: int, vocab_size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import socket
 import sys
@@ -28,7 +28,7 @@ from mask2former.evaluation.coco_matching import match_image  # noqa: E402
 from mask2former.files.atomic import save_atomic  # noqa: E402
 from mask2former.integrations.transformers import fine_tuning, fine_tuning_data  # noqa: E402
 from mask2former.integrations.transformers.fine_tuning_data import _encode, summarize  # noqa: E402
-from mask2former.integrations.transformers.image_processing import infer_instances  # noqa: E402
+from mask2former.integrations.transformers.published_results import infer_instances  # noqa: E402
 from mask2former.modeling import build_model  # noqa: E402
 from tests.data_pipeline import own_data_trees as trees  # noqa: E402
 
@@ -76,6 +76,22 @@ def test_trains_evaluates_and_keeps_the_best(start: Path, data: Path, tmp_path: 
         for f in (start, output)
     )
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("open_clip") is None, reason="needs the extra [text]")
+def test_oneformer_trains_with_texts_and_is_evaluated_by_instances(data: Path, tmp_path: Path) -> None:
+    tiny.tiny_oneformer().save_pretrained(tmp_path / "start")
+    options = ["--do_train", "--do_eval", "--max_steps", "2", "--eval_strategy", "no"]
+    assert fine_tuning.main(arguments(tmp_path / "start", data, tmp_path / "output", *options)) == 0
+    assert "test_map" in json.loads((tmp_path / "output" / "test_results.json").read_text())
+    config = json.loads((tmp_path / "output" / "config.json").read_text())
+    assert config["is_training"] is True
+    processor = integration.OneFormerProcessor.from_pretrained(tmp_path / "output")
+    assert processor.image_processor.metadata["class_names"] == ["box", "disc"]
+    theirs = transformers.OneFormerForUniversalSegmentation.from_pretrained(tmp_path / "output", is_training=False)
+    before = transformers.OneFormerForUniversalSegmentation.from_pretrained(tmp_path / "start")
+    weights = [model.model.transformer_module.queries_embedder.weight for model in (before, theirs)]
+    assert not torch.equal(*weights)
 
 
 def test_plain_transformers_gives_the_same_logits_and_map(start: Path, data: Path, tmp_path: Path) -> None:

@@ -45,13 +45,38 @@ def _resnet() -> Any:
 
 def their_model(backbone: str = "swin", **options: Any) -> Any:
     """Theirs with values that no initialisation has, so that a tensor that is not copied shows."""
-    model = transformers.Mask2FormerForUniversalSegmentation(tiny_config(backbone, **options)).eval()
+    return _randomized(transformers.Mask2FormerForUniversalSegmentation(tiny_config(backbone, **options)).eval())
+
+
+def _randomized(model: Any) -> Any:
     generator = torch.Generator().manual_seed(1)
     for entry, tensor in model.state_dict().items():
         if tensor.is_floating_point() and entry != "criterion.empty_weight":
             noise = torch.rand(tensor.shape, generator=generator) - 0.5
             tensor.copy_(1 + noise if entry.endswith("running_var") else tensor + 0.2 * noise)
     return model
+
+
+def tiny_oneformer(**options: Any) -> Any:
+    """A OneFormer of theirs with random weights; keys of its config change it."""
+    options = {
+        "conv_dim": 64,
+        "mask_dim": 64,
+        "hidden_dim": 64,
+        "encoder_layers": 1,
+        "encoder_feedforward_dim": 1024,
+        "decoder_layers": 4,
+        "num_attention_heads": 2,
+        "dim_feedforward": 20,
+        "num_queries": NUM_QUERIES + 1,
+        "num_labels": NUM_CLASSES,
+        "text_encoder_width": 64,
+        "text_encoder_num_layers": 1,
+        "text_encoder_n_ctx": 2,
+        "train_num_points": 64,
+    } | options
+    config = transformers.OneFormerConfig(backbone_config=_swin(), **options)
+    return _randomized(transformers.OneFormerForUniversalSegmentation(config).eval())
 
 
 def saved(folder: Path, backbone: str = "swin", **options: Any) -> Path:

@@ -1,4 +1,4 @@
-"""The config of transformers' Mask2Former, and the config of ours that it stands for."""
+"""The configs of transformers' Mask2Former and OneFormer, and the configs of ours that they stand for."""
 
 from __future__ import annotations
 
@@ -16,32 +16,30 @@ _logger = logging.getLogger(__name__)
 # What their model would do and ours does not: key, below backbone_config where it has a dot, and the only value built.
 _FIXED = {
     "activation_function": "relu",
-    "backbone_config.hidden_act": {"swin": "gelu", "maskformer-swin": "gelu", "resnet": "relu"},
+    "norm": "GN",
+    "strides": [4, 8, 16, 32],
+    "backbone_config.hidden_act": {"swin": "gelu", "maskformer-swin": "gelu", "dinat": "gelu", "resnet": "relu"},
     "backbone_config.use_absolute_embeddings": False,
     "backbone_config.out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
 
 
-class Mask2FormerConfig(transformers.Mask2FormerConfig):
-    """Their config with all its keys; ``to_cfg`` is the same model as a config of ours.
+class OfOneModel:
+    """The part of a config that both have: its model alone is read, and it can be turned into one of ours."""
 
-    One key more: ``train_batch_norms`` (default False) makes those of a ResNet learn, as a backbone that was not
-    pretrained needs it. Their model ignores it, since its batch norms always learn.
-    """
-
-    train_batch_norms: bool = False
+    model_type: str
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As theirs, but the config of another model is refused, not read with a warning.
 
         Raises:
-            ConfigError: ``model_type`` is not that of Mask2Former.
+            ConfigError: ``model_type`` is another.
         """
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
             raise ConfigError(f"config.json: model_type: expected {cls.model_type!r}, found {kind!r}")
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_cfg(self) -> CfgNode:
         """Return the config of ours for the same model, on the CPU.
@@ -53,8 +51,27 @@ class Mask2FormerConfig(transformers.Mask2FormerConfig):
         return config_to_cfg(self)
 
 
-def config_to_cfg(config: transformers.Mask2FormerConfig) -> CfgNode:
-    """Return the config of ours for a config of theirs; see ``Mask2FormerConfig.to_cfg``."""
+class Mask2FormerConfig(OfOneModel, transformers.Mask2FormerConfig):
+    """Their config with all its keys; ``to_cfg`` is the same model as a config of ours.
+
+    One key more: ``train_batch_norms`` (default False) makes those of a ResNet learn, as a backbone that was not
+    pretrained needs it. Their model ignores it, since its batch norms always learn.
+    """
+
+    train_batch_norms: bool = False
+
+
+class OneFormerConfig(OfOneModel, transformers.OneFormerConfig):
+    """Their config with all its keys; ``to_cfg`` is the same model as a config of ours.
+
+    ``is_training`` builds the text branch. ``train_batch_norms``: as of ``Mask2FormerConfig``.
+    """
+
+    train_batch_norms: bool = False
+
+
+def config_to_cfg(config: Any) -> CfgNode:
+    """Return the config of ours for a config of theirs; see ``OfOneModel.to_cfg``."""
     content = config.to_dict()
     _refuse_unknown_options(content)
     content["id2label"] = dict.fromkeys(range(config.num_labels), "")
@@ -62,11 +79,12 @@ def config_to_cfg(config: transformers.Mask2FormerConfig) -> CfgNode:
     values = config_from_transformers(content, source=type(config).__name__)
     values["MODEL.DEVICE"] = "cpu"
     values["MODEL.BACKBONE.FREEZE_AT"] = 0  # whoever fine-tunes there freezes by hand
-    values["MODEL.MASK_FORMER.DROPOUT"] = float(config.dropout)
+    if isinstance(config, transformers.Mask2FormerConfig):
+        values["MODEL.MASK_FORMER.DROPOUT"] = float(config.dropout)
+        if config.dropout:
+            _logger.warning("dropout %s acts in the pixel decoder; the transformer decoder has none", config.dropout)
     if getattr(config, "train_batch_norms", False) and content["backbone_config"]["model_type"] == "resnet":
         values["MODEL.RESNETS.NORM"] = "BN"
-    if config.dropout:
-        _logger.warning("dropout %s acts in the pixel decoder; the transformer decoder has none", config.dropout)
     cfg = get_cfg()
     for key, value in values.items():
         cfg.merge_from_list([key, value])

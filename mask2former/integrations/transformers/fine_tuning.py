@@ -34,6 +34,7 @@ _MAX_SHOWN = 100  # letters of a value
 _SETTLED = (  # of a model whose training has begun
     *("id2label", "num_queries", "hidden_dim", "feature_size", "mask_feature_size", "num_attention_heads"),
     *("dim_feedforward", "decoder_layers", "encoder_layers", "encoder_feedforward_dim", "enforce_input_projection"),
+    *("model_type", "conv_dim", "mask_dim", "query_dec_layers", "text_encoder_n_ctx", "text_encoder_num_layers"),
 )
 _SETTLED_BACKBONE = ("model_type", "depths", "embed_dim", "num_heads", "window_size", "hidden_sizes", "layer_type")
 _BEST = {"load_best_model_at_end": True, "metric_for_best_model": "map", "greater_is_better": True}
@@ -199,7 +200,8 @@ def fine_tune(arguments: FineTuningArguments, training: transformers.TrainingArg
     size = {"height": arguments.image_height, "width": arguments.image_width}
     hub = {"token": arguments.token, "cache_dir": arguments.cache_dir}
     model, processor = load_start(start, label2id=label2id, size=size, hub=hub)
-    processor.do_reduce_labels = arguments.do_reduce_labels  # for whoever prepares labels with it later
+    # For whoever prepares labels with it later.
+    getattr(processor, "image_processor", processor).do_reduce_labels = arguments.do_reduce_labels
     checkpoint = _checkpoint(training) if training.do_train else None
     if checkpoint is not None:
         _check_same_model(Path(checkpoint), model.config)

@@ -22,17 +22,22 @@ from mask2former.data.transforms import AugmentationList
 from mask2former.errors import DatasetError, InputError
 from mask2former.evaluation.average_precision import AveragePrecision, PrecisionTally
 from mask2former.evaluation.coco_matching import match_image
-from mask2former.integrations.transformers.image_processing import infer_instances
+from mask2former.integrations.transformers.published_results import infer_instances
+from mask2former.integrations.transformers.task_processing import OneFormerProcessor
 from mask2former.structures import bitmasks_to_rles
+from mask2former.structures.tasks import TASKS
 
 INDEX, SIZE, TRUTH = "index", "size", "truth"  # of samples for evaluation, which the model is not given
 _VOID = 0  # instance id of pixels that nothing is learnt of
+_OF_IMAGES, _OF_TASKS = ("pixel_values", "pixel_mask", "mask_labels", "class_labels"), ("task_inputs", "text_inputs")
 
 
 class FineTuningImages(Dataset[dict[str, Any]]):
     """A split, each row augmented, then resized and normalised by the image processor.
 
-    A sample has pixel_values (3, H, W), pixel_mask (H, W), mask_labels (N, H, W), class_labels (N,). ``with_truth``
+    A sample has pixel_values (3, H, W), pixel_mask (H, W), mask_labels (N, H, W), class_labels (N,); of OneFormer's
+    processor also the token ids task_inputs (S,) and text_inputs (texts, S) of a task that is drawn, in evaluation
+    always that of instances. ``with_truth``
     adds what COCO's average precision is measured by, at the size of the file: index, size (h, w), and truth, a list of
     instances with category_id and run-length code.
     """
@@ -96,6 +101,7 @@ class FineTuningImages(Dataset[dict[str, Any]]):
         return numbers, classes[is_kept].tolist()
 
     def _process(self, image: np.ndarray, numbers: np.ndarray, classes: Sequence[int]) -> dict[str, Any]:
+        task = {"task_inputs": self._task()} if isinstance(self.processor, OneFormerProcessor) else {}
         features = self.processor(
             images=[image],
             segmentation_maps=[numbers],
@@ -103,8 +109,12 @@ class FineTuningImages(Dataset[dict[str, Any]]):
             ignore_index=_VOID,
             do_reduce_labels=False,  # done, for classes; theirs reduces ids of instances
             return_tensors="pt",
+            **task,
         )
-        return {name: features[name][0] for name in ("pixel_values", "pixel_mask", "mask_labels", "class_labels")}
+        return {name: features[name][0] for name in (*_OF_IMAGES, *_OF_TASKS) if name in features}
+
+    def _task(self) -> str:
+        return "instance" if self.with_truth else TASKS[int(torch.randint(len(TASKS), ()))]
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -116,6 +126,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     batch["mask_labels"] = [_pad(sample["mask_labels"], height, width) for sample in samples]
     batch["class_labels"] = [sample["class_labels"] for sample in samples]
+    batch |= {name: torch.stack([sample[name] for sample in samples]) for name in _OF_TASKS if name in samples[0]}
     return batch | {name: [sample[name] for sample in samples] for name in (INDEX, SIZE, TRUTH) if name in samples[0]}
 
 

@@ -20,35 +20,29 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_utils import PILImageResampling, SizeDict
-from transformers.models.mask2former.image_processing_mask2former import binary_mask_to_rle
 
 from mask2former.data.transforms import ResizeShortestEdge, ResizeTransform
 from mask2former.errors import CheckpointError, ConfigError, InputError
-from mask2former.modeling.postprocess import InferenceOptions, MaskGeometry, infer_image
+from mask2former.integrations.transformers.published_results import (
+    Sizes,
+    instance_results,
+    panoptic_results,
+    semantic_results,
+)
 
 PARITIES = ("published", "transformers")
-_MASK_STRIDE = 4  # pixels of the padded image for one of the mask logits
-_NOT_AN_INSTANCE = -1  # in maps of instances, as theirs
-
-Sizes = Sequence[tuple[int, int]] | Tensor
 
 
-class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
-    """Their processor with all its arguments, and ``parity``: "published" (the default) or "transformers"."""
+class OfTwoParities:
+    """The part of an image processor that follows the published model, or with another ``parity`` theirs."""
 
     parity = PARITIES[0]
 
-    def __init__(self, *, parity: str = PARITIES[0], reduce_labels: bool | None = None, **kwargs: Any) -> None:
-        """Arguments as theirs; ``reduce_labels`` is the older name of ``do_reduce_labels``.
-
-        Raises:
-            ConfigError: another parity.
-        """
+    def __init__(self, *, parity: str = PARITIES[0], **kwargs: Any) -> None:
         if parity not in PARITIES:
             raise ConfigError(f"parity: expected one of {', '.join(PARITIES)}, found {parity!r}")
-        super().__init__(**_with_reduce_labels(kwargs, reduce_labels))
+        super().__init__(**kwargs)
         self.parity = parity
 
     @classmethod
@@ -61,12 +55,40 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
         path = Path(pretrained_model_name_or_path).expanduser()
         if not path.exists() and (path.is_absolute() or str(pretrained_model_name_or_path).startswith(".")):
             raise CheckpointError(f"{path}: expected a folder with preprocessor_config.json, found no such folder")
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
 
     @property
     def is_exact(self) -> bool:
         """Whether the published model is followed."""
         return self.parity == "published"
+
+    def resize(self, image: Tensor, size: SizeDict, *args: Any, resample: Any = None, **kwargs: Any) -> Tensor:
+        """Return images (B, C, H, W) at the size that ``size`` asks for.
+
+        Bilinear bytes as the published model resizes them.
+        """
+        theirs: Any = super()
+        if not self.is_exact:
+            return theirs.resize(image, size, *args, resample=resample, **kwargs)
+        height, width = resized_size(image.shape[-2:], size)
+        if image.dtype == torch.uint8 and image.device.type == "cpu" and resample == PILImageResampling.BILINEAR:
+            transform = ResizeTransform(image.shape[-2], image.shape[-1], height, width)
+            arrays = [transform.apply_image(single.permute(1, 2, 0).numpy()) for single in image]
+            return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+        kwargs.pop("size_divisor", None)
+        return theirs.resize(image, SizeDict(height=height, width=width), resample=resample, **kwargs)
+
+
+class Mask2FormerImageProcessor(OfTwoParities, transformers.Mask2FormerImageProcessor):
+    """Their processor with all its arguments, and ``parity``: "published" (the default) or "transformers"."""
+
+    def __init__(self, *, parity: str = PARITIES[0], reduce_labels: bool | None = None, **kwargs: Any) -> None:
+        """Arguments as theirs; ``reduce_labels`` is the older name of ``do_reduce_labels``.
+
+        Raises:
+            ConfigError: another parity.
+        """
+        super().__init__(parity=parity, **_with_reduce_labels(kwargs, reduce_labels))
 
     def preprocess(
         self,
@@ -89,25 +111,9 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
             divisor = kwargs.pop("size_divisor") or 1
             if kwargs["pad_size"] is None:
                 size = kwargs["size"] if kwargs["do_resize"] else None
-                kwargs["pad_size"] = _padded_size([image.shape[-2:] for image in images], size, divisor=divisor)
+                kwargs["pad_size"] = padded_size([image.shape[-2:] for image in images], size, divisor=divisor)
             kwargs["size_divisor"] = 0
         return super()._preprocess(images, *args, **kwargs)
-
-    def resize(
-        self, image: Tensor, size: SizeDict, size_divisor: int = 0, resample: Any = None, **kwargs: Any
-    ) -> Tensor:
-        """Return images (B, C, H, W) at the size that ``size`` asks for.
-
-        Bilinear bytes as the published model resizes them.
-        """
-        if not self.is_exact:
-            return super().resize(image, size, size_divisor=size_divisor, resample=resample, **kwargs)
-        height, width = _resized_size(image.shape[-2:], size)
-        if image.dtype == torch.uint8 and image.device.type == "cpu" and resample == PILImageResampling.BILINEAR:
-            transform = ResizeTransform(image.shape[-2], image.shape[-1], height, width)
-            arrays = [transform.apply_image(single.permute(1, 2, 0).numpy()) for single in image]
-            return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-        return super().resize(image, SizeDict(height=height, width=width), resample=resample, **kwargs)
 
     def pad(self, *args: Any, ignore_index: int | None = 255, **kwargs: Any) -> Any:
         """As theirs, but padding belongs to no mask, where theirs fills masks with ``ignore_index``."""
@@ -131,14 +137,9 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
         """
         if not self.is_exact:
             return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
-        results = _infer(outputs, InferenceOptions(semantic=True), target_sizes=target_sizes, pixel_mask=pixel_mask)
-        scores = [result["sem_seg"] for result in results]
-        if not return_segmentation_scores:
-            return [maps.argmax(0) for maps in scores]
-        return [
-            SemanticSegmentationPostProcessorOutput(data={"segmentation": maps.argmax(0), "segmentation_scores": maps})
-            for maps in scores
-        ]
+        return semantic_results(
+            outputs, target_sizes=target_sizes, pixel_mask=pixel_mask, with_scores=return_segmentation_scores
+        )
 
     def post_process_instance_segmentation(
         self,
@@ -166,18 +167,15 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
             return super().post_process_instance_segmentation(
                 outputs, *thresholds, target_sizes, return_coco_annotation, return_binary_maps
             )
-        if return_coco_annotation and return_binary_maps:
-            raise InputError("return_coco_annotation and return_binary_maps: expected at most one of them")
-        options = InferenceOptions(
-            semantic=False,
-            instance=True,
-            detections_per_image=outputs.class_queries_logits.shape[1],
-            score_threshold=threshold,
-            mask_threshold=_checked_threshold(mask_threshold),
+        return instance_results(
+            outputs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            target_sizes=target_sizes,
+            pixel_mask=pixel_mask,
+            as_runs=bool(return_coco_annotation),
+            as_masks=bool(return_binary_maps),
         )
-        results = _infer(outputs, options, target_sizes=target_sizes, pixel_mask=pixel_mask)
-        kinds = {"as_runs": bool(return_coco_annotation), "as_masks": bool(return_binary_maps)}
-        return [_describe_instances(result["instances"], **kinds) for result in results]
 
     def post_process_panoptic_segmentation(
         self,
@@ -202,31 +200,22 @@ class Mask2FormerImageProcessor(transformers.Mask2FormerImageProcessor):
             return super().post_process_panoptic_segmentation(
                 outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes
             )
-        fused = set(label_ids_to_fuse or ())
-        options = InferenceOptions(
-            semantic=False,
-            panoptic=True,
-            object_mask_threshold=threshold,
+        return panoptic_results(
+            outputs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
             overlap_threshold=overlap_mask_area_threshold,
-            mask_threshold=_checked_threshold(mask_threshold),
+            fused=set(label_ids_to_fuse or ()),
+            target_sizes=target_sizes,
+            pixel_mask=pixel_mask,
         )
-        results = _infer(outputs, options, target_sizes=target_sizes, pixel_mask=pixel_mask, fused=fused)
-        return [_describe_segments(*result["panoptic_seg"]) for result in results]
-
-
-def infer_instances(outputs: Any, *, target_sizes: Sizes | None = None, pixel_mask: Tensor | None = None) -> list[Any]:
-    """For each image the 100 best ``Instances`` by the published rules: what average precision is measured of."""
-    options = InferenceOptions(semantic=False, instance=True)
-    return [
-        result["instances"] for result in _infer(outputs, options, target_sizes=target_sizes, pixel_mask=pixel_mask)
-    ]
 
 
 def _with_reduce_labels(kwargs: dict[str, Any], reduce_labels: bool | None) -> dict[str, Any]:
     return kwargs if reduce_labels is None else {**kwargs, "do_reduce_labels": reduce_labels}
 
 
-def _resized_size(size: Sequence[int], wanted: SizeDict) -> tuple[int, int]:
+def resized_size(size: Sequence[int], wanted: SizeDict) -> tuple[int, int]:
     """Height and width of an image of ``size`` (H, W) after resizing, the shorter side first where edges are given."""
     height, width = int(size[0]), int(size[1])
     if wanted.shortest_edge and wanted.longest_edge:
@@ -241,81 +230,8 @@ def _resized_size(size: Sequence[int], wanted: SizeDict) -> tuple[int, int]:
     )
 
 
-def _padded_size(sizes: Sequence[Sequence[int]], wanted: SizeDict | None, *, divisor: int) -> SizeDict:
+def padded_size(sizes: Sequence[Sequence[int]], wanted: SizeDict | None, *, divisor: int) -> SizeDict:
     """Return the size that holds all images after resizing, a multiple of the divisor."""
-    resized = [tuple(size) if wanted is None else _resized_size(size, wanted) for size in sizes]
+    resized = [tuple(size) if wanted is None else resized_size(size, wanted) for size in sizes]
     height, width = (math.ceil(max(sides) / divisor) * divisor for sides in zip(*resized))
     return SizeDict(height=height, width=width)
-
-
-def _infer(
-    outputs: Any,
-    options: InferenceOptions,
-    *,
-    target_sizes: Sizes | None,
-    pixel_mask: Tensor | None,
-    fused: set[int] | None = None,
-) -> list[dict[str, Any]]:
-    """Return the model's results for each image, whatever library computed the logits."""
-    class_logits, mask_logits = outputs.class_queries_logits, outputs.masks_queries_logits
-    geometries = _geometries(outputs, target_sizes=target_sizes, pixel_mask=pixel_mask)
-    things = None if fused is None else set(range(class_logits.shape[-1] - 1)) - fused
-    with torch.no_grad():
-        return [
-            infer_image(classes, masks, geometry=geometry, options=options, thing_ids=things)
-            for classes, masks, geometry in zip(class_logits, mask_logits, geometries, strict=True)
-        ]
-
-
-def _geometries(outputs: Any, *, target_sizes: Sizes | None, pixel_mask: Tensor | None) -> list[MaskGeometry]:
-    num_images, _, height, width = outputs.masks_queries_logits.shape
-    padded = images = [(height * _MASK_STRIDE, width * _MASK_STRIDE)] * num_images
-    if pixel_mask is not None:
-        is_image = pixel_mask.bool()
-        images = list(zip(is_image.any(2).sum(1).tolist(), is_image.any(1).sum(1).tolist()))
-        padded = [(int(pixel_mask.shape[1]), int(pixel_mask.shape[2]))] * num_images
-    elif getattr(outputs, "image_sizes", None) is not None:
-        images = [(size[0], size[1]) for size in outputs.image_sizes.tolist()]
-        padded = [(size[0], size[1]) for size in outputs.padded_sizes.tolist()]
-    targets = images if target_sizes is None else [(int(size[0]), int(size[1])) for size in target_sizes]
-    if len(targets) != num_images:
-        raise InputError(f"target_sizes: expected one for each of {num_images} images, found {len(targets)}")
-    return [MaskGeometry(*sizes) for sizes in zip(padded, images, targets, strict=True)]
-
-
-def _checked_threshold(mask_threshold: float) -> float:
-    if not 0 <= mask_threshold <= 1:
-        raise InputError(f"mask_threshold: expected a probability, 0..1, found {mask_threshold}")
-    return mask_threshold
-
-
-def _describe_instances(instances: Any, *, as_runs: bool, as_masks: bool) -> dict[str, Any]:
-    chosen = instances[instances.pred_masks.flatten(1).any(1)]
-    masks = chosen.pred_masks  # (N, H, W)
-    segments = [
-        {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6)}
-        for index, (label, score) in enumerate(zip(chosen.pred_classes.tolist(), chosen.scores.tolist()))
-    ]
-    segmentation: Any
-    if as_runs:
-        segmentation = [binary_mask_to_rle(mask.int()) for mask in masks]
-    elif as_masks:
-        segmentation = masks.float()
-    else:
-        segmentation = torch.full(masks.shape[1:], _NOT_AN_INSTANCE, dtype=torch.int32, device=masks.device)
-        for index in reversed(range(len(masks))):
-            segmentation[masks[index]] = index
-    return {"segmentation": segmentation, "segments_info": segments}
-
-
-def _describe_segments(ids: Tensor, segments: list[dict[str, Any]]) -> dict[str, Any]:
-    described = [
-        {
-            "id": segment["id"],
-            "label_id": segment["category_id"],
-            "was_fused": not segment["isthing"],
-            "score": round(segment["score"], 6),
-        }
-        for segment in segments
-    ]
-    return {"segmentation": ids, "segments_info": described}

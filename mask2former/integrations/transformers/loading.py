@@ -1,4 +1,7 @@
-"""``from_pretrained`` and ``save_pretrained`` for models whose tensors bear other names than their files."""
+"""``from_pretrained`` and ``save_pretrained`` for models whose tensors bear other names than their files.
+
+Files bear the names of transformers, or the published ones.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,66 +61,64 @@ def find_folder(name: str | os.PathLike[str], options: Mapping[str, Any]) -> Pat
     return folder
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a folder under the names of ``Mask2FormerForUniversalSegmentation``.
+@dataclass(frozen=True)
+class Naming:
+    """How the tensors of a model here are named, beside the published names.
 
-    Raises:
-        CheckpointError: no weights, damaged ones, or those of another model.
+    ``mark`` begins a published name that only such a model has. ``classes_apart``: the classifier lies beside the model
+    without heads, as in transformers, and not within it, as published.
     """
-    return to_own_names(to_tensors(find_weights(load_state(folder))), source=str(folder))
 
+    model: str
+    mark: str
+    classes_apart: bool
 
-def to_own_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Return tensors of their names, with or without heads, or of ours, under those of our model with heads.
+    def is_own(self, names: Iterable[str]) -> bool:
+        """Return whether names are those of our models, with heads or without."""
+        listed = list(names)
+        has_decoder = any(name.removeprefix(BASE).startswith("sem_seg_head.pixel_decoder.") for name in listed)
+        if self.classes_apart:
+            return has_decoder and not any(name.startswith(_PUBLISHED_CLASSES) for name in listed)
+        return has_decoder and not any(name.startswith("sem_seg_head.") for name in listed)
 
-    Raises:
-        CheckpointError: names of another model.
-    """
-    if is_own(tensors):
-        return dict(tensors)
-    if any(name.startswith(_THEIRS_WITHOUT_HEADS) for name in tensors):
-        tensors = {BASE + name: tensor for name, tensor in tensors.items()}
-    converted = convert_to_ours(tensors, source=source)
-    if not any(name.startswith("sem_seg_head.predictor.query_feat.") for name in converted.tensors):
-        example = next(iter(tensors), "nothing")
-        raise CheckpointError(f"{source}: expected the weights of a Mask2Former, found for instance {example!r}")
-    result = {_own_name(name): tensor for name, tensor in converted.tensors.items()}
-    for name, tensor in tensors.items():
-        if re.search(UNUSED_BY_HEADS[0], name):
-            result[BASE + FINAL_NORM + name.rpartition(".")[2]] = tensor
-    return result
+    def to_own(self, tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+        """Return tensors of their names, with or without heads, or of published ones, under those with heads.
 
+        Raises:
+            CheckpointError: names of another model.
+        """
+        if self.is_own(tensors):
+            return dict(tensors)
+        if any(name.startswith(_THEIRS_WITHOUT_HEADS) for name in tensors):
+            tensors = {BASE + name: tensor for name, tensor in tensors.items()}
+        converted = convert_to_ours(tensors, source=source)
+        if not any(name.startswith(self.mark) for name in converted.tensors):
+            example = next(iter(tensors), "nothing")
+            raise CheckpointError(f"{source}: expected the weights of a {self.model}, found for instance {example!r}")
+        result = {self._own_name(name): tensor for name, tensor in converted.tensors.items()}
+        for name, tensor in tensors.items():
+            if re.search(UNUSED_BY_HEADS[0], name):
+                result[BASE + FINAL_NORM + name.rpartition(".")[2]] = tensor
+        return result
 
-def to_their_names(tensors: Mapping[str, Tensor], *, with_heads: bool) -> dict[str, Tensor]:
-    """Return the way back, of a state dict of the model with heads or of that without."""
-    if not is_own(tensors):  # they were renamed already
-        return dict(tensors)
-    names = {name: name if with_heads else BASE + name for name in tensors}
-    published = {_published_name(names[name]): tensor for name, tensor in tensors.items()}
-    norms = {name: published.pop(name) for name in list(published) if name.startswith(FINAL_NORM)}
-    result = to_transformers(published)
-    result |= {_THEIR_FINAL_NORM + name.removeprefix(FINAL_NORM): tensor.cpu() for name, tensor in norms.items()}
-    return result if with_heads else {name.removeprefix(BASE): tensor for name, tensor in result.items()}
+    def to_theirs(self, tensors: Mapping[str, Tensor], *, with_heads: bool) -> dict[str, Tensor]:
+        """Return the way back, of a state dict of the model with heads or of that without."""
+        if _is_theirs(tensors):  # they were renamed already
+            return dict(tensors)
+        names = {name: name if with_heads else BASE + name for name in tensors}
+        published = {self._published_name(names[name]): tensor for name, tensor in tensors.items()}
+        norms = {name: published.pop(name) for name in list(published) if name.startswith(FINAL_NORM)}
+        result = to_transformers(published)
+        result |= {_THEIR_FINAL_NORM + name.removeprefix(FINAL_NORM): tensor.cpu() for name, tensor in norms.items()}
+        return result if with_heads else {name.removeprefix(BASE): tensor for name, tensor in result.items()}
 
+    def _own_name(self, published: str) -> str:
+        if self.classes_apart and published.startswith(_PUBLISHED_CLASSES):
+            return published.replace(_PUBLISHED_CLASSES, _CLASSES)
+        return published if published.startswith(_CRITERION) else BASE + published
 
-def is_own(names: Iterable[str]) -> bool:
-    """Return whether names are those of our models, with heads or without.
-
-    In the published layout classes lie in the head.
-    """
-    listed = list(names)
-    has_decoder = any(name.removeprefix(BASE).startswith("sem_seg_head.pixel_decoder.") for name in listed)
-    return has_decoder and not any(name.startswith(_PUBLISHED_CLASSES) for name in listed)
-
-
-def _own_name(published: str) -> str:
-    if published.startswith(_PUBLISHED_CLASSES):
-        return published.replace(_PUBLISHED_CLASSES, _CLASSES)
-    return published if published.startswith(_CRITERION) else BASE + published
-
-
-def _published_name(own: str) -> str:
-    return own.replace(_CLASSES, _PUBLISHED_CLASSES) if own.startswith(_CLASSES) else own.removeprefix(BASE)
+    def _published_name(self, own: str) -> str:
+        return own.replace(_CLASSES, _PUBLISHED_CLASSES) if own.startswith(_CLASSES) else own.removeprefix(BASE)
 
 
 _logger = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ class PretrainedFolder:
     config: Any
     config_class: Any
     base_model_prefix: str
+    naming: ClassVar[Naming]
 
     @classmethod
     def from_pretrained(
@@ -165,7 +167,7 @@ class PretrainedFolder:
         if pretrained_model_name_or_path is not None:
             folder = find_folder(pretrained_model_name_or_path, options)
             config, kwargs = _resolve_config(cls, config, folder, kwargs)
-            state_dict = read_weights(folder)
+            state_dict = to_tensors(find_weights(load_state(folder)))
         elif state_dict is None or config is None:
             raise CheckpointError("from_pretrained: expected a folder, or both config and state_dict")
         if kwargs:
@@ -182,7 +184,7 @@ class PretrainedFolder:
         """Config and weights as transformers saves and loads them; options as theirs."""
         state_dict = kwargs.pop("state_dict", None)
         tensors = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
-        kwargs["state_dict"] = to_their_names(tensors, with_heads=self._has_heads())
+        kwargs["state_dict"] = self.naming.to_theirs(tensors, with_heads=self._has_heads())
         return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -192,7 +194,7 @@ class PretrainedFolder:
 
     def to_own_state(self, tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
         """Tensors of any of both names as this model's state dict has them, with the derived ones that files lack."""
-        named = to_own_names(tensors, source=source)
+        named = self.naming.to_own(tensors, source=source)
         if self._has_heads():
             named = {name if _is_headed(name) else BASE + name: tensor for name, tensor in named.items()}
         else:

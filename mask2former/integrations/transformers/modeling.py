@@ -9,7 +9,7 @@ size of the padded images, h w of masks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from transformers.models.mask2former import modeling_mask2former as theirs
 
 from mask2former.errors import InputError
 from mask2former.integrations.transformers.configuration import Mask2FormerConfig, config_to_cfg
-from mask2former.integrations.transformers.loading import PretrainedFolder
+from mask2former.integrations.transformers.loading import Naming, PretrainedFolder
 from mask2former.modeling import (
     MaskFormerHead,
     MSDeformAttnPixelDecoder,
@@ -67,26 +67,32 @@ class RecordingAttention(MultiheadAttention):
         return self.out_proj((self.weights @ values).transpose(1, 2).flatten(2))
 
 
-class RecordingDecoder(MultiScaleMaskedTransformerDecoder):
-    """The masked decoder without classes, which also returns its hidden states and attention weights."""
+class RecordsStates:
+    """A masked decoder that also returns its hidden states and attention weights; mixed into its class."""
 
-    def __init__(self, in_channels: int, **options: Any) -> None:
-        super().__init__(in_channels, **options)
-        self.class_embed = nn.Identity()  # type: ignore[assignment]
-        for layer in self._self_attention_layers():
+    use_checkpoint: bool
+    transformer_self_attention_layers: Any
+    transformer_ffn_layers: Any
+    _states: list[Tensor] | None = None
+
+    def record_attention(self) -> None:
+        """Replace self-attention by one that can keep its weights; before weights are loaded."""
+        for layer in self.transformer_self_attention_layers:
             layer.self_attn = RecordingAttention(layer.self_attn.embed_dim, layer.self_attn.num_heads)
-        self._states: list[Tensor] | None = None
 
-    def record(self, maps: Sequence[Tensor], mask_features: Tensor, *, with_attentions: bool) -> DecoderRecord:
-        """As ``forward``, of images; where weights are asked for, fused attention and checkpointing are given up."""
-        attentions = [layer.self_attn for layer in self._self_attention_layers()]
+    def record(self, decode: Callable[[], list[QueryPrediction]], *, with_attentions: bool) -> DecoderRecord:
+        """Return what ``decode`` predicts of images, and the states on the way.
+
+        Where weights are asked for, fused attention and checkpointing are given up.
+        """
+        attentions = [layer.self_attn for layer in self.transformer_self_attention_layers]
         use_checkpoint = self.use_checkpoint
         self.use_checkpoint = use_checkpoint and not with_attentions
         self._states = []
         for attention in attentions:
             attention.is_recording = with_attentions
         try:
-            predictions = self(maps, mask_features)
+            predictions = decode()
             weights = tuple(attention.weights for attention in attentions) if with_attentions else None
             return DecoderRecord(predictions, tuple(self._states), weights)
         finally:
@@ -94,19 +100,25 @@ class RecordingDecoder(MultiScaleMaskedTransformerDecoder):
             for attention in attentions:
                 attention.is_recording, attention.weights = False, None
 
-    def _self_attention_layers(self) -> list[Any]:
-        return list(self.transformer_self_attention_layers)
-
     def _predict(self, queries: Tensor, mask_features: Tensor) -> QueryPrediction:
         if self._states is not None and len(self._states) == len(self.transformer_ffn_layers):  # the last layer's
             self._states.append(queries.transpose(0, 1))
-        return super()._predict(queries, mask_features)
+        return super()._predict(queries, mask_features)  # type: ignore[misc]
 
     def _decode(self, queries: Tensor, index: int, *args: Tensor) -> Tensor:
         state = queries.transpose(0, 1)  # (Q, B, C), through which gradients pass on their way back
         if self._states is not None:  # it is None while the layer is computed again for its gradients
             self._states.append(state)
-        return super()._decode(state.transpose(0, 1), index, *args)
+        return super()._decode(state.transpose(0, 1), index, *args)  # type: ignore[misc]
+
+
+class RecordingDecoder(RecordsStates, MultiScaleMaskedTransformerDecoder):
+    """The masked decoder without classes, which also returns its hidden states and attention weights."""
+
+    def __init__(self, in_channels: int, **options: Any) -> None:
+        super().__init__(in_channels, **options)
+        self.class_embed = nn.Identity()  # type: ignore[assignment]
+        self.record_attention()
 
 
 _SWIN_BACKBONES = ("swin", "maskformer-swin")
@@ -134,11 +146,9 @@ class ModelRecord(NamedTuple):
     decoder: DecoderRecord
 
 
-class Mask2FormerPreTrainedModel(PretrainedFolder, PreTrainedModel):
-    """What both models share: configuration, files, gradient checkpointing."""
+class PreTrained(PretrainedFolder, PreTrainedModel):
+    """What all models share: files, initial values, gradient checkpointing."""
 
-    config: Mask2FormerConfig
-    config_class = Mask2FormerConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -171,6 +181,14 @@ class Mask2FormerPreTrainedModel(PretrainedFolder, PreTrainedModel):
         return [bool(getattr(self.config, name) if flag is None else flag) for name, flag in flags.items()]
 
 
+class Mask2FormerPreTrainedModel(PreTrained):
+    """What the models with and without heads share."""
+
+    config: Mask2FormerConfig
+    config_class = Mask2FormerConfig
+    naming = Naming("Mask2Former", "sem_seg_head.predictor.query_feat.", classes_apart=True)
+
+
 class Mask2FormerModel(Mask2FormerPreTrainedModel):
     """Backbone, pixel decoder and transformer decoder, without classes."""
 
@@ -179,16 +197,12 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         cfg, backbone = config_to_cfg(config), config.backbone_config
         self.backbone = build_backbone(cfg, ShapeSpec(channels=backbone.num_channels))
         shapes = self.backbone.output_shape()
-        options = MSDeformAttnPixelDecoder.from_config(cfg, shapes)
-        options["transformer_dim_feedforward"] = config.encoder_feedforward_dim
         self.sem_seg_head = MaskFormerHead(
             config.num_labels,
-            pixel_decoder=MSDeformAttnPixelDecoder(**options),
+            pixel_decoder=build_pixel_decoder(cfg, config, shapes),
             predictor=build_from_config(RecordingDecoder, cfg, config.feature_size),
         )
-        if backbone.model_type in _SWIN_BACKBONES:
-            # Their backbone ends in a norm that nothing reads: kept, so that saving gives back all that was loaded.
-            self.final_norm = nn.LayerNorm(shapes["res5"].channels).requires_grad_(False)
+        add_final_norm(self, backbone.model_type, shapes)
         if config.init_xavier_std != 1:
             _draw_decoder(self.sem_seg_head.predictor, gain=config.init_xavier_std)
         accelerate(self)
@@ -200,7 +214,7 @@ class Mask2FormerModel(Mask2FormerPreTrainedModel):
         mask_features, _, maps = self.sem_seg_head.pixel_decoder.forward_features(features)
         predictor = self.sem_seg_head.predictor
         assert isinstance(predictor, RecordingDecoder)
-        decoder = predictor.record(maps, mask_features, with_attentions=with_attentions)
+        decoder = predictor.record(lambda: predictor(maps, mask_features), with_attentions=with_attentions)
         return ModelRecord(tuple(features.values()), mask_features, tuple(maps), decoder)
 
     def forward(
@@ -272,10 +286,10 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         *auxiliary, final = predictions
         output = Mask2FormerForUniversalSegmentationOutput(
             loss=self._loss(predictions, mask_labels, class_labels),
-            **_logits(final),
-            auxiliary_logits=[_logits(prediction) for prediction in auxiliary] if with_auxiliary else None,
+            **logits_of(final),
+            auxiliary_logits=[logits_of(prediction) for prediction in auxiliary] if with_auxiliary else None,
             **states_of(record, with_states=with_states),
-            **({} if pixel_mask is None else _sizes(pixel_mask)),
+            **({} if pixel_mask is None else sizes_of(pixel_mask)),
         )
         return output if as_dict else output.to_tuple()
 
@@ -286,12 +300,22 @@ class Mask2FormerForUniversalSegmentation(Mask2FormerPreTrainedModel):
         """
         if mask_labels is None and class_labels is None:
             return None
-        classes = self.config.num_labels
-        targets = _targets(mask_labels, class_labels, num_images=len(predictions[0].class_logits), num_classes=classes)
-        device = predictions[0].class_logits.device
-        targets = [{name: tensor.to(device) for name, tensor in target.items()} for target in targets]
+        targets = targets_of(mask_labels, class_labels, predictions[0].class_logits)
         chosen = predictions if self.config.use_auxiliary_loss else predictions[-1:]
         return torch.stack(list(self.criterion.weight(self.criterion(chosen, targets)).values())).sum()
+
+
+def build_pixel_decoder(cfg: Any, config: Any, shapes: Mapping[str, ShapeSpec]) -> MSDeformAttnPixelDecoder:
+    """Return the pixel decoder of a config of ours, whose feed-forward networks have the width that theirs says."""
+    options = MSDeformAttnPixelDecoder.from_config(cfg, dict(shapes))
+    options["transformer_dim_feedforward"] = config.encoder_feedforward_dim
+    return MSDeformAttnPixelDecoder(**options)
+
+
+def add_final_norm(model: nn.Module, backbone: str, shapes: Mapping[str, ShapeSpec]) -> None:
+    """Give a model with their Swin the norm it ends in, which nothing reads: saving gives back all that was loaded."""
+    if backbone in _SWIN_BACKBONES:
+        model.final_norm = nn.LayerNorm(shapes["res5"].channels).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -323,14 +347,15 @@ def states_of(record: ModelRecord, *, with_states: bool) -> dict[str, Any]:
     }
 
 
-def _logits(prediction: QueryPrediction) -> dict[str, Tensor]:
+def logits_of(prediction: QueryPrediction) -> dict[str, Tensor]:
+    """Return the class logits (B, Q, K + 1) and mask logits (B, Q, h, w) of a prediction, by their field."""
     return {
         "class_queries_logits": prediction.class_logits,
         "masks_queries_logits": prediction.mask_logits().squeeze(2),  # (B, Q, 1, h, w)
     }
 
 
-def _sizes(pixel_mask: Tensor) -> dict[str, Tensor]:
+def sizes_of(pixel_mask: Tensor) -> dict[str, Tensor]:
     """Return sizes (B, 2) of the images in the corner of their padded ones, and of these."""
     is_image = pixel_mask.bool()
     image_sizes = torch.stack((is_image.any(2).sum(1), is_image.any(1).sum(1)), dim=1)
@@ -338,8 +363,13 @@ def _sizes(pixel_mask: Tensor) -> dict[str, Tensor]:
     return {"image_sizes": image_sizes, "padded_sizes": padded.expand_as(image_sizes)}
 
 
-def _targets(mask_labels: Any, class_labels: Any, *, num_images: int, num_classes: int) -> list[dict[str, Tensor]]:
-    """Return what the criterion takes: ``labels`` (N,) and ``masks`` (N, H, W) bool of one size."""
+def targets_of(mask_labels: Any, class_labels: Any, class_logits: Tensor) -> list[dict[str, Tensor]]:
+    """Return what the criterion takes for logits (B, Q, K + 1): ``labels`` (N,), ``masks`` (N, H, W) bool of one size.
+
+    Raises:
+        InputError: one kind of labels without the other, or labels that do not fit the images or classes.
+    """
+    num_images, num_classes = len(class_logits), class_logits.shape[-1] - 1
     for name, given in (("mask_labels", mask_labels), ("class_labels", class_labels)):
         if given is None:
             raise InputError(f"{name}: missing; a loss needs mask_labels and class_labels")
@@ -355,7 +385,10 @@ def _targets(mask_labels: Any, class_labels: Any, *, num_images: int, num_classe
     height, width = (max(masks.shape[axis] for masks in mask_labels) for axis in (1, 2))
     return [
         # 255 is padding: their processor fills masks with its ignore_index.
-        {"labels": classes.long(), "masks": _pad((masks > 0.5) & (masks != 255), height, width)}
+        {
+            "labels": classes.long().to(class_logits.device),
+            "masks": _pad((masks > 0.5) & (masks != 255), height, width).to(class_logits.device),
+        }
         for masks, classes in zip(mask_labels, class_labels)
     ]
 

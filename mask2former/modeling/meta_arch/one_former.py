@@ -27,12 +27,12 @@ from mask2former.modeling.meta_arch.mask_former import MaskFormer
 from mask2former.modeling.meta_arch.mask_former_head import MaskFormerHead
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
-from mask2former.modeling.text_encoder import TextEncoder, encode_distinct, stack_texts
+from mask2former.modeling.text_encoder import TextEncoder, text_queries
 from mask2former.modeling.transformer_decoder import ContrastiveMultiScaleMaskedTransformerDecoder
 from mask2former.structures.tasks import parse_task, parse_tasks, task_token_ids
 
 _logger = logging.getLogger(__name__)
-_TASK_MLP_LAYERS = 2
+TASK_MLP_LAYERS = 2
 _PLAIN_CRITERION = "SetCriterion"
 
 
@@ -91,7 +91,7 @@ class OneFormer(MaskFormer):
         parse_tasks(task, source="MODEL.TEST.TASK")
         self.task, self.task_length = task, task_length
         self.warned_of_one_image = False
-        self.task_mlp = TaskMLP(task_length, hidden_dim, hidden_dim, _TASK_MLP_LAYERS)
+        self.task_mlp = TaskMLP(task_length, hidden_dim, hidden_dim, TASK_MLP_LAYERS)
         self.text_encoder = text_encoder
         self.num_texts = self.sem_seg_head.predictor.num_queries - num_contexts
         if text_encoder is not None:
@@ -203,17 +203,13 @@ class OneFormer(MaskFormer):
         """
         if self.text_encoder is None:
             raise InputError("training OneFormer needs its text branch: MODEL.IS_TRAIN True builds it")
-        ids = stack_texts(
-            [torch.as_tensor(text) for text in texts],
+        return text_queries(
+            texts,
+            encoder=self.text_encoder,
+            projector=self.text_projector,
+            contexts=self.prompt_ctx,
             num_texts=self.num_texts,
-            context_length=self.text_encoder.context_length,
-            vocab_size=self.text_encoder.token_embedding.num_embeddings,
-        ).to(self.device)
-        described = self.text_projector(encode_distinct(self.text_encoder, ids))
-        if self.prompt_ctx is None:
-            return described
-        contexts = self.prompt_ctx.weight.to(described.dtype).expand(len(ids), -1, -1)
-        return torch.cat((described, contexts), 1)
+        )
 
     def _train(self, batch: Sequence[dict[str, Any]], images: Tensor, *, size: tuple[int, int]) -> dict[str, Tensor]:
         for key in ("task", "text"):
