@@ -66,3 +66,15 @@ def test_page_of_the_site_names_config_files(script: ModuleType) -> None:
     page = script.make_page(is_site=True)
     assert "](configs/" not in page
     assert page.count("zoo://") == PAGE.count("zoo://")
+
+
+ONEFORMER = json.loads((ROOT / "tests" / "data" / "reference" / "oneformer" / "model_zoo.json").read_text())["models"]
+
+
+@pytest.mark.parametrize("entry", ONEFORMER, ids=lambda entry: entry["config"].rpartition("/")[2])
+def test_models_of_oneformer_have_zoo_names(entry: dict[str, Any]) -> None:
+    (model,) = (m for m in zoo_models().values() if m.checkpoint_url == entry["checkpoint_url"])
+    assert find_zoo_model(model.name) is model
+    assert model.config == f"oneformer/{entry['config']}"
+    assert (ROOT / "configs" / model.config).is_file()
+    assert all(model.metrics[name] == entry[name] for name in ("PQ", "AP", "mIoU") if name in entry)

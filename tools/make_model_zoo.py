@@ -34,6 +34,9 @@ they are, by a reader that admits arrays and containers only and never runs code
   name makes an evaluation compare its results with them.
 - A zoo name (`MODEL.WEIGHTS zoo://coco/panoptic/r50`) downloads the checkpoint to a cache; a file works too. The last
   six characters of the file's name before `.pkl` begin its md5, which is checked.
+- OneFormer: PQ with the task panoptic, AP with the task instance, mIoU with the task semantic; AP of COCO is against
+  instances derived from the panoptic annotation, and is not that of other models. `-896` and `-1280` are sizes of
+  crops, `-coco` and `-mapillary` data sets that the model was trained on before.
 - Schedule: epochs on COCO, iterations elsewhere. IN21k: the backbone was pretrained on ImageNet-21k, else on
   ImageNet-1k.
 
@@ -77,7 +80,7 @@ def _dataset_title(model: ZooModel) -> str:
 def _task_title(model: ZooModel) -> str:
     if model.config.startswith("youtubevis"):
         return f"{model.task.replace('YouTubeVIS', 'YouTube-VIS')} instance segmentation"
-    return model.task.capitalize()
+    return model.task if model.task.startswith("OneFormer") else model.task.capitalize()
 
 
 def _model_table(models: Sequence[ZooModel], *, is_site: bool) -> str:
@@ -89,7 +92,7 @@ def _model_table(models: Sequence[ZooModel], *, is_site: bool) -> str:
         file_name = model.checkpoint_url.rsplit("/", 1)[1]
         name = Path(model.config).name
         config = f"`{name}`" if is_site else f"[{name}](configs/{model.config})"
-        checkpoint = f"[{file_name}]({model.checkpoint_url}) ({model.model_id})"
+        checkpoint = f"[{file_name}]({model.checkpoint_url})" + (f" ({model.model_id})" if model.model_id else "")
         values = [str(model.metrics[name]) for name in metrics]
         rows.append((model.backbone, model.schedule, *values, config, f"`zoo://{model.name}`", checkpoint))
     return table(headers, rows, numeric=range(1, 2 + len(metrics)))
