@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,3 +213,35 @@ def test_gradient_clipping_leaves_small_and_disabled_gradients_alone() -> None:
 def test_gradient_clipping_refuses_unknown_type() -> None:
     with pytest.raises(ConfigError, match=r"CLIP_TYPE.*whole"):
         clip([[1.0]], CLIP_TYPE="whole")
+
+
+ONEFORMER = json.loads((REFERENCE_DIR / "oneformer" / "optimizer.json").read_text())["recipes"]
+
+
+@pytest.mark.parametrize("recipe", ONEFORMER, ids=lambda recipe: Path(recipe).stem)
+def test_groups_of_oneformer_equal_the_published_ones(recipe: str) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(CONFIG_DIR / "oneformer" / recipe))
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        optimizer = build_optimizer(cfg, build_model(cfg))
+    groups = {
+        name: [group["lr"], group["weight_decay"]] for group in optimizer.param_groups for name in group["param_names"]
+    }
+    assert groups == {name: pytest.approx(values) for name, values in ONEFORMER[recipe].items()}
+
+
+def test_clipping_by_parity_bounds_nothing_and_replaces_what_is_not_finite() -> None:
+    cfg = get_cfg()
+    cfg.merge_from_dict({"SOLVER.CLIP_GRADIENTS": {"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 0.01}})
+    weight = torch.zeros(4, requires_grad=True)
+    for parity, expected in ((True, [3.0, 0.0, 1e5, -1e5]), (False, None)):
+        cfg.SOLVER.CLIP_GRADIENTS.PARITY = parity
+        weight.grad = torch.tensor([3.0, torch.nan, torch.inf, -torch.inf] if parity else [3.0, 4.0, 0.0, 0.0])
+        norm = build_gradient_clipping(cfg)([weight])
+        if expected is None:
+            assert float(norm) == 5.0
+            assert float(weight.grad.norm()) == pytest.approx(0.01, rel=1e-4)
+        else:
+            assert weight.grad.tolist() == expected
+            assert torch.isfinite(norm)
