@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mask2former import Predictor
+from mask2former.commands.cli import main
 from mask2former.config import CfgNode, get_cfg
 from mask2former.engine import train
 
@@ -69,3 +71,33 @@ def test_trained_weights_predict_the_task_of_the_config(trained: tuple[CfgNode, 
     result = Predictor(cfg)(np.zeros((64, 64, 3), np.uint8))
     assert {"sem_seg", "panoptic_seg", "instances"} <= set(result)
     assert torch.isfinite(torch.as_tensor(result["sem_seg"])).all()
+
+
+def test_predictor_tells_the_model_its_tasks_and_runs_the_backbone_once(trained: tuple[CfgNode, Any]) -> None:
+    cfg, _ = trained
+    weights = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    predictor = Predictor(cfg, weights, task=["instance", "semantic"])
+    passes: list[Any] = []
+    predictor.model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    told: list[str] = []
+    task_ids = predictor.model.task_ids
+    predictor.model.task_ids = lambda names: told.extend(names) or task_ids(names)
+    both = predictor(image)
+    assert (len(passes), sorted(told)) == (1, ["instance", "semantic"])
+    assert {"instances", "sem_seg"} <= set(both)
+    assert "panoptic_seg" not in both
+    for task, field in (("instance", "instances"), ("semantic", "sem_seg")):
+        alone = Predictor(cfg, weights, task=task)(image)[field]
+        if field == "sem_seg":
+            assert torch.equal(torch.as_tensor(alone), torch.as_tensor(both[field]))
+        else:
+            assert torch.equal(alone.scores, both[field].scores)
+
+
+def test_command_predicts_tasks_of_one_model(trained: tuple[CfgNode, Any], tmp_path: Path) -> None:
+    cfg, _ = trained
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "photo.png")
+    options = ["--weights", str(Path(cfg.OUTPUT_DIR) / "model_final.pth"), "--output", str(tmp_path / "out")]
+    assert main(["predict", str(tmp_path / "photo.png"), *options, "--task", "panoptic", "semantic"]) == 0
+    assert len(list((tmp_path / "out").glob("*.jpg")) + list((tmp_path / "out").glob("*.png"))) == 2

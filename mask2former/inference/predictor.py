@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mask2former.checkpoint import LoadReport, load_weights
-from mask2former.config import CfgNode, build_from_config, inference_node
+from mask2former.config import CfgNode, build_from_config, inference_node, is_oneformer
 from mask2former.data import MetadataCatalog
 from mask2former.data.presets import build_test_augmentations
 from mask2former.errors import CheckpointError, ConfigError, InputError
@@ -29,9 +29,8 @@ from mask2former.modeling import MaskFormer, build_model, prepare_for_inference
 from mask2former.modeling.execution import set_float32_precision
 from mask2former.modeling.video_windows import SettledFrames, WindowOptions, instances_of_frame, join_settled
 from mask2former.structures import Metadata
-from mask2former.structures.tasks import test_sets
+from mask2former.structures.tasks import ALL_TASKS, TASKS, test_sets
 
-TASKS = ("panoptic", "instance", "semantic")
 ClipInput: TypeAlias = "Iterable[ImageInput] | str | os.PathLike[str]"
 
 
@@ -64,7 +63,8 @@ class Predictor:
                 arguments override it.
             weights: as MODEL.WEIGHTS.
             device: as MODEL.DEVICE.
-            task: one or several of "panoptic", "instance", "semantic".
+            task: one or several of "panoptic", "instance", "semantic"; OneFormer is told each, in one pass of its
+                backbone.
             score_threshold: 0..1; instances below it are dropped, and panoptic segments must exceed it.
             augment: average over resized and mirrored copies of the image, those of TEST.AUG.
             precision: "float32", "bfloat16" or, on a GPU, "float16".
@@ -368,6 +368,8 @@ def _resolve_config(
         if not tasks or set(tasks) - set(TASKS):
             raise ConfigError(f"task: expected one or several of {', '.join(TASKS)}, found {task!r}")
         test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = (name in tasks for name in TASKS)
+        if is_oneformer(resolved):  # it is also told which
+            test.TASK = tasks[0] if len(tasks) == 1 else ALL_TASKS
     if score_threshold is not None:
         if not 0 <= score_threshold <= 1:
             raise ConfigError(f"score_threshold: expected 0..1, found {score_threshold}")

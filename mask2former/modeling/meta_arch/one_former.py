@@ -21,10 +21,10 @@ from mask2former.distributed import get_world_size
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.modeling.contrastive import ContrastiveSetCriterion
 from mask2former.modeling.layers import MLP
-from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.inputs import count_frames
 from mask2former.modeling.meta_arch.mask_former import MaskFormer
 from mask2former.modeling.meta_arch.mask_former_head import MaskFormerHead
+from mask2former.modeling.postprocess import InferenceOptions
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.modeling.registry import META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from mask2former.modeling.text_encoder import TextEncoder, text_queries
@@ -151,33 +151,37 @@ class OneFormer(MaskFormer):
             inputs, mask_features = self.encode_pixels(images)
         results: list[dict[str, Any]] = [{} for _ in batch]
         for name in dict.fromkeys(name for names in tasks for name in names):
-            asked = [index for index, names in enumerate(tasks) if name in names]
+            asked = [index for index, names in enumerate(tasks) if name in names and self._options_of(name, names)]
+            if not asked:
+                continue
             with self.inference_precision():
                 chosen = [level if len(asked) == len(batch) else level[asked] for level in (*inputs, mask_features)]
                 (*_, prediction), _ = self.decode_task(chosen[:-1], chosen[-1], self.task_ids([name] * len(asked)))
             for row, index in enumerate(asked):
                 one = QueryPrediction(*(values[row : row + 1] for values in prediction))
-                results[index].update(self._results_of(name, tasks[index], one, geometries[index]))
+                options = self._options_of(name, tasks[index])
+                (result,) = self.results(one, [geometries[index]], options=options)
+                results[index].update(result)
         return results
 
-    def _results_of(
-        self, name: str, tasks: Sequence[str], prediction: QueryPrediction, geometry: MaskGeometry
-    ) -> dict[str, Any]:
-        """Return all results of the only task, or of one among several its own result."""
-        options = self.inference
-        if len(tasks) > 1:
-            own = {
-                "semantic": options.semantic and name == "semantic",
-                "panoptic": options.panoptic and name == "panoptic",
-                "instance": options.instance and name == "instance",
-            }
-            if not any(own.values()):
-                return {}
-            # As if the other results were made, too, which both depend on.
-            resize_first = options.resize_before_inference or options.panoptic or options.instance
-            options = replace(options, **own, things_only=options.panoptic, resize_before_inference=resize_first)
-        (result,) = self.results(prediction, [geometry], options=options)
-        return result
+    def _options_of(self, name: str, tasks: Sequence[str]) -> InferenceOptions | None:
+        """Return options for all results, of the only task, or for its own result, of one among several.
+
+        None if that is switched off.
+        """
+        options = replace(self.inference, things_only=True)  # as if panoptic results were made, too, in every task
+        if len(tasks) == 1:
+            return options
+        own = {
+            "semantic": options.semantic and name == "semantic",
+            "panoptic": options.panoptic and name == "panoptic",
+            "instance": options.instance and name == "instance",
+        }
+        if not any(own.values()):
+            return None
+        # As if the other results were made, too.
+        resize_first = options.resize_before_inference or options.panoptic or options.instance
+        return replace(options, **own, resize_before_inference=resize_first)
 
     def encode_pixels(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Map images (B, 3, H, W) to the maps that queries attend to, and mask features (B, C, h, w)."""
