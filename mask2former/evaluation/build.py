@@ -21,11 +21,11 @@ from mask2former.evaluation.coco import COCOEvaluator, LVISEvaluator
 from mask2former.evaluation.coco_matching import IouType
 from mask2former.evaluation.panoptic import COCOPanopticEvaluator, PanopticInstanceEvaluator
 from mask2former.evaluation.panoptic_ground_truth import panoptic_truth
-from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators, is_installed
+from mask2former.evaluation.protocol import DatasetEvaluator, DatasetEvaluators, RelabelledThings, is_installed
 from mask2former.evaluation.sem_seg import SemSegEvaluator
 from mask2former.evaluation.video import YTVISEvaluator
 from mask2former.files.inputs import PathLike
-from mask2former.structures.metadata import MetadataCatalog
+from mask2former.structures.metadata import Metadata, MetadataCatalog
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,12 @@ def build_evaluator(
 
 @EVALUATOR_REGISTRY.register(name="coco")
 def _instances(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
-    return [COCOEvaluator(dataset_name, output_dir, tasks=_instance_tasks(cfg))]
+    return _relabelled(cfg, dataset_name, [COCOEvaluator(dataset_name, output_dir, tasks=_instance_tasks(cfg))])
+
+
+@EVALUATOR_REGISTRY.register(name="panoptic_instances")
+def _instances_of_panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
+    return [PanopticInstanceEvaluator(dataset_name, output_dir, tasks=_instance_tasks(cfg))]
 
 
 @EVALUATOR_REGISTRY.register(name="lvis")
@@ -106,7 +111,7 @@ def _semantic(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEval
 
 @EVALUATOR_REGISTRY.register(name="cityscapes_instance")
 def _cityscapes_instances(cfg: Any, dataset_name: str, output_dir: Path) -> list[DatasetEvaluator]:
-    return [CityscapesInstanceEvaluator(dataset_name)]
+    return _relabelled(cfg, dataset_name, [CityscapesInstanceEvaluator(dataset_name)])
 
 
 @EVALUATOR_REGISTRY.register(name="cityscapes_sem_seg")
@@ -157,6 +162,20 @@ def _cityscapes_panoptic(cfg: Any, dataset_name: str, output_dir: Path) -> list[
         build_semantic = _cityscapes_semantic if has_scripts else _semantic
         evaluators += build_semantic(cfg, dataset_name, output_dir)
     return evaluators
+
+
+def _relabelled(cfg: Any, dataset_name: str, evaluators: list[DatasetEvaluator]) -> list[DatasetEvaluator]:
+    """Return evaluators that understand a model of things and stuff where the data set numbers its things alone."""
+    trained = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else Metadata()
+    known, wanted = (_thing_labels(metadata) for metadata in (trained, MetadataCatalog.get(dataset_name)))
+    if len(known) != len(wanted) or known == wanted:
+        return evaluators
+    return [RelabelledThings(evaluator, known) for evaluator in evaluators]
+
+
+def _thing_labels(metadata: Metadata) -> list[int]:
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id")
+    return sorted(mapping.values()) if mapping else list(range(len(metadata.get("thing_classes") or ())))
 
 
 def _instance_tasks(cfg: Any) -> tuple[IouType, ...]:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 
 from mask2former.errors import ConfigError, DatasetError, InputError
 from mask2former.files.inputs import PathLike
@@ -120,6 +121,35 @@ class DatasetEvaluators(DatasetEvaluator):
                     raise ValueError(f"two evaluators give results for task {task!r}")
                 merged[task] = metrics
         return merged
+
+
+class RelabelledThings(DatasetEvaluator):
+    """An evaluator whose data set numbers things otherwise than the model, which knows other classes, too."""
+
+    def __init__(self, evaluator: DatasetEvaluator, labels: Sequence[int]) -> None:
+        """``labels`` are the model's labels of the data set's classes, in their order."""
+        self.evaluator = evaluator
+        self._labels = torch.tensor(list(labels))
+
+    def reset(self) -> None:
+        self.evaluator.reset()
+
+    def process(self, inputs: ModelInputs, outputs: ModelOutputs) -> None:
+        """Evaluate the instances of the data set's classes, under its labels."""
+        self.evaluator.process(inputs, [self._relabelled(output) for output in outputs])
+
+    def evaluate(self) -> Results | None:
+        """Return the results of the evaluator."""
+        return self.evaluator.evaluate()
+
+    def _relabelled(self, output: Mapping[str, Any]) -> Mapping[str, Any]:
+        instances = output.get("instances")
+        if instances is None or not len(instances):
+            return output
+        is_same = instances.pred_classes.cpu()[:, None] == self._labels  # (N, K)
+        kept = instances[is_same.any(1)]
+        kept.set("pred_classes", is_same.int().argmax(1)[is_same.any(1)].to(instances.pred_classes.device))
+        return {**output, "instances": kept}
 
 
 # What older packages call and newer numpy no longer has.

@@ -13,6 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from mask2former.config import get_cfg
+from mask2former.data.datasets.classes import read_table
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.evaluation import (
     COCOEvaluator,
@@ -223,3 +224,49 @@ def test_lvis_without_its_package(monkeypatch: pytest.MonkeyPatch, dataset_name:
     monkeypatch.setitem(sys.modules, "lvis", None)  # importing it fails
     with pytest.raises(ConfigError, match=r"needs lvis .*pip install 'mask2former\[lvis\]'"):
         LVISEvaluator(dataset_name)
+
+
+def test_coco_panoptic2instance_is_evaluated_by_its_panoptic_annotation(tmp_path: Path, dataset_name: str) -> None:
+    published = read_table("datasets")["coco_2017_val_panoptic2instance"]["metadata"]
+    register(dataset_name, tmp_path, evaluator_type=published["evaluator_type"])
+    evaluator = build_evaluator(get_cfg(), dataset_name)
+    assert isinstance(evaluator, PanopticInstanceEvaluator)
+    evaluator.process([{"image_id": "a_b"}], [predict()])
+    results = evaluator.evaluate()
+    assert results is not None
+    assert results["segm"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("found", "expected"), [((7, 9), {"bed": 100.0, "lamp": 100.0}), ((7, 3), {"lamp": 0.0})])
+def test_labels_of_a_panoptic_model_become_those_of_a_data_set_of_things(
+    tmp_path: Path, dataset_name: str, found: tuple[int, int], expected: dict[str, float]
+) -> None:
+    """As of ADE20K: training numbers things among all classes, the data set of instances numbers them from 0."""
+    (tmp_path / "out").mkdir()
+    rles = bitmasks_to_rles(predict()["instances"].pred_masks.numpy())
+    annotations = [
+        {"id": 1 + i, "image_id": "a_b", "category_id": 70 + i, "iscrowd": 0, "segmentation": rle}
+        | {"area": int(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist()}
+        for i, rle in enumerate(rles)
+    ]
+    images = [{"id": "a_b", "file_name": "a_b.jpg", "height": SIZE[0], "width": SIZE[1]}]
+    categories = [{"id": 70, "name": "bed"}, {"id": 71, "name": "lamp"}]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    MetadataCatalog.get(dataset_name).set(
+        evaluator_type="coco",
+        json_file=str(tmp_path / "instances.json"),
+        thing_dataset_id_to_contiguous_id={70: 0, 71: 1},
+        thing_classes=["bed", "lamp"],
+    )
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = ("trained on",)
+    MetadataCatalog.get("trained on").set(thing_dataset_id_to_contiguous_id={8: 7, 10: 9}, stuff_classes=NAMES)
+    try:
+        evaluator = build_evaluator(cfg, dataset_name, tmp_path / "out")
+        evaluator.process([{"image_id": "a_b"}], [predict(classes=found)])  # 3 is stuff
+        results = evaluator.evaluate()
+    finally:
+        MetadataCatalog.remove("trained on")
+    assert results is not None
+    assert {name: results["segm"][f"AP-{name}"] for name in expected} == pytest.approx(expected)
