@@ -161,7 +161,7 @@ def test_wrong_arguments_are_named(files: Path, image: np.ndarray, tmp_path: Pat
     with pytest.raises(CheckpointError, match="no such model in the zoo"):
         mask2former.pipeline("semantic", weights="zoo://coco/nothing")
     (tmp_path / "config.json").write_text('{"model_type": "detr"}')
-    with pytest.raises(CheckpointError, match="model_type: expected .*'oneformer', found 'detr'"):
+    with pytest.raises(CheckpointError, match=r"model_type: expected .*'oneformer', found 'detr'"):
         mask2former.pipeline("semantic", weights=tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a valid JSON"):
