@@ -10,6 +10,8 @@ VIDEO_CONFIG ?= configs/shapes/video-instance-segmentation/maskformer2_R18_quick
 OPTS ?=
 TORCH ?= torch torchvision
 KILLS ?= 1000
+# Processes of the tests; each takes up to 3 GB.
+JOBS ?= 2
 # What depends on the versions of Python, torch and numpy, in four minutes.
 FAST_TESTS ?= $(addprefix tests/,structures config files ops modeling checkpoint data_pipeline)
 NUM_PICTURES ?= 12
@@ -34,7 +36,7 @@ SHAPES := $(DETECTRON2_DATASETS)/shapes
 help:
 	@echo "make quickstart   train, evaluate and draw on an embedded data set"
 	@echo "make quickstart-video   the same with videos: instances that keep their identity"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests, in JOBS=2 processes"
 	@echo "make test-fast    operators, model, checkpoints, config, files and data only"
 	@echo "make chaos        kill a training at random moments ($(KILLS) times) and at each change of a file, resume it, compare it"
 	@echo "make fuzz         change files at random and read them, TIME=60 seconds a form, or RUNS=100000 inputs; TARGETS=coco"
@@ -82,10 +84,10 @@ quickstart-video: $(STAMP)
 	$(PY) tools/show_results.py $(VIDEO_OUTPUT)
 
 test: $(STAMP)
-	$(PY) -m pytest -m "not slow and not gpu" $(OPTS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu" $(OPTS)
 
 test-fast: $(STAMP)
-	$(PY) -m pytest -m "not slow and not gpu" --no-header -q $(FAST_TESTS) $(OPTS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu" --no-header -q $(FAST_TESTS) $(OPTS)
 
 test-all: $(STAMP)
 	$(PY) -m pytest $(OPTS)

@@ -304,7 +304,7 @@ def config_from_transformers(content: Mapping[str, Any], *, source: str) -> dict
         CheckpointError: another model, or a backbone that is not built here.
     """
     kind = content.get("model_type")
-    if kind not in _READERS:
+    if not isinstance(kind, str) or kind not in _READERS:
         raise CheckpointError(f"{source}: model_type: expected {', '.join(map(repr, _READERS))}, found {shown(kind)}")
     read, parts = _READERS[kind]
     values: dict[str, Any] = {

@@ -8,7 +8,7 @@ import logging
 import platform
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mask2former import __version__
 from mask2former.checkpoint.description import describe
-from mask2former.config import CfgNode
+from mask2former.config import CfgNode, inference_node
 from mask2former.data.catalog import format_run_metadata
 from mask2former.errors import ConfigError
 from mask2former.export.finished import FinishedResults
@@ -30,6 +30,7 @@ from mask2former.inference.exported import ExportedModel, takes_bgr
 from mask2former.modeling.meta_arch import MaskFormer
 from mask2former.runtime.exported_info import FINISHED, RAW, VERSION, ExportedInfo
 from mask2former.structures import MetadataCatalog
+from mask2former.structures.tasks import TASKS
 from mask2former.visualization.overlays import class_name, color_of_class
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino")
@@ -125,8 +126,9 @@ def build_graph(cfg: CfgNode, model: nn.Module, *, outputs: str) -> PixelsToOutp
     if outputs == RAW:
         return graph.eval()
     has_queries = isinstance(graph.model, MaskFormer)
+    options = graph.model.inference
     graph.finish = FinishedResults(
-        graph.model.inference,
+        replace(options, things_only=True) if graph.takes_task else options,
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         thing_ids=graph.model.thing_ids if has_queries else None,
         common_stride=None if has_queries else cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
@@ -139,11 +141,15 @@ def verify(cfg: CfgNode, graph: PixelsToOutputs, info: ExportedInfo, samples: It
     """Compare a file with the model that it was made from: logits, if the file holds them, and results."""
     exported, found = ExportedModel(_with_labels(cfg), info), Verification()
     raw = PixelsToOutputs(graph.model, is_bgr=takes_bgr(cfg))
-    for sample in tqdm(list(samples), desc="verify", unit="image", disable=None):
+    for index, sample in enumerate(tqdm(list(samples), desc="verify", unit="image", disable=None)):
+        task = TASKS[index % len(TASKS)] if graph.takes_task else None
+        if task is not None:
+            sample = {**sample, "task": task}
         if info.outputs == RAW:
             images = torch.from_numpy(exported.images_of([sample]))
-            expected = dict(zip(raw.output_names, raw(images), strict=True))
-            found.add_logits(expected, exported.outputs([sample]))
+            options = {} if task is None else {"task": torch.tensor([TASKS.index(task)])}
+            expected = dict(zip(raw.output_names, raw(images, **options), strict=True))
+            found.add_logits(expected, exported.outputs([sample], task=task))
         found.add_results(graph.model([sample]), exported([sample]))
     return found
 
@@ -161,7 +167,7 @@ def _describe(cfg: CfgNode, graph: PixelsToOutputs, options: ExportOptions, *, s
     stored = cfg.clone()
     stored.defrost()
     stored.MODEL.WEIGHTS = ""
-    test = cfg.MODEL.MASK_FORMER.TEST
+    test = inference_node(cfg)
     return {
         "version": VERSION,
         "format": options.format,
@@ -178,6 +184,7 @@ def _describe(cfg: CfgNode, graph: PixelsToOutputs, options: ExportOptions, *, s
             "map_stride": cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
             "takes_output_size": options.outputs == FINISHED,
             "takes_clips": bool(graph.model.takes_clips),
+            "takes_task": graph.takes_task,
             "shortest_edge": cfg.INPUT.MIN_SIZE_TEST,
             "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
             "mean": list(cfg.MODEL.PIXEL_MEAN),
@@ -201,7 +208,7 @@ def _describe(cfg: CfgNode, graph: PixelsToOutputs, options: ExportOptions, *, s
 
 
 def _tasks(cfg: CfgNode, graph: PixelsToOutputs) -> list[str]:
-    test = cfg.MODEL.MASK_FORMER.TEST
+    test = inference_node(cfg)
     if not isinstance(graph.model, MaskFormer):
         return ["semantic"]
     flags = {"panoptic": test.PANOPTIC_ON, "instance": test.INSTANCE_ON, "semantic": test.SEMANTIC_ON}

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from mask2former.errors import ConfigError
 from mask2former.export.finished import FinishedResults
 from mask2former.modeling.mask_geometry import MaskGeometry
-from mask2former.modeling.meta_arch import MaskFormer, SemanticSegmentor
+from mask2former.modeling.meta_arch import MaskFormer, OneFormer, SemanticSegmentor
 from mask2former.modeling.prediction import QueryPrediction
 from mask2former.runtime.exported_info import RAW_OUTPUTS, RAW_PIXEL_OUTPUTS
+from mask2former.structures.tasks import TASKS
 
 MAX_SIDE = 1 << 15  # of images and results
 
@@ -26,19 +27,25 @@ class PixelsToOutputs(nn.Module):
 
     Raw outputs of models with queries are ``class_logits`` (B, Q, K + 1) and ``mask_logits`` (B, Q, h, w) of the padded
     image; of other models ``class_maps`` (B, K, h, w). A video model takes the frames (T, H, W, 3) of one window, and
-    its ``mask_logits`` are (1, Q, T, h, w).
+    its ``mask_logits`` are (1, Q, T, h, w). OneFormer also takes the task of each image, (B,) int64: 0 panoptic, 1
+    instance, 2 semantic.
     """
+
+    task_tokens: Tensor  # (3, S) of OneFormer
 
     def __init__(self, model: nn.Module, *, is_bgr: bool, finish: FinishedResults | None = None) -> None:
         """``is_bgr``: the model takes BGR; ``finish``: what makes results of logits."""
         super().__init__()
         if not isinstance(model, (MaskFormer, SemanticSegmentor)):
             raise ConfigError(
-                "MODEL.META_ARCHITECTURE: expected MaskFormer, VideoMaskFormer or SemanticSegmentor to export, found "
+                "MODEL.META_ARCHITECTURE: expected MaskFormer, OneFormer or SemanticSegmentor to export, found "
                 f"{type(model).__name__}"
             )
         self.model: Any = model
         self.is_bgr = is_bgr
+        self.takes_task = isinstance(model, OneFormer)
+        if isinstance(model, OneFormer):
+            self.register_buffer("task_tokens", model.task_ids(TASKS), persistent=False)
         self.finish = finish
 
     @property
@@ -53,11 +60,17 @@ class PixelsToOutputs(nn.Module):
         """Return what sides are padded to a multiple of."""
         return max(self.model.size_divisibility, 1)
 
-    def forward(self, images: Tensor, output_size: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, images: Tensor, output_size: Tensor | None = None, task: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the outputs; ``output_size`` (2,) int64 is the height and width of finished results."""
         padded = self.prepare(images)
         num_frames = images.shape[0] if self.model.takes_clips else None
-        prediction = self.model.predict(padded, num_frames=num_frames)[-1]
+        if task is None:
+            prediction = self.model.predict(padded, num_frames=num_frames)[-1]
+        else:
+            inputs, mask_features = self.model.encode_pixels(padded)
+            prediction = self.model.decode_task(inputs, mask_features, self.task_tokens[task])[0][-1]
         raw = raw_outputs(prediction, is_clip=num_frames is not None)
         if self.finish is None:
             return raw

@@ -1,4 +1,4 @@
-"""What an exported graph computes multi-scale deformable attention with, by target.
+"""What an exported graph computes multi-scale deformable and neighbourhood attention with, by target.
 
 GridSample for ONNX Runtime and OpenVINO; gather for TensorRT, whose GridSample takes no maps in half precision with
 float32 places; our own operator where torch runs the file.
@@ -8,13 +8,17 @@ Letters: B batch, S tokens of all levels, M heads, D channels of a head, Q queri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from torch import Tensor
 
 from mask2former.errors import ConfigError
+from mask2former.ops.deformable_attention import deformable_operator
 from mask2former.ops.deformable_attention_reference import reference_forward
+from mask2former.ops.neighbourhood_attention import neighbourhood_operator
+from mask2former.ops.neighbourhood_attention_reference import reference_forward as neighbourhood_forward
 
 OPERATOR = "operator"
 
@@ -63,12 +67,15 @@ SAMPLINGS: Mapping[str, Callable[..., Tensor] | None] = MappingProxyType(
 )
 
 
-def sampling_forward(sampling: str) -> Callable[..., Tensor] | None:
-    """Return what computes deformable attention by its name; None is the operator itself.
+@contextlib.contextmanager
+def lowered_operators(sampling: str) -> Iterator[None]:
+    """Compute attention in the block by what ``sampling`` names; neighbourhood attention then gathers, too.
 
     Raises:
         ConfigError: there is no such name.
     """
     if sampling not in SAMPLINGS:
         raise ConfigError(f"--sampling: expected one of {', '.join(SAMPLINGS)}, found {sampling!r}")
-    return SAMPLINGS[sampling]
+    neighbourhood = None if sampling == OPERATOR else neighbourhood_forward
+    with deformable_operator.replaced(SAMPLINGS[sampling]), neighbourhood_operator.replaced(neighbourhood):
+        yield

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mask2former.config import CfgNode, build_from_config
+from mask2former.config import CfgNode, build_from_config, inference_node
 from mask2former.errors import CheckpointError, ConfigError, InputError
 from mask2former.modeling.mask_geometry import MaskGeometry
 from mask2former.modeling.meta_arch.inputs import is_clip
@@ -30,8 +30,10 @@ from mask2former.runtime.exported_info import (
 )
 from mask2former.runtime.sessions import Session, open_session
 from mask2former.structures import Boxes, Instances
+from mask2former.structures.tasks import TASKS, parse_tasks
 
 _TORCH_FORMATS = ("torch-export", "aoti")
+_FIELDS = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
 
 
 class ExportedModel(nn.Module):
@@ -52,6 +54,7 @@ class ExportedModel(nn.Module):
         self.is_bgr = takes_bgr(cfg)
         self.results_of: Any = _build_results(cfg, info)
         self.takes_clips = bool(self.results_of.takes_clips)
+        self.takes_task = bool(info.image.get("takes_task"))
         self.size_divisibility = 1  # only images of one size form a batch: what is padded lies in the file
         self.register_buffer("pixel_mean", torch.zeros(3), persistent=False)
         if info.outputs != RAW:
@@ -69,10 +72,10 @@ class ExportedModel(nn.Module):
             if is_clip(sample) != self.takes_clips:
                 expected, found = ("a clip", "an image") if self.takes_clips else ("images", "a clip")
                 raise InputError(f"{self.info.path}: takes {expected}, found {found}")
-            size = _sizes(sample)
-            groups.setdefault(place if self.takes_clips else size, []).append(place)
-        for places in groups.values():
-            results.update(zip(places, self._infer([batch[place] for place in places]), strict=True))
+            tasks = parse_tasks(sample.get("task", self.results_of.task)) if self.takes_task else ()
+            groups.setdefault((place, tasks) if self.takes_clips else (_sizes(sample), tasks), []).append(place)
+        for (_, tasks), places in groups.items():
+            results.update(zip(places, self._infer([batch[place] for place in places], tasks), strict=True))
         return [results[place] for place in range(len(batch))]
 
     def describe(self) -> str:
@@ -80,11 +83,13 @@ class ExportedModel(nn.Module):
         info = self.info
         return f"exported model {info.path}: {info.format}, {info.precision}, {info.outputs} outputs"
 
-    def outputs(self, samples: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-        """Return the file's outputs by name for images of one size, or for one clip."""
+    def outputs(self, samples: Sequence[dict[str, Any]], *, task: str | None = None) -> dict[str, np.ndarray]:
+        """Return the file's outputs by name for images of one size, or for one clip; OneFormer's for a task."""
         inputs = {"images": self.images_of(samples)}
         if self.info.image["takes_output_size"]:
             inputs["output_size"] = np.array(_sizes(samples[0])[1], dtype=np.int64)
+        if task is not None:
+            inputs["task"] = np.full(len(samples), TASKS.index(task), dtype=np.int64)
         return self.session.run(inputs)
 
     def images_of(self, samples: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -92,8 +97,24 @@ class ExportedModel(nn.Module):
         frames = list(samples[0]["image"]) if self.takes_clips else [sample["image"] for sample in samples]
         return self._to_input(torch.stack(frames))
 
-    def _infer(self, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        outputs = self.outputs(samples)
+    def _infer(self, samples: Sequence[dict[str, Any]], tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Return the results of samples of one size and, of OneFormer, of the same tasks."""
+        if not tasks:
+            return self._results(self.outputs(samples), samples, options=None)
+        merged: list[dict[str, Any]] = [{} for _ in samples]
+        for task in tasks:
+            options = self.results_of.options_of(task, tasks)
+            if options is None:
+                continue
+            results = self._results(self.outputs(samples, task=task), samples, options=options)
+            for result, found in zip(merged, results, strict=True):
+                own = {_FIELDS[task]} if len(tasks) > 1 else found.keys()
+                result.update({field: found[field] for field in own & found.keys()})
+        return merged
+
+    def _results(
+        self, outputs: Mapping[str, np.ndarray], samples: Sequence[dict[str, Any]], *, options: Any
+    ) -> list[dict[str, Any]]:
         if self.info.outputs != RAW:
             return [finished_results(outputs, place) for place in range(len(samples))]
         prediction = prediction_of({name: torch.from_numpy(values) for name, values in outputs.items()})
@@ -103,7 +124,8 @@ class ExportedModel(nn.Module):
         geometry = MaskGeometry(padded, size, output)
         if self.takes_clips:
             return [infer_clip(prediction, geometry=geometry)]
-        return self.results_of.results(prediction, [geometry] * len(samples))
+        chosen = {} if options is None else {"options": options}
+        return self.results_of.results(prediction, [geometry] * len(samples), **chosen)
 
     def _to_input(self, images: Tensor) -> np.ndarray:
         """Map images (B, 3, H, W) in the model's channel order to (B, H, W, 3) RGB of the file's type."""
@@ -214,7 +236,7 @@ def _open(info: ExportedInfo, device: str) -> Session:
 
 
 def _check_tasks(cfg: CfgNode, info: ExportedInfo) -> None:
-    test = cfg.MODEL.MASK_FORMER.TEST
+    test = inference_node(cfg)
     wanted = {"panoptic": test.PANOPTIC_ON, "instance": test.INSTANCE_ON, "semantic": test.SEMANTIC_ON}
     missing = [task for task, is_wanted in wanted.items() if is_wanted and task not in info.tasks]
     if missing:
@@ -230,5 +252,8 @@ def _build_results(cfg: CfgNode, info: ExportedInfo) -> nn.Module:
     head = SimpleNamespace(
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, common_stride=cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE
     )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.IS_TRAIN = False  # of OneFormer: nothing is described here
     shell = type(base.__name__, (base,), {"build_parts": classmethod(lambda _, __: (backbone, head))})
     return build_from_config(shell, cfg).eval()

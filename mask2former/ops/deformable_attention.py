@@ -9,8 +9,7 @@ channels of a head, Q queries, L levels, P points.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +36,12 @@ from mask2former.ops.deformable_attention_reference import (
     reference_backward,
     reference_forward,
 )
+from mask2former.ops.replacement import Replaceable
 
 Gradients = tuple[Tensor, Tensor, Tensor]
+
+# Looked up at each call, when the library below has defined it.
+deformable_operator = Replaceable(lambda *args: torch.ops.mask2former.ms_deform_attn(*args))
 
 
 def ms_deform_attn(
@@ -64,28 +67,7 @@ def ms_deform_attn(
     """
     shapes = flatten_shapes(spatial_shapes)
     weights = promote_weights(attention_weights, sampling_locations)
-    forward = _replacements[-1] if _replacements else torch.ops.mask2former.ms_deform_attn
-    return forward(value, shapes, sampling_locations, weights)
-
-
-# Of ``replaced_operator``, the innermost last; not a context variable, which torch.compile cannot read.
-_replacements: list[Callable[..., Tensor]] = []
-
-
-@contextlib.contextmanager
-def replaced_operator(forward: Callable[..., Tensor] | None) -> Iterator[None]:
-    """Compute ``ms_deform_attn`` by ``forward``, which takes its arguments, in the block: for graphs of other runtimes.
-
-    None leaves the operator.
-    """
-    if forward is None:
-        yield
-        return
-    _replacements.append(forward)
-    try:
-        yield
-    finally:
-        _replacements.pop()
+    return deformable_operator(value, shapes, sampling_locations, weights)
 
 
 def ms_deform_attn_reference(

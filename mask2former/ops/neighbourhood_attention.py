@@ -15,8 +15,11 @@ from torch import Tensor
 
 from mask2former.ops.neighbourhood_attention_kernels import backward_cpu, backward_cuda, forward_cpu, forward_cuda
 from mask2former.ops.neighbourhood_attention_reference import Gradients, reference_backward, reference_forward
+from mask2former.ops.replacement import Replaceable
 
 _MAP_DIMS = 5
+# Looked up at each call, when the library below has defined it.
+neighbourhood_operator = Replaceable(lambda *args: torch.ops.mask2former.neighbourhood_attention(*args))
 
 
 def neighbourhood_attention(
@@ -41,7 +44,7 @@ def neighbourhood_attention(
         ValueError: a shape, dtype, device or number is wrong.
     """
     bias = _promote(bias, query)
-    return torch.ops.mask2former.neighbourhood_attention(query, key, value, bias, kernel_size, dilation, scale)
+    return neighbourhood_operator(query, key, value, bias, kernel_size, dilation, scale)
 
 
 def neighbourhood_attention_reference(

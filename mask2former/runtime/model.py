@@ -22,6 +22,7 @@ class Model:
         """``options``: see ``load``."""
         self.info = info
         self._session = open_session(info, **options)
+        self._takes_task = bool(info.image.get("takes_task"))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the file's outputs by name for its inputs by name, as docs/guides/export.md lists them."""
@@ -50,15 +51,22 @@ class Model:
         inputs = {"images": resized[None].astype(self.info.image["dtype"], copy=False)}
         if self.info.image["takes_output_size"]:
             inputs["output_size"] = np.array(size, np.int64)
-        outputs = {name: values[0] for name, values in self.run(inputs).items()}
-        if self.info.outputs != RAW:
-            if score_threshold is not None:
-                raise ConfigError(f"{self.info.path}: the thresholds of finished results are fixed in the file")
-            return self._finished(outputs, wanted)
+        if self.info.outputs != RAW and score_threshold is not None:
+            raise ConfigError(f"{self.info.path}: the thresholds of finished results are fixed in the file")
         divisor = self.info.image["size_divisibility"]
         height, width = resized.shape[:2]
         padded = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
-        return self._results(outputs, Sizes(padded, (height, width), size), wanted, score_threshold)
+        sizes, found = Sizes(padded, (height, width), size), Result()
+        for told in [[task] for task in wanted] if self._takes_task else [wanted]:
+            if self._takes_task:
+                inputs["task"] = np.array([_TASKS.index(told[0])], np.int64)
+            outputs = {name: values[0] for name, values in self.run(inputs).items()}
+            if self.info.outputs != RAW:
+                part = self._finished(outputs, told)
+            else:
+                part = self._results(outputs, sizes, told, score_threshold)
+            found = found.merged(part)
+        return found
 
     def _results(
         self, outputs: Mapping[str, np.ndarray], sizes: Sizes, tasks: Sequence[str], score_threshold: float | None
@@ -70,7 +78,9 @@ class Model:
         thresholds = dict(self.info.thresholds)
         if score_threshold is not None:
             thresholds |= {"score": score_threshold, "object_mask": score_threshold}
-        options = Options(tasks, thresholds, self.info.classes, self.info.is_thing)
+        if self._takes_task:  # as if the results of all tasks were made together
+            thresholds["resize_before_inference"] |= self.info.tasks != ["semantic"]
+        options = Options(tasks, thresholds, self.info.classes, self.info.is_thing, things_only=self._takes_task)
         return results_of_queries(outputs["class_logits"], outputs["mask_logits"], sizes=sizes, options=options)
 
     def _finished(self, outputs: Mapping[str, np.ndarray], tasks: Sequence[str]) -> Result:

@@ -7,7 +7,7 @@ logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ class Result:
     segments: list[Segment] = field(default_factory=list)
     instances: Instances | None = None
     semantic_labels: np.ndarray | None = None
+
+    def merged(self, other: Result) -> Result:
+        """Return this with what the other one found, of other tasks."""
+        found = {name: value for name, value in vars(other).items() if value is not None}
+        return replace(self, **{**found, "segments": [*self.segments, *other.segments]})
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class Options:
     thresholds: dict[str, Any]
     classes: Sequence[str]
     is_thing: Sequence[bool]
+    things_only: bool = False  # of instances; so it is wherever panoptic results are wanted, too
 
 
 def results_of_queries(class_logits: np.ndarray, mask_logits: np.ndarray, *, sizes: Sizes, options: Options) -> Result:
@@ -209,7 +215,8 @@ class _Instance:
         num_classes, thresholds = probs.shape[-1] - 1, options.thresholds
         pairs = probs[:, :-1].ravel()
         order = np.argsort(-pairs, kind="stable")[: thresholds["detections_per_image"]]
-        keeps_stuff = "panoptic" not in options.tasks  # else it is dropped, after the choice of the best
+        # Stuff is dropped after the choice of the best.
+        keeps_stuff = "panoptic" not in options.tasks and not options.things_only
         best = [
             pair
             for pair in order.tolist()

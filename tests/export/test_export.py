@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from mask2former.export.verification import Limits
 from mask2former.inference.model_source import find_config
 from mask2former.inference.predictor import Predictor
 from mask2former.modeling import build_model
-from mask2former.runtime import read_info
+from mask2former.runtime import load, read_info
 from tests.parity import fill_model, fixture_config, load_fixture, register_metadata
 
 # Tracing takes its time module by module; what the modules do is the same in few.
@@ -107,6 +108,52 @@ def test_onnx_of_other_models_agrees(tmp_path: Path, name: str, sampling: str | 
     assert found.detections_differing == 0
 
 
+def build_oneformer(backbone: str) -> tuple[Any, Any]:
+    register_metadata()
+    fixture = load_fixture(f"oneformer/tiny_oneformer_{backbone}_seed1")
+    cfg = fixture_config(fixture)
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 128])
+    model = build_model(cfg, accelerated=False).eval()
+    fill_model(model, fixture.seed)
+    return cfg, model
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_oneformer_takes_its_task_as_an_input(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    cfg, model = build_oneformer("swin")
+    path = tmp_path / "model.onnx"
+    found = export_model(cfg, model, path, options=ExportOptions("onnx"), samples=samples())
+    assert found is not None
+    assert found.largest_error <= 1e-4
+    assert found.detections_differing == 0
+    image = samples()[1]["image"]
+    whole = Predictor(find_config(str(path)), path, task=["panoptic", "instance", "semantic"])(image)
+    told = load(path)(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    assert torch.equal(whole["panoptic_seg"][0].int(), torch.from_numpy(told.panoptic_ids))
+    assert len(whole["instances"]) == len(told.instances.scores)
+    for task, field in (("panoptic", "panoptic_seg"), ("instance", "instances"), ("semantic", "sem_seg")):
+        alone = Predictor(find_config(str(path)), path, task=task)(image)
+        assert field in alone
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_dinat_is_exported_by_gathering_at_one_size(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    cfg, model = build_oneformer("dinat")
+    images = [{"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)} for _ in range(3)]
+    options = ExportOptions("onnx", size=(96, 128))
+    found = export_model(cfg, model, tmp_path / "model.onnx", options=options, samples=images)
+    assert found is not None
+    assert found.largest_error <= 1e-4
+    with pytest.raises(ConfigError, match="--size: needed"):
+        export_model(cfg, model, tmp_path / "any.onnx", options=ExportOptions("onnx"), samples=images)
+
+
 def test_what_does_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mask2former.export import exporting
 
@@ -130,7 +177,7 @@ class _Wrong:
     def images_of(self, batch: Any) -> Any:
         return batch[0]["image"].permute(1, 2, 0)[None].flip(-1).contiguous().numpy()
 
-    def outputs(self, batch: Any) -> Any:
+    def outputs(self, batch: Any, *, task: str | None = None) -> Any:
         from mask2former.export.exporting import build_graph
 
         graph = build_graph(build()[0], self.model, outputs="raw")

@@ -9,16 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask2former.errors import ConfigError
 from mask2former.export.exporting import build_graph
 from mask2former.export.finished import _sigmoid
-from mask2former.export.lowering import gather_forward
+from mask2former.export.lowering import gather_forward, lowered_operators
 from mask2former.export.verification import Verification, count_differing
 from mask2former.inference.exported import finished_results
 from mask2former.modeling.backbone import swin
-from mask2former.ops import ms_deform_attn_reference
-from tests.parity import build_fixture_model, fixture_config, load_fixture
+from mask2former.ops import ms_deform_attn_reference, neighbourhood_attention
+from tests.parity import assert_close_to_peak, build_fixture_model, fixture_config, load_fixture
 
 SIZES = [((64, 96), (64, 96)), ((70, 33), (70, 33)), ((47, 81), (100, 60))]
 TASKS = [
@@ -157,3 +158,39 @@ def _found(*rows: tuple[int, float, slice]) -> Any:
 def test_count_differing_wants_class_mask_and_score(other: list[Any], differing: int) -> None:
     expected = _found((1, 0.9, slice(0, 20)), (2, 0.5, slice(5, 9)))
     assert count_differing(expected, _found(*other)) == differing
+
+
+@torch.no_grad()
+def test_graph_of_oneformer_takes_the_task_of_each_image() -> None:
+    fixture = load_fixture("oneformer/tiny_oneformer_swin_seed1")
+    model: Any = build_fixture_model(fixture, accelerated=False)
+    graph = build_graph(fixture_config(fixture), model, outputs="raw")
+    images = torch.randint(0, 256, (2, 40, 70, 3), dtype=torch.uint8)
+    both = graph(images, task=torch.tensor([1, 2]))
+    for index, name in enumerate(("instance", "semantic")):
+        inputs, mask_features = model.encode_pixels(graph.prepare(images[index : index + 1]))
+        prediction = model.decode_task(inputs, mask_features, model.task_ids([name]))[0][-1]
+        assert_close_to_peak(both[0][index : index + 1], prediction.class_logits, tolerance=1e-5)
+        assert_close_to_peak(both[1][index : index + 1], prediction.mask_logits().squeeze(2), tolerance=1e-5)
+
+
+def test_neighbourhood_attention_is_lowered_with_the_sampling() -> None:
+    query, bias = torch.randn(1, 6, 7, 2, 4), torch.randn(2, 5, 5)
+    options = {"kernel_size": 3, "dilation": 1, "scale": 0.5}
+    inputs = (query, query + 1, query - 1, bias)
+    expected = neighbourhood_attention(*inputs, **options)
+    seen: list[str] = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for sampling, is_own in (("operator", True), ("gather", False)):
+        seen.clear()
+        with lowered_operators(sampling), Names():
+            actual = neighbourhood_attention(*inputs, **options)
+        assert any("mask2former" in name for name in seen) is is_own
+        assert_close_to_peak(actual, expected, tolerance=1e-5)
+    with pytest.raises(ConfigError, match="--sampling"), lowered_operators("other"):
+        pass

@@ -93,10 +93,15 @@ class OneFormer(MaskFormer):
         self.warned_of_one_image = False
         self.task_mlp = TaskMLP(task_length, hidden_dim, hidden_dim, TASK_MLP_LAYERS)
         self.text_encoder = text_encoder
-        self.num_texts = self.sem_seg_head.predictor.num_queries - num_contexts
+        self.num_contexts = num_contexts
         if text_encoder is not None:
             self.text_projector = MLP(hidden_dim, hidden_dim, hidden_dim, projector_layers)
             self.prompt_ctx = nn.Embedding(num_contexts, hidden_dim) if num_contexts else None
+
+    @property
+    def num_texts(self) -> int:
+        """The number of texts of an image: queries less learned contexts."""
+        return self.sem_seg_head.predictor.num_queries - self.num_contexts
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -151,7 +156,7 @@ class OneFormer(MaskFormer):
             inputs, mask_features = self.encode_pixels(images)
         results: list[dict[str, Any]] = [{} for _ in batch]
         for name in dict.fromkeys(name for names in tasks for name in names):
-            asked = [index for index, names in enumerate(tasks) if name in names and self._options_of(name, names)]
+            asked = [index for index, names in enumerate(tasks) if name in names and self.options_of(name, names)]
             if not asked:
                 continue
             with self.inference_precision():
@@ -159,12 +164,12 @@ class OneFormer(MaskFormer):
                 (*_, prediction), _ = self.decode_task(chosen[:-1], chosen[-1], self.task_ids([name] * len(asked)))
             for row, index in enumerate(asked):
                 one = QueryPrediction(*(values[row : row + 1] for values in prediction))
-                options = self._options_of(name, tasks[index])
+                options = self.options_of(name, tasks[index])
                 (result,) = self.results(one, [geometries[index]], options=options)
                 results[index].update(result)
         return results
 
-    def _options_of(self, name: str, tasks: Sequence[str]) -> InferenceOptions | None:
+    def options_of(self, name: str, tasks: Sequence[str]) -> InferenceOptions | None:
         """Return options for all results, of the only task, or for its own result, of one among several.
 
         None if that is switched off.

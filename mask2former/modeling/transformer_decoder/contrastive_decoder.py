@@ -86,7 +86,7 @@ class ContrastiveMultiScaleMaskedTransformerDecoder(MultiScaleMaskedTransformerD
         queries = task.expand(-1, others, -1) if self.use_task_norm else torch.zeros_like(task).expand(-1, others, -1)
         made = self.class_transformer["decoder"](
             self.query_embed.weight[:others],
-            tokens=place.to(image.dtype).expand(len(image), -1, -1),
+            tokens=place.to(image.dtype).expand(image.shape[0], -1, -1),
             position=image,
             queries=queries,
         )[-1]
