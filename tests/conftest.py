@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: worker processes started by tests inherit these. Tests that run side by side share the cores.
+# Before torch is imported: worker processes started by tests inherit these. Tests side by side share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command lines do
