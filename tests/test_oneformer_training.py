@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mask2former import Predictor
 from mask2former.commands.cli import main
 from mask2former.config import CfgNode, get_cfg
 from mask2former.engine import train
+from tests.data_pipeline import own_data_trees as trees
 
 CONFIG = Path(__file__).parents[1] / "configs/shapes/oneformer/oneformer_R18_quickstart.yaml"
 
@@ -101,3 +103,33 @@ def test_command_predicts_tasks_of_one_model(trained: tuple[CfgNode, Any], tmp_p
     options = ["--weights", str(Path(cfg.OUTPUT_DIR) / "model_final.pth"), "--output", str(tmp_path / "out")]
     assert main(["predict", str(tmp_path / "photo.png"), *options, "--task", "panoptic", "semantic"]) == 0
     assert len(list((tmp_path / "out").glob("*.jpg")) + list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def write_binary(root: Path) -> Path:
+    for number in range(3):
+        trees.write_image(root / "images" / f"{number}.jpg", seed=number)
+        trees.write_mask(root / "masks" / f"{number}_mask.png", (trees.labels_of(number) == 1).astype(np.uint8))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("write", "results"),
+    [
+        (trees.write_coco_instances, {"segm", "bbox"}),
+        (trees.write_png_tree, {"sem_seg"}),
+        (write_binary, {"sem_seg"}),
+        (trees.write_coco_panoptic, {"panoptic_seg", "segm", "bbox", "sem_seg"}),
+    ],
+    ids=["instances", "semantic", "binary", "panoptic"],
+)
+def test_own_data_of_any_kind_train_one_model(write: Callable[[Path], Path], results: set[str], tmp_path: Path) -> None:
+    data, output = write(tmp_path / "data"), tmp_path / "out"
+    options = [str(part) for pair in SMALL.items() for part in pair]
+    arguments = ["--config-file", str(CONFIG), "--data", str(data), *options, "OUTPUT_DIR", str(output)]
+    assert main(["train", *arguments]) == 0
+    last = json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    assert {key.partition("/")[0] for key in last if "/" in key} >= results
+    cfg = get_cfg()
+    cfg.merge_from_file(output / "config.yaml")
+    (expected,) = {"segm", "sem_seg"} & results if "panoptic_seg" not in results else {"all"}
+    assert cfg.MODEL.TEST.TASK == {"segm": "instance", "sem_seg": "semantic", "all": "all"}[expected]

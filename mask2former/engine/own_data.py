@@ -42,6 +42,7 @@ from mask2former.engine.logging import setup_logging
 from mask2former.engine.run import run_folder
 from mask2former.errors import CheckpointError, ConfigError
 from mask2former.modeling.criterion import GLOBAL
+from mask2former.structures.tasks import ALL_TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,9 @@ def resolve_own_data(cfg: CfgNode, request: OwnDataRequest, *, eval_only: bool =
         DatasetError: the data cannot be read or are wrong.
         ConfigError: the config is for another task than the data.
     """
-    task = preset_of(cfg).target
-    request = _unpacked(request, cfg.OUTPUT_DIR, task)
+    preset = preset_of(cfg)
+    request = _unpacked(request, cfg.OUTPUT_DIR, preset.target)
+    task = _richest_task(request.path) if preset.tasks else preset.target
     _check_task(task, request.path)
     opened = open_own_data(request.path, request.choice, task=task)
     dataset, classes, ignored = opened.dataset, opened.classes, opened.ignored
@@ -136,6 +138,12 @@ def _unpacked(request: OwnDataRequest, output_dir: str, task: str) -> OwnDataReq
     for note in written.notes:
         logger.info("--data: %s", note)
     return replace(request, path=str(folder))
+
+
+def _richest_task(path: str) -> str:
+    """The task whose annotation tells most of those that the data have: OneFormer derives the others from it."""
+    known = detect_format(path).tasks
+    return next(task for task in ("panoptic", "instance", "semantic") if task in known)
 
 
 def _check_task(task: str, path: str) -> None:
@@ -192,6 +200,11 @@ def _set_results(cfg: CfgNode, request: OwnDataRequest, classes: Sequence[DataCl
     for result, key in _TEST_KEYS.items():
         if f"{section}.{key}" not in request.overridden:
             test[key] = result == task or (result in possible and test[key])
+    if is_oneformer(cfg):  # each task is evaluated when the model is told it
+        for name in ("PANOPTIC", "INSTANCE", "SEMANTIC"):
+            cfg.DATASETS[f"TEST_{name}"] = type(cfg.DATASETS[f"TEST_{name}"])([""])
+        if "MODEL.TEST.TASK" not in request.overridden:
+            test.TASK = ALL_TASKS if task == "panoptic" else task
 
 
 def _set_batch(cfg: CfgNode, request: OwnDataRequest) -> None:
