@@ -78,6 +78,67 @@ class OfTwoParities:
         kwargs.pop("size_divisor", None)
         return theirs.resize(image, SizeDict(height=height, width=width), resample=resample, **kwargs)
 
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sizes | None = None,
+        return_segmentation_scores: bool = False,
+        *,
+        pixel_mask: Tensor | None = None,
+    ) -> list[Any]:
+        """Return by image the class of each pixel (H, W), or ``segmentation`` and ``segmentation_scores``.
+
+        ``target_sizes`` are pairs (H, W), by default those of the images. ``pixel_mask`` (B, H, W) says what is padding
+        where the outputs do not, as those of our model do when it was given the mask.
+
+        Raises:
+            InputError: not as many target sizes as images.
+        """
+        if not self.is_exact:
+            theirs: Any = super()
+            return theirs.post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
+        return semantic_results(
+            outputs, target_sizes=target_sizes, pixel_mask=pixel_mask, with_scores=return_segmentation_scores
+        )
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: set[int] | None = None,
+        target_sizes: Sizes | None = None,
+        *,
+        pixel_mask: Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """For each image ``segmentation`` (H, W) int32, ids from 1 and 0 for void, and ``segments_info``.
+
+        Queries must score above ``threshold``; a segment must keep ``overlap_mask_area_threshold`` of its mask. Regions
+        of a class in ``label_ids_to_fuse`` are one segment, listed once. The rest as for semantic.
+
+        Raises:
+            InputError: a threshold out of range, or not as many target sizes as images.
+        """
+        if not self.is_exact:
+            theirs: Any = super()
+            return theirs.post_process_panoptic_segmentation(
+                outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes
+            )
+        return panoptic_results(
+            outputs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_threshold=overlap_mask_area_threshold,
+            fused=self._fused(label_ids_to_fuse),
+            target_sizes=target_sizes,
+            pixel_mask=pixel_mask,
+        )
+
+    def _fused(self, label_ids: set[int] | None) -> set[int]:
+        """Return the classes whose regions are one segment; those given, by default none."""
+        return set(label_ids or ())
+
 
 class Mask2FormerImageProcessor(OfTwoParities, transformers.Mask2FormerImageProcessor):
     """Their processor with all its arguments, and ``parity``: "published" (the default) or "transformers"."""
@@ -119,28 +180,6 @@ class Mask2FormerImageProcessor(OfTwoParities, transformers.Mask2FormerImageProc
         """As theirs, but padding belongs to no mask, where theirs fills masks with ``ignore_index``."""
         return super().pad(*args, ignore_index=0 if self.is_exact else ignore_index, **kwargs)
 
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sizes | None = None,
-        return_segmentation_scores: bool = False,
-        *,
-        pixel_mask: Tensor | None = None,
-    ) -> list[Any]:
-        """Return by image the class of each pixel (H, W), or ``segmentation`` and ``segmentation_scores``.
-
-        ``target_sizes`` are pairs (H, W), by default those of the images. ``pixel_mask`` (B, H, W) says what is padding
-        where the outputs do not, as those of our model do when it was given the mask.
-
-        Raises:
-            InputError: not as many target sizes as images.
-        """
-        if not self.is_exact:
-            return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
-        return semantic_results(
-            outputs, target_sizes=target_sizes, pixel_mask=pixel_mask, with_scores=return_segmentation_scores
-        )
-
     def post_process_instance_segmentation(
         self,
         outputs: Any,
@@ -175,39 +214,6 @@ class Mask2FormerImageProcessor(OfTwoParities, transformers.Mask2FormerImageProc
             pixel_mask=pixel_mask,
             as_runs=bool(return_coco_annotation),
             as_masks=bool(return_binary_maps),
-        )
-
-    def post_process_panoptic_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
-        label_ids_to_fuse: set[int] | None = None,
-        target_sizes: Sizes | None = None,
-        *,
-        pixel_mask: Tensor | None = None,
-    ) -> list[dict[str, Any]]:
-        """For each image ``segmentation`` (H, W) int32, ids from 1 and 0 for void, and ``segments_info``.
-
-        Queries must score above ``threshold``; a segment must keep ``overlap_mask_area_threshold`` of its mask. Regions
-        of a class in ``label_ids_to_fuse`` are one segment, listed once. The rest as for semantic.
-
-        Raises:
-            InputError: a threshold out of range, or not as many target sizes as images.
-        """
-        if not self.is_exact:
-            return super().post_process_panoptic_segmentation(
-                outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes
-            )
-        return panoptic_results(
-            outputs,
-            threshold=threshold,
-            mask_threshold=mask_threshold,
-            overlap_threshold=overlap_mask_area_threshold,
-            fused=set(label_ids_to_fuse or ()),
-            target_sizes=target_sizes,
-            pixel_mask=pixel_mask,
         )
 
 

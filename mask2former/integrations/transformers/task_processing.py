@@ -25,12 +25,7 @@ from mask2former.data.text import ClipTokenizer, describe_objects
 from mask2former.data.unified_mapper import targets_of_task
 from mask2former.errors import ConfigError, InputError
 from mask2former.integrations.transformers.image_processing import OfTwoParities
-from mask2former.integrations.transformers.published_results import (
-    Sizes,
-    instance_results,
-    panoptic_results,
-    semantic_results,
-)
+from mask2former.integrations.transformers.published_results import Sizes, instance_results
 from mask2former.structures.tasks import TASKS, parse_task, task_token_ids
 
 _DIVISOR = 32  # images are padded to a multiple of it, as published
@@ -109,21 +104,6 @@ class OneFormerImageProcessor(OfTwoParities, transformers.OneFormerImageProcesso
             class_ids, class_names=self._metadata()["class_names"], task=task, num_texts=self.num_text
         )
 
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sizes | None = None,
-        return_segmentation_scores: bool = False,
-        *,
-        pixel_mask: Tensor | None = None,
-    ) -> list[Any]:
-        """As that of ``Mask2FormerImageProcessor``."""
-        if not self.is_exact:
-            return super().post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores)
-        return semantic_results(
-            outputs, target_sizes=target_sizes, pixel_mask=pixel_mask, with_scores=return_segmentation_scores
-        )
-
     def post_process_instance_segmentation(
         self,
         outputs: Any,
@@ -163,33 +143,11 @@ class OneFormerImageProcessor(OfTwoParities, transformers.OneFormerImageProcesso
             things=None if self.metadata is None else self.metadata["thing_ids"],
         )
 
-    def post_process_panoptic_segmentation(
-        self,
-        outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
-        label_ids_to_fuse: set[int] | None = None,
-        target_sizes: Sizes | None = None,
-        *,
-        pixel_mask: Tensor | None = None,
-    ) -> list[dict[str, Any]]:
-        """As that of ``Mask2FormerImageProcessor``; without ``label_ids_to_fuse``, all classes that are no things."""
-        if not self.is_exact:
-            return super().post_process_panoptic_segmentation(
-                outputs, threshold, mask_threshold, overlap_mask_area_threshold, label_ids_to_fuse, target_sizes
-            )
-        if label_ids_to_fuse is None and self.metadata is not None:
-            label_ids_to_fuse = set(range(len(self.metadata["class_names"]))) - set(self.metadata["thing_ids"])
-        return panoptic_results(
-            outputs,
-            threshold=threshold,
-            mask_threshold=mask_threshold,
-            overlap_threshold=overlap_mask_area_threshold,
-            fused=set(label_ids_to_fuse or ()),
-            target_sizes=target_sizes,
-            pixel_mask=pixel_mask,
-        )
+    def _fused(self, label_ids: set[int] | None) -> set[int]:
+        """Return those given, by default all classes that are no things."""
+        if label_ids is not None or self.metadata is None:
+            return super()._fused(label_ids)
+        return set(range(len(self.metadata["class_names"]))) - set(self.metadata["thing_ids"])
 
     def _targets(self, ids: Tensor, mapping: Any, task: str, **options: Any) -> Any:
         ids = ids.reshape(ids.shape[-2:])
