@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mask2former.errors import ConfigError, NonFiniteError
 from mask2former.modeling import build_model
 from mask2former.modeling import criterion as criterion_module
+from mask2former.modeling.contrastive import ContrastiveSetCriterion
 from mask2former.modeling.criterion import LOSS_NORMS, SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher
 from mask2former.modeling.prediction import QueryPrediction
@@ -93,8 +94,32 @@ def _run_process(rank: int, folder: Path) -> None:
     flag = torch.tensor([float(refused)])
     dist.all_reduce(flag)
     by_norm = {norm: losses_of_equal_queries(norm, rank) for norm in LOSS_NORMS}
-    torch.save((losses, gradients, refused, after_refusal, flag.item(), by_norm), folder / f"result_{rank}.pt")
+    contrast = contrastive_loss_and_gradients(slice(2 * rank, 2 * rank + 2))
+    torch.save(
+        (losses, gradients, refused, after_refusal, flag.item(), contrast, by_norm), folder / f"result_{rank}.pt"
+    )
     dist.destroy_process_group()
+
+
+def contrastive_loss_and_gradients(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of some of four images, and the gradients of the queries and texts of all, and of the temperature."""
+    torch.manual_seed(3)
+    queries, texts = (torch.randn(4, 5, 6, requires_grad=True) for _ in range(2))
+    criterion = ContrastiveSetCriterion(
+        2,
+        contrastive_weight=0.5,
+        temperature=0.07,
+        matcher=HungarianMatcher(class_weight=2.0, mask_weight=5.0, dice_weight=5.0, num_points=NUM_POINTS),
+        loss_weights={},
+        no_object_weight=0.1,
+        num_points=NUM_POINTS,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+    )
+    loss = criterion.contrastive_loss(queries[rows], texts[rows])
+    loss.backward()
+    leaves = {"queries": queries, "texts": texts, "scale": criterion.logit_scale}
+    return loss.detach(), {name: leaf.grad for name, leaf in leaves.items()}
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +142,17 @@ def test_two_processes_give_losses_and_gradients_of_one(processes: list[Any]) ->
         assert (gradients[name] - gradient).abs().max() <= 1e-6 * scale, name
 
 
+def test_contrastive_loss_of_two_processes_is_that_of_one(processes: list[Any]) -> None:
+    (*_, (first, gradients), _), (*_, (second, others), _) = processes
+    expected, of_one = contrastive_loss_and_gradients(slice(0, 4))
+    assert first != second  # each is of its own images, beside all others
+    torch.testing.assert_close((first + second) / 2, expected, rtol=1e-6, atol=1e-6)
+    for name, gradient in of_one.items():  # the mean over processes, as DistributedDataParallel makes it
+        torch.testing.assert_close((gradients[name] + others[name]) / 2, gradient, rtol=1e-5, atol=1e-7)
+
+
 def test_processes_stay_in_step_when_one_meets_a_value_that_is_not_finite(processes: list[Any]) -> None:
-    (*_, refused, loss, flags, _), (*_, second_refused, _, second_flags, _) = processes
+    (*_, refused, loss, flags, _, _), (*_, second_refused, _, second_flags, _, _) = processes
     assert (refused, second_refused) == (False, True)
     assert math.isfinite(loss)
     assert flags == second_flags == 1.0  # what is sent after the losses arrives as what it is
