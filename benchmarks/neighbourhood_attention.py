@@ -3,13 +3,15 @@
     python benchmarks/neighbourhood_attention.py [--side 640 --batch 1 --threads 2 --runs 3 --training] [--no-record]
 
 The maps, heads, kernel and dilations are those of DiNAT-L on ADE20K. Maps below kernel times dilation have padded keys,
-as in the model. Besides seconds there are those of all cores together, which a busy machine disturbs less; outputs and
-gradients are compared before anything is timed.
+as in the model. Where natten is installed its flex path is timed, too: without bias, which it does not know, and on
+maps that need no padding, which it does not do. Besides seconds there are those of all cores together, which a busy
+machine disturbs less; outputs and gradients are compared before anything is timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import sys
 from collections.abc import Callable
@@ -30,6 +32,7 @@ KERNEL_SIZE, CHANNELS = 11, 32
 # Stride and heads of each level, and dilations that it has.
 LEVELS = {"level 0": (4, 6, (1, 20)), "level 1": (8, 12, (1, 5)), "level 2": (16, 24, (3,)), "level 3": (32, 48, (1,))}
 MAX_ERROR = 2e-5
+MAX_NATTEN_SIDE = 80  # its flex path holds all pairs of pixels: minutes and gigabytes beyond
 
 
 def make_inputs(stride: int, heads: int, dilation: int, *, args: argparse.Namespace) -> list[Tensor]:
@@ -72,6 +75,27 @@ def measure(name: str, dilation: int, *, args: argparse.Namespace) -> dict[str, 
     return {**timed, **{f"{side}_core_seconds": value for side, value in cores.items()}, "error": error}
 
 
+def measure_natten(name: str, dilation: int, *, args: argparse.Namespace) -> dict[str, float]:
+    """Core seconds of natten's flex path and of ours, without bias; nothing where natten cannot compute it."""
+    stride, heads, _ = LEVELS[name]
+    is_possible = KERNEL_SIZE * dilation <= args.side // stride <= MAX_NATTEN_SIDE
+    if args.training or not is_possible or importlib.util.find_spec("natten") is None:
+        return {}
+    import natten
+
+    *maps, bias = make_inputs(stride, heads, dilation, args=args)
+    options: dict[str, Any] = {"kernel_size": KERNEL_SIZE, "dilation": dilation}
+    functions = {
+        "ours": partial(neighbourhood_attention, *maps, torch.zeros_like(bias), scale=CHANNELS**-0.5, **options),
+        "natten": partial(natten.na2d, *maps, backend="flex-fna", **options),
+    }
+    ours, theirs = (function() for function in functions.values())
+    require_at_most({"natten": largest_difference(ours, theirs)}, {"natten": MAX_ERROR})
+    cores = take_turns(functions, runs=1, clock=core_seconds_of)
+    print_ratio("  natten's flex path, all cores", ours=1e3 * cores["ours"], theirs=1e3 * cores["natten"], unit="ms")
+    return {"natten_core_seconds": cores["natten"], "ours_without_bias_core_seconds": cores["ours"]}
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, default in (("side", 640), ("batch", 1), ("threads", torch.get_num_threads()), ("runs", 3)):
@@ -89,7 +113,8 @@ def main() -> None:
     results: dict[str, Any] = {"side": args.side, "batch": args.batch}
     for name, (_, _, dilations) in LEVELS.items():
         for dilation in dilations:
-            results[f"{name}, dilation {dilation}"] = measure(name, dilation, args=args)
+            measured = measure(name, dilation, args=args)
+            results[f"{name}, dilation {dilation}"] = measured | measure_natten(name, dilation, args=args)
     if not args.no_record:
         record("neighbourhood_attention", results, labels=["training"] if args.training else [])
 
