@@ -197,7 +197,7 @@ def _jitter_augmentations(cfg: CfgNode) -> list[Augmentation]:
     augmentations += _colour(cfg)  # before padding, which keeps its grey
     augmentations += _image_augmentations(cfg)
     augmentations.append(ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, side, side))
-    augmentations.append(FixedSizeCrop((side, side), image_fill=_fill(cfg, IMAGE_FILL)))
+    augmentations.append(FixedSizeCrop((side, side), pad_value=_fill(cfg, IMAGE_FILL)))
     return augmentations
 
 

@@ -189,7 +189,8 @@ class Evaluation(Hook):
                 self.results = evaluate()
         if distributed.is_main():
             what = "had been evaluated" if is_known else "evaluated"
-            logger.info("%s after iteration %d in %.1f s", what, trainer.iteration, time.perf_counter() - started)
+            iteration = min(trainer.iteration + 1, trainer.max_iter)
+            logger.info("%s after iteration %d in %.1f s", what, iteration, time.perf_counter() - started)
             if self._on_results is not None:
                 self._on_results(trainer, self.results)
             self._log.write(trainer.iteration, flatten_results(self.results))

@@ -44,7 +44,7 @@ def test_all_faults_stand_in_one_message(tmp_path: Path) -> None:
         f"{base}: unknown key MODEL.DEVCE; did you mean MODEL.DEVICE",
         f"{base}: INPUT holds keys",
         f"{leaf}: unknown key MODEL.MASK_FORMER.NUM_QUERIES; it is called MODEL.MASK_FORMER.NUM_OBJECT_QUERIES here",
-        "MODEL.MASK_FORMER.COMMON_STRIDE; it is called MODEL.SEM_SEG_HEAD.COMMON_STRIDE here",
+        "MODEL.MASK_FORMER.COMMON_STRIDE; the stride is that of the map which",
         "MODEL.MASK_FORMER.NUM_CLASSES; it is called MODEL.SEM_SEG_HEAD.NUM_CLASSES here",
         "MODEL.PIXEL_DECODER.NAME; it is called MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME here",
         "MODEL.PIXEL_DECODER.IN_FEATURES; it is called MODEL.SEM_SEG_HEAD.IN_FEATURES here",

@@ -80,7 +80,12 @@ def test_mapper_applies_what_its_list_holds_when_it_maps(tmp_path: Path) -> None
         T.ResizeShortestEdge(short_edge_length=[20, 30], max_size=50, sample_style="choice"),
         T.ResizeShortestEdge([20, 30], 50),
         T.ResizeScale(min_scale=0.5, max_scale=2.0, target_height=20, target_width=30),
+        T.RandomRotation(angle=[-30, 30], expand=True, center=None, sample_style="range", interp=0),
         T.FixedSizeCrop(crop_size=(20, 20)),
+        T.FixedSizeCrop(crop_size=(40, 20), pad=False),
+        T.FixedSizeCrop(crop_size=(40, 40), pad=True, pad_value=128.0),
+        T.RandomApply(T.RandomFlip(prob=1.0), prob=1.0),
+        T.RandomApply(T.Resize((30, 20)), prob=0.0),
         T.RandomCrop(crop_type="absolute", crop_size=(16, 16)),
         T.RandomCrop_CategoryAreaConstraint("absolute", (16, 16), 0.75, 255),
     ],
@@ -100,6 +105,39 @@ def test_resize_brings_to_its_shape_and_refuses_none() -> None:
         T.Resize(0)
     with pytest.raises(ValueError, match=r"prob must lie in 0\.\.1, found 'vertical'"):
         T.RandomFlip("vertical")  # type: ignore[arg-type]
+
+
+def test_rotation_interpolates_as_it_is_told() -> None:
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[8:24, 8:24] = 200
+    rotated = [
+        T.RandomRotation([20, 20], interp=interp).sample(np.random.default_rng(0), (32, 32)).apply_image(image)
+        for interp in (0, None)
+    ]
+    assert np.unique(rotated[0]).tolist() == [0, 200]
+    assert len(np.unique(rotated[1])) > 2
+
+
+def test_window_of_a_smaller_image_is_padded_with_its_value_or_not_at_all() -> None:
+    image = np.zeros((10, 12, 3), np.uint8)
+    padded, plain = (
+        T.FixedSizeCrop((16, 8), pad=pad, pad_value=7).sample(np.random.default_rng(0), (10, 12)).apply_image(image)
+        for pad in (True, False)
+    )
+    assert padded.shape == (16, 8, 3)
+    assert (padded[10:] == 7).all()
+    assert plain.shape == (10, 8, 3)
+
+
+def test_random_apply_changes_its_share_of_images_and_looks_at_pixels_where_needed() -> None:
+    rng, image = np.random.default_rng(0), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    flip = T.AugmentationList([T.RandomApply(T.RandomFlip(prob=1.0), prob=0.3)])
+    changed = [not np.array_equal(flip.sample(rng, (4, 4)).apply_image(image), image) for _ in range(500)]
+    assert 0.24 < np.mean(changed) < 0.36
+    contrast = T.AugmentationList([T.RandomApply(T.RandomContrast(0.1, 0.2), prob=1.0)])
+    assert not np.array_equal(contrast.sample(rng, (4, 4), image=image).apply_image(image), image)
+    with pytest.raises(ValueError, match=r"prob must lie in 0\.\.1, found 2"):
+        T.RandomApply(T.RandomFlip(), prob=2)
 
 
 def test_blends_stay_within_their_intensities() -> None:

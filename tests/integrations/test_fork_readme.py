@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
 import json
 import re
 import sys
@@ -11,11 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 
-from mask2former import get_cfg
-from mask2former.data import DatasetCatalog, MetadataCatalog
-from mask2former.engine import train
-from mask2former.errors import ConfigError
+from mask2former.commands.cli import train_main
+from mask2former.data import MAPPER_REGISTRY, DatasetCatalog, MetadataCatalog
 
 RECIPE = Path(__file__).parents[2] / "configs/ade20k/semantic-segmentation/maskformer_R50_bs16_160k.yaml"
 REGISTRATION = """
@@ -58,6 +57,11 @@ class YourDatasetMapper(MaskFormerSemanticDatasetMapper):
             T.RandomRotation(angle=[-180, 180], sample_style="range", expand=False),
             T.RandomCrop("absolute", (64, 64)),
         ]
+"""
+REGISTERED = """
+from detectron2.data import MAPPER_REGISTRY
+
+MAPPER_REGISTRY.register(YourDatasetMapper)
 """
 CONFIG = f"""
 _BASE_: "{RECIPE}"
@@ -104,11 +108,6 @@ SMALL = """
 """.split()
 
 
-def _import(folder: Path, name: str, text: str) -> object:
-    (folder / f"{name}.py").write_text(text.replace("detectron2.", "mask2former."))
-    return importlib.import_module(name)
-
-
 def _draw(root: Path) -> None:
     for part in ("train", "valid"):
         for kind in ("images", "masks"):
@@ -121,29 +120,33 @@ def _draw(root: Path) -> None:
 
 
 def test_fork_readme_trains_once_its_unknown_keys_have_their_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(MAPPER_REGISTRY, "_obj_map", dict(MAPPER_REGISTRY))
     _draw(tmp_path / "data")
-    _import(tmp_path, "fork_datasets", REGISTRATION)
-    mapper_class = _import(tmp_path, "fork_mapper", MAPPER).YourDatasetMapper  # type: ignore[attr-defined]
+    for name, text in (("fork_datasets", REGISTRATION), ("fork_mapper", MAPPER + REGISTERED)):
+        (tmp_path / f"{name}.py").write_text(text.replace("detectron2.", "mask2former."))
+    config, output = tmp_path / "config.yaml", tmp_path / "out"
+    imports = ["--import", "fork_datasets", "--import", "fork_mapper"]
+    command = ["--config-file", str(config), "--num-gpus", "1", *imports, "OUTPUT_DIR", str(output), *SMALL]
     try:
-        (tmp_path / "config.yaml").write_text(CONFIG)
-        cfg = get_cfg()
-        with pytest.raises(ConfigError) as caught:
-            cfg.merge_from_file(tmp_path / "config.yaml")
-        named = dict(re.findall(r"unknown key (\S+); it is called (\S+) here", str(caught.value)))
-        assert len(named) == 12
-        assert str(caught.value).startswith("13 faults")  # and the groups of the norms, which are fixed
-        named["MODEL.PIXEL_DECODER.NUM_GROUPS"] = ""
-        options = _renamed(tmp_path, named)
-        cfg.merge_from_file(RECIPE)
-        cfg.merge_from_list([*options, "OUTPUT_DIR", str(tmp_path / "out")])
-        assert cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES == 10
-        train(cfg, mapper=mapper_class(cfg, True))
-        lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+        config.write_text(CONFIG)
+        assert train_main(command) == 1
+        message = capsys.readouterr().err
+        assert "13 faults" in message
+        named = dict(re.findall(r"unknown key (\S+); it is called (\S+) here", message))
+        assert len(named) == 11
+        # The other two have no key here: the groups of the norms are fixed, a stride follows from the name of its map.
+        config.write_text(_renamed(named, unnamed=("PIXEL_DECODER.NUM_GROUPS", "MASK_FORMER.COMMON_STRIDE")))
+        assert train_main([*command, "INPUT.DATASET_MAPPER_NAME", "YourDatasetMapper"]) == 0
+        lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
         assert any("sem_seg/mIoU" in line for line in lines)
+        log = (output / "log.txt").read_text()
+        assert "[Resize(shape=(64, 64)), RandomRotation(" in log
+        assert "evaluated after iteration 2 in" in log
+        assert "NUM_OBJECT_QUERIES: 10" in (output / "config.yaml").read_text()
     finally:
         for name in ("fork_train", "fork_val"):
             DatasetCatalog.remove(name)
@@ -152,18 +155,14 @@ def test_fork_readme_trains_once_its_unknown_keys_have_their_names(
             sys.modules.pop(name, None)
 
 
-def _renamed(folder: Path, named: dict[str, str]) -> list[str]:
-    """The options of the config with its unknown keys under the names that the message gives them."""
-    import yaml
-
-    def leaves(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-        found: dict[str, object] = {}
-        for key, value in tree.items():
-            found.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-        return found
-
-    content = leaves(yaml.safe_load((folder / "config.yaml").read_text()))
-    del content["_BASE_"]
-    # The stride of the queries' map has no key of its own: both strides lead to one key, and the decoder's counts.
-    pairs = [(named.get(key, key), value) for key, value in content.items() if key != "MODEL.MASK_FORMER.COMMON_STRIDE"]
-    return [str(part) for key, value in pairs if key for part in (key, value)] + SMALL
+def _renamed(names: dict[str, str], unnamed: tuple[str, ...]) -> str:
+    """The config with its unknown keys under the names that the message gives them, and without the ``unnamed``."""
+    tree = yaml.safe_load(CONFIG)
+    for key in [*names, *(f"MODEL.{key}" for key in unnamed)]:
+        *sections, leaf = key.split(".")
+        value = functools.reduce(dict.__getitem__, sections, tree).pop(leaf)
+        if key in names:
+            *sections, leaf = names[key].split(".")
+            functools.reduce(lambda node, name: node.setdefault(name, {}), sections, tree)[leaf] = value
+    del tree["MODEL"]["PIXEL_DECODER"]
+    return str(yaml.safe_dump(tree))

@@ -37,6 +37,7 @@ from mask2former.data.transforms.transform import (
     AugmentationList,
     ImageAugmentation,
     NoOpTransform,
+    RandomApply,
     Transform,
     TransformList,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "PadToDivisible",
     "PadTransform",
     "PanningCrop",
+    "RandomApply",
     "RandomBlend",
     "RandomBrightness",
     "RandomContrast",

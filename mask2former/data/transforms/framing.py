@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from mask2former.data.transforms.geometry import (
@@ -112,11 +113,15 @@ RandomCrop_CategoryAreaConstraint = RandomCropCategoryAreaConstraint  # as detec
 
 
 class FixedSizeCrop(Augmentation):
-    """A window of exactly ``crop_size`` (height, width); smaller images are padded at bottom and right."""
+    """A window of exactly ``crop_size`` (height, width); smaller images are padded at bottom and right.
 
-    def __init__(self, crop_size: tuple[int, int], *, image_fill: Fill = IMAGE_FILL) -> None:
+    Without ``pad`` the window of a smaller image is smaller. ``pad_value`` is for images: labels take the ignore label.
+    """
+
+    def __init__(self, crop_size: tuple[int, int], pad: bool = True, pad_value: Fill = IMAGE_FILL) -> None:
         self.crop_size = crop_size
-        self.image_fill = image_fill
+        self.pad = pad
+        self.pad_value = pad_value
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
         # Parity: one random number places the window along both axes (test_fixed_size_crop_reference).
@@ -128,8 +133,10 @@ class FixedSizeCrop(Augmentation):
         """Return the window whose upper left corner is given, in an image of ``size``."""
         height, width = self.crop_size
         crop = CropTransform(left, top, width, height)
+        if not self.pad:
+            return crop
         kept_height, kept_width = crop.output_size(size)
-        pad = PadTransform(0, 0, width - kept_width, height - kept_height, self.image_fill)
+        pad = PadTransform(0, 0, width - kept_width, height - kept_height, self.pad_value)
         return TransformList([crop, pad])
 
 
@@ -222,7 +229,8 @@ class RandomRotation(Augmentation):
     """Rotate by an angle in degrees: within (least, most) if ``sample_style`` is "range", one of several if "choice".
 
     ``center`` is the range of the centre as shares of width and height, ((x0, y0), (x1, y1)), or, for "choice", the
-    centres to choose from; None is the middle. ``expand`` enlarges the image to hold everything.
+    centres to choose from; None is the middle. ``expand`` enlarges the image to hold everything. ``interp`` is OpenCV's
+    number of the interpolation of images, bilinear where None.
     """
 
     def __init__(
@@ -231,6 +239,7 @@ class RandomRotation(Augmentation):
         expand: bool = True,
         center: Sequence[tuple[float, float]] | None = None,
         sample_style: str = "range",
+        interp: int | None = None,
         *,
         image_fill: Fill = 0,
     ) -> None:
@@ -243,6 +252,7 @@ class RandomRotation(Augmentation):
         self.expand = expand
         self.center = None if center is None else tuple(center)
         self.sample_style, self.image_fill = sample_style, image_fill
+        self.interp = cv2.INTER_LINEAR if interp is None else interp
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int], sem_seg: np.ndarray | None = None) -> Transform:
         height, width = size
@@ -259,7 +269,7 @@ class RandomRotation(Augmentation):
                 center_xy = (width * x, height * y)
         if angle % 360 == 0:
             return NoOpTransform()
-        return RotationTransform(height, width, angle, self.expand, center_xy, self.image_fill)
+        return RotationTransform(height, width, angle, self.expand, center_xy, self.image_fill, self.interp)
 
 
 class PadToDivisible(Augmentation):

@@ -225,7 +225,8 @@ class VFlipTransform(Transform):
 class RotationTransform(Transform):
     """Rotate by ``angle`` degrees, counter-clockwise as seen, about ``center_xy`` (the middle where None).
 
-    With ``expand`` the result is large enough to hold the whole rotated image. ``image_fill`` comes from outside of it.
+    With ``expand`` the result is large enough to hold the whole rotated image. ``image_fill`` comes from outside of it;
+    ``interp`` is OpenCV's number of the interpolation of images.
     """
 
     height: int
@@ -234,11 +235,12 @@ class RotationTransform(Transform):
     expand: bool = True
     center_xy: tuple[float, float] | None = None
     image_fill: Fill = 0
+    interp: int = cv2.INTER_LINEAR
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         if isinstance(self.image_fill, int):
-            return self._warp(image, cv2.INTER_LINEAR, self.image_fill)
-        planes = [self._warp(image[..., i], cv2.INTER_LINEAR, fill) for i, fill in enumerate(self.image_fill)]
+            return self._warp(image, self.interp, self.image_fill)
+        planes = [self._warp(image[..., i], self.interp, fill) for i, fill in enumerate(self.image_fill)]
         return np.stack(planes, axis=-1)
 
     def apply_segmentation(self, segmentation: np.ndarray, *, fill: int = IGNORE_FILL) -> np.ndarray:

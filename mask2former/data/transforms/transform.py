@@ -218,3 +218,32 @@ class AugmentationList(Augmentation):
 
     def __repr__(self) -> str:
         return f"AugmentationList({self.augmentations})"
+
+
+class RandomApply(AugmentationList):
+    """Applies an augmentation with probability ``prob``, and else leaves the image as it is.
+
+    Raises:
+        ValueError: ``prob`` lies outside 0..1.
+    """
+
+    def __init__(self, augmentation: Augmentation, /, prob: float = 0.5) -> None:
+        super().__init__([augmentation])
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must lie in 0..1, found {prob}")
+        self.prob = prob
+
+    def sample(
+        self,
+        rng: np.random.Generator,
+        size: tuple[int, int],
+        sem_seg: np.ndarray | None = None,
+        *,
+        image: np.ndarray | None = None,
+    ) -> TransformList:
+        """Return the transform of the augmentation, or none."""
+        is_applied = rng.random() < self.prob
+        return super().sample(rng, size, sem_seg, image=image) if is_applied else TransformList([])
+
+    def __repr__(self) -> str:
+        return f"RandomApply({self.augmentations[0]}, prob={self.prob})"
