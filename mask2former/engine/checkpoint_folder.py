@@ -50,7 +50,8 @@ class CheckpointFolder:
                 self.directory,
             )
         # A run that was killed before its first checkpoint left nothing, and keeps its number when it begins again.
-        number = max(1, self._run_number() + any(self.directory.glob("model_*.pth")))
+        has_checkpoints = any(_number_of(path.name) >= 0 for path in self.directory.glob("model_*.pth"))
+        number = max(1, self._run_number() + has_checkpoints)
         write_text_atomic(f"{number}\n", self.directory / _RUN_NUMBER)
         write_text_atomic("[]\n", self.directory / _INDEX)
         (self.directory / LAST).unlink(missing_ok=True)
