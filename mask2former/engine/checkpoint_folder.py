@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mask2former.checkpoint import load_state
 from mask2former.checkpoint.addresses import BEST, FINAL, LAST
-from mask2former.checkpoint.torch_archive import read_outline
 from mask2former.errors import CheckpointError
 from mask2former.files.atomic import save_atomic, write_text_atomic
 from mask2former.files.inputs import open_file
 from mask2former.files.json_files import read_json_if_whole
-from mask2former.structures.segmentations import whole_number
 
 _INDEX = "checkpoints.json"  # names of this run's checkpoints, oldest first
-# Which run of this folder it is, counted from 1. Its checkpoints hold it, too: one that was written just before a kill
-# is not in the index yet. A number, so that equal runs write equal files.
-_RUN_NUMBER = "run_number"
 _PERIODIC = re.compile(r"^model_(\d+)\.pth$")
 
 logger = logging.getLogger(__name__)
@@ -49,10 +42,6 @@ class CheckpointFolder:
                 "(--resume would have continued it)",
                 self.directory,
             )
-        # A run that was killed before its first checkpoint left nothing, and keeps its number when it begins again.
-        has_checkpoints = any(_number_of(path.name) >= 0 for path in self.directory.glob("model_*.pth"))
-        number = max(1, self._run_number() + has_checkpoints)
-        write_text_atomic(f"{number}\n", self.directory / _RUN_NUMBER)
         write_text_atomic("[]\n", self.directory / _INDEX)
         (self.directory / LAST).unlink(missing_ok=True)
 
@@ -86,9 +75,6 @@ class CheckpointFolder:
             if type(state.get("iteration")) is not int or state["iteration"] < 0:
                 logger.warning("%s holds weights only, nothing to resume; passed over", path)
                 continue
-            listed = self._index()
-            if listed is not None and path.name not in listed:
-                write_text_atomic(json.dumps([*listed, path.name]) + "\n", self.directory / _INDEX)
             return path, state
         if candidates:
             raise CheckpointError(
@@ -99,7 +85,7 @@ class CheckpointFolder:
 
     def _save(self, state: dict[str, Any], name: str) -> Path:
         path = self.directory / name
-        save_atomic({**state, **self.description, _RUN_NUMBER: self._run_number()}, path)
+        save_atomic({**state, **self.description}, path)
         names = [*(known for known in self._index() or [] if known != name), name]
         periodic = [known for known in names if _PERIODIC.match(known)]
         outdated = periodic[: -self._max_to_keep] if self._max_to_keep > 0 else []
@@ -125,7 +111,7 @@ class CheckpointFolder:
         names = self._index()
         if names is None:
             periodic = [p.name for p in self.directory.glob("model_*.pth") if _PERIODIC.match(p.name)]
-            names = sorted(periodic, key=_number_of)
+            names = sorted(periodic, key=lambda name: int(name[len("model_") : -len(".pth")]))
             names += [FINAL] if (self.directory / FINAL).exists() else []
         newest_first = names[::-1]
         try:
@@ -134,31 +120,4 @@ class CheckpointFolder:
             last = ""
         if last:
             newest_first = [last, *(name for name in newest_first if name != last)]
-        return [self.directory / name for name in (*self._unlisted(names), *newest_first)]
-
-    def _unlisted(self, names: Sequence[str]) -> list[str]:
-        """Return this run's checkpoints that are newer than those listed, newest first."""
-        newest = max(map(_number_of, names), default=-1)
-        found = [path for path in self.directory.glob("model_*.pth") if _number_of(path.name) > newest]
-        number = self._run_number()
-        own = [path.name for path in found if number and _read_run_number(path) == number]
-        return sorted(own, key=_number_of, reverse=True)
-
-    def _run_number(self) -> int:
-        number = whole_number(read_json_if_whole(self.directory / _RUN_NUMBER))
-        return 0 if number is None else number  # of a run before runs were counted
-
-
-def _number_of(name: str) -> float:
-    """Return the iteration of a checkpoint's name; that of the final one is above all others, of others below."""
-    periodic = _PERIODIC.match(name)
-    return int(periodic[1]) if periodic else math.inf if name == FINAL else -1
-
-
-def _read_run_number(path: Path) -> int | None:
-    try:
-        with path.open("rb") as file:
-            outline = read_outline(file, source=str(path), size=path.stat().st_size)
-    except Exception:  # of many types, for a file that is damaged: it is then none to resume
-        return None
-    return whole_number(outline.get(_RUN_NUMBER)) if isinstance(outline, dict) else None
+        return [self.directory / name for name in newest_first]

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from mask2former.checkpoint import load_state
-from mask2former.engine.checkpoint_folder import CheckpointFolder
 from mask2former.errors import CheckpointError
 from tests.engine.stub_training import run_stub, stub_config
 
@@ -163,22 +162,6 @@ def test_new_run_in_used_folder_sets_metrics_aside_and_is_not_mixed_with_the_old
     (tmp_path / "checkpoints.json").write_text("[]")
     run_stub(stub_config(tmp_path, "SOLVER.MAX_ITER", 3, "SEED", 8), resume=True)
     assert [line["iteration"] for line in read_metrics(tmp_path)] == [2]
-
-
-def test_checkpoint_that_the_index_does_not_list_yet_is_resumed(tmp_path: Path) -> None:
-    run_stub(stub_config(tmp_path, "SOLVER.MAX_ITER", 12))
-    whole = load_state(tmp_path / "model_final.pth")
-    # Killed between a checkpoint and its line in the index: only an earlier one is listed.
-    listed = json.loads((tmp_path / "checkpoints.json").read_text())
-    (tmp_path / "checkpoints.json").write_text(json.dumps(listed[:1]))
-    (tmp_path / "last_checkpoint").write_text(listed[0])
-    path, state = CheckpointFolder(tmp_path).load_newest() or (None, {})
-    assert path == tmp_path / "model_final.pth"
-    assert state["iteration"] == whole["iteration"]
-    assert json.loads((tmp_path / "checkpoints.json").read_text()) == [listed[0], "model_final.pth"]
-    # The next run of the folder has nothing to do with it.
-    CheckpointFolder(tmp_path).begin_run()
-    assert CheckpointFolder(tmp_path).load_newest() is None
 
 
 def test_random_seed_is_drawn_saved_and_resumed(tmp_path: Path) -> None:
